@@ -1,0 +1,9 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Callbacks, one deed each. Those that observe never change training; only ``IntegrationReweighting`` acts."""
+
+from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
+from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
+from lightning_crmt.callbacks.missing_modalities import MissingModalities
+
+__all__ = ["CertifiedRobustness", "IntegrationReweighting", "MissingModalities"]

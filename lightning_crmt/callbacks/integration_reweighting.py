@@ -1,0 +1,291 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Step 2 of CRMT within the same fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_crmt.borrowing import borrow
+from lightning_crmt.callbacks.freezing import Freeze
+from lightning_crmt.callbacks.training_pass import TrainingPass
+from lightning_crmt.lipschitz import LipschitzConstants, estimate_lipschitz
+from lightning_crmt.losses import Objective, integration_objective, true_class_radii
+from lightning_crmt.modality import FusionOutput, describe
+from lightning_crmt.module import CRMTMixin
+from lightning_crmt.soundness import Soundness
+
+
+class IntegrationReweighting(Callback):
+    r"""Step 2 of CRMT (Yang et al., ICLR 2024): train the integration weights alone on the robustness bound.
+
+    From the switch on, encoders and directions are frozen and in evaluation mode, and the module's ``crmt_loss``
+    answers :func:`~lightning_crmt.integration_objective` instead of step 1's loss. Right before, the Lipschitz
+    constants of all scores are estimated on the training data, through a loader of its own. The norm of all weights
+    together stays what it was: the bound does not depend on it up to the bias, while the scale of the logits does. When
+    the fit ends, every parameter is as trainable, and every submodule in the mode, as before.
+
+    A resumed run goes on with the constants of the interrupted one. Under DDP choose
+    ``strategy="ddp_find_unused_parameters_true"``: frozen parameters are unused ones.
+
+    Args:
+        last_epochs: length of step 2; give this or ``start_epoch``.
+        start_epoch: first epoch of step 2, counted from 0.
+        lr: learning rate of the integration weights in step 2, in place of what the optimizer and its scheduler say.
+        objective: ``"clipped"``, or ``"mean"`` as in the paper.
+        clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the switch.
+        dataloader: batches for the Lipschitz pass; by default the training data set in order, each sample once.
+
+    Raises:
+        ValueError: before training, if the switch lies past the end, or an argument is out of range.
+        TypeError: before training, if the module is no CRMT module or its head has no integration weights.
+        RuntimeError: before training, under a strategy that cannot freeze parameters midway.
+
+    >>> IntegrationReweighting(last_epochs=10).state_key
+    'IntegrationReweighting'
+    """
+
+    def __init__(
+        self,
+        last_epochs: int | None = None,
+        start_epoch: int | None = None,
+        lr: float = 0.01,
+        objective: Objective = "clipped",
+        clip: float | None = None,
+        dataloader: Iterable[Any] | None = None,
+    ) -> None:
+        if (last_epochs is None) == (start_epoch is None):
+            raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {last_epochs} and {start_epoch}")
+        if last_epochs is not None and last_epochs < 1:
+            raise ValueError(f"`last_epochs` must be at least 1, got {last_epochs}")
+        if start_epoch is not None and start_epoch < 0:
+            raise ValueError(f"`start_epoch` must be at least 0, got {start_epoch}")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"`lr` must be above 0, got {lr}")
+        if objective not in ("mean", "clipped"):
+            raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"`clip` must be above 0, got {clip}")
+        self.last_epochs = last_epochs
+        self.start_epoch = start_epoch
+        self.lr = lr
+        self.objective: Objective = objective
+        self.clip = clip
+        self.dataloader = dataloader
+        #: Estimated constants of the scores; None before the switch.
+        self.lipschitz: LipschitzConstants | None = None
+        self._clip: float | None = None
+        self._norm: float | None = None
+        self._borrowed: Freeze | None = None
+
+    def switch_epoch(self, trainer: Trainer) -> int:
+        """First epoch of step 2, counted from 0."""
+        if self.start_epoch is not None:
+            return self.start_epoch
+        if self.last_epochs is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+            raise ValueError("`last_epochs` needs a Trainer with `max_epochs`, got none; give `start_epoch` instead")
+        return trainer.max_epochs - self.last_epochs
+
+    # --- before training: everything that can be known to fail fails here
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        module = _crmt_module(pl_module)
+        if not module.head.integration_parameters():
+            raise TypeError(
+                "IntegrationReweighting needs a head with integration weights, such as OrthogonalFusion, "
+                f"got {type(module.head).__name__}"
+            )
+        _check_strategy(trainer)
+        switch, end = self.switch_epoch(trainer), trainer.max_epochs
+        if switch < 0 or (end is not None and 0 <= end <= switch):
+            given = f"last_epochs={self.last_epochs}" if self.start_epoch is None else f"start_epoch={self.start_epoch}"
+            raise ValueError(f"`{given}` puts the switch at epoch {switch}, outside the {end} epochs of this fit")
+        stoppers = any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if stoppers and (trainer.min_epochs or 0) <= switch:
+            rank_zero_warn(
+                f"EarlyStopping may end this fit before step 2 begins at epoch {switch}; "
+                f"Trainer(min_epochs={switch + 1}) keeps it from doing so"
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        switch = self.switch_epoch(trainer)
+        steps = switch * max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+        if trainer.max_steps != -1 and trainer.max_steps <= steps:
+            raise ValueError(
+                f"`max_steps={trainer.max_steps}` ends this fit before step 2, which begins at epoch {switch}, "
+                f"after {steps} steps"
+            )
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        if any(id(parameter) not in held for parameter in _crmt_module(pl_module).head.integration_parameters()):
+            raise ValueError("the optimizer must hold the integration weights, `head.integration_parameters()`")
+
+    # --- the switch
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch < self.switch_epoch(trainer):
+            return
+        if self.lipschitz is None:
+            self._measure(trainer, pl_module)
+            for optimizer in trainer.optimizers:
+                for parameter in _crmt_module(pl_module).head.integration_parameters():
+                    # Moments gathered under step 1's loss would scale the first steps on the new one.
+                    optimizer.state.pop(parameter, None)
+        self._enter(pl_module)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.lipschitz is None or trainer.current_epoch < self.switch_epoch(trainer):
+            return
+        if self._borrowed is None:  # resumed in the middle of an epoch: Lightning skips the start of it
+            self._enter(pl_module)
+        integration = {id(parameter) for parameter in _crmt_module(pl_module).head.integration_parameters()}
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                if any(id(parameter) in integration for parameter in group["params"]):
+                    group["lr"] = self.lr
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._borrowed is None or self._norm is None:
+            return
+        with torch.no_grad():
+            weights = _crmt_module(pl_module).head.integration_parameters()
+            norm = _joint_norm(weights)
+            for weight in weights:
+                weight.mul_(self._norm / norm)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.lipschitz is None:
+            rank_zero_warn(
+                f"the fit ended after {trainer.current_epoch} epochs, before step 2 began at epoch "
+                f"{self.switch_epoch(trainer)}"
+            )
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._leave(pl_module)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._leave(pl_module)
+
+    # --- state: tensors and plain numbers, as resuming loads with weights_only
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self.lipschitz is None:
+            return {}
+        values = {name: value.cpu() for name, value in self.lipschitz.values.items()}
+        return {"lipschitz": values, "clip": self._clip, "norm": self._norm}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict:
+            self.lipschitz = LipschitzConstants(state_dict["lipschitz"], of="scores", soundness=Soundness.ESTIMATED)
+            self._clip, self._norm = state_dict["clip"], state_dict["norm"]
+
+    # --- parts
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = _crmt_module(pl_module)
+        data = TrainingPass(trainer, self.dataloader)
+        with isolate_rng():
+            inputs = (module.split_batch(batch)[0] for batch in data.batches("Lipschitz constants"))
+            found = estimate_lipschitz(pl_module, inputs)
+            values = {
+                name: trainer.strategy.reduce(value, reduce_op="max").to(value) for name, value in found.values.items()
+            }
+            lipschitz = LipschitzConstants(values, of=found.of, soundness=found.soundness)
+            self._clip = self.clip
+            if self._clip is None and self.objective == "clipped":
+                self._clip = _mean_absolute_radius(trainer, pl_module, data, lipschitz)
+        self._norm = float(_joint_norm(module.head.integration_parameters()))
+        self.lipschitz = lipschitz
+
+    def _enter(self, pl_module: LightningModule) -> None:
+        module = _crmt_module(pl_module)
+        if self._borrowed is None:
+            self._borrowed = Freeze(pl_module, but=module.head.integration_parameters())
+        self._borrowed.freeze()
+        module.stage_objective = self._objective_of(module)
+
+    def _leave(self, pl_module: LightningModule) -> None:
+        if self._borrowed is not None:
+            self._borrowed.restore()
+            self._borrowed = None
+            _crmt_module(pl_module).stage_objective = None
+
+    def _objective_of(self, module: CRMTMixin) -> Any:
+        lipschitz = self.lipschitz
+        assert lipschitz is not None
+
+        def objective(output: FusionOutput, target: Tensor) -> Tensor:
+            return integration_objective(
+                output, target, module.head, lipschitz, objective=self.objective, clip=self._clip
+            )
+
+        return objective
+
+
+def _crmt_module(pl_module: LightningModule) -> CRMTMixin:
+    if not isinstance(pl_module, CRMTMixin):
+        raise TypeError(
+            "IntegrationReweighting trains the integration weights of a CRMT module; "
+            f"got {describe(pl_module)}: subclass CRMTModule, or put CRMTMixin before your own class"
+        )
+    return pl_module
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        if strategy._ddp_kwargs.get("find_unused_parameters", False):
+            return
+        raise RuntimeError(
+            "IntegrationReweighting freezes most parameters in the middle of the fit, and DDP waits for the gradients "
+            "of every parameter: choose Trainer(strategy='ddp_find_unused_parameters_true')"
+        )
+    if not isinstance(strategy, SingleDeviceStrategy):
+        raise RuntimeError(
+            "IntegrationReweighting freezes most parameters in the middle of the fit, which is known to work on a "
+            f"single device and under DDP, got {describe(strategy)}"
+        )
+
+
+def _joint_norm(weights: list[nn.Parameter]) -> Tensor:
+    norm: Tensor = torch.cat([weight.detach().flatten() for weight in weights]).norm()
+    return norm
+
+
+def _mean_absolute_radius(
+    trainer: Trainer, pl_module: LightningModule, data: TrainingPass, lipschitz: LipschitzConstants
+) -> float:
+    module = _crmt_module(pl_module)
+    total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)
+    with borrow(pl_module), torch.no_grad():
+        for batch in data.batches("Radii at the switch"):
+            inputs, target = module.split_batch(batch)
+            radii = true_class_radii(pl_module(inputs), target, module.head, lipschitz)
+            total += torch.stack([radii.abs().sum(), torch.tensor(len(radii), device=radii.device)]).to(total)
+    absolute, count = trainer.strategy.reduce(total, reduce_op="sum").tolist()
+    return float(absolute / count)

@@ -1,0 +1,170 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What can be said about the robustness of one batch of predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
+from lightning_crmt.fusion import Fusion
+from lightning_crmt.lipschitz import LipschitzConstants
+from lightning_crmt.modality import FusionOutput, check_same_modalities, describe, logits_of
+from lightning_crmt.soundness import Soundness
+
+
+@dataclass(frozen=True)
+class Certificate:
+    r"""Robustness of the predictions for one batch in the l2 norm, in units of the model's inputs.
+
+    The prediction p of a sample cannot change while, for every other class j,
+
+    .. math:: \sum_m D_j^m \|\delta^m\|_2 < h_p - h_j .
+
+    How far this can be trusted is ``soundness``: with estimated constants the radii are estimates and may be too large.
+    It holds for the very weights and precision it was computed from. Built by :func:`certify`; holds no model, no data.
+
+    Attributes:
+        prediction: class p of each sample, ``(B,)``.
+        margins: :math:`h_p - h_j`, ``(B, K)``; all 0 where a logit is not finite, so that such a sample has radius 0.
+        sensitivities: :math:`D_j^m` by modality, each ``(B, K)``. The column of p itself means nothing.
+        soundness: the level of trust, the weakest of its parts.
+        missing: modalities that were dropped from the fusion.
+    """
+
+    prediction: Tensor
+    margins: Tensor
+    sensitivities: dict[str, Tensor]
+    soundness: Soundness
+    missing: tuple[str, ...] = ()
+
+    def radius(self, modalities: Iterable[str] | None = None) -> Tensor:
+        r"""l2 radius of the ball over ``modalities`` in which the prediction stays, ``(B,)``.
+
+        .. math:: \min_{j \ne p} \; (h_p - h_j) \Big/ \sqrt{\textstyle\sum_{m \in S} (D_j^m)^2}
+
+        The minimum runs over all other classes: the runner-up need not attain it. 0 for ties and for logits that are
+        not finite; infinite where nothing in ``modalities`` moves the logits.
+
+        Args:
+            modalities: the set S that is perturbed, all others being clean; all modalities by default.
+
+        Raises:
+            ValueError: if a name is unknown, or none is given.
+        """
+        radii = signed_radii(self.margins, self._chosen("modalities", modalities))
+        nearest = radii.masked_fill(self._own_class(), math.inf).amin(dim=1)
+        return torch.where(nearest > 0, nearest, torch.zeros_like(nearest))  # NaN is not > 0
+
+    def tolerates(self, budgets: Mapping[str, float | Tensor]) -> Tensor:
+        """Whether the prediction stays when each modality is perturbed by at most its own budget, ``(B,)`` bool.
+
+        Args:
+            budgets: l2 radius by modality, a number or one per sample ``(B,)``; a modality left out stays clean.
+
+        Raises:
+            ValueError: if a name is unknown or a budget is negative or NaN.
+
+        >>> certificate = Certificate(
+        ...     prediction=torch.tensor([0]), margins=torch.tensor([[0.0, 1.0]]),
+        ...     sensitivities={"audio": torch.tensor([[0.0, 2.0]]), "image": torch.tensor([[0.0, 1.0]])},
+        ...     soundness=Soundness.SOUND)
+        >>> certificate.tolerates({"audio": 0.1, "image": 0.7}), certificate.tolerates({"audio": 0.4, "image": 0.7})
+        (tensor([True]), tensor([False]))
+        """
+        slopes = self._chosen("budgets", budgets)
+        fall = torch.zeros_like(self.margins)
+        for name, slope in slopes.items():
+            budget = torch.as_tensor(budgets[name], dtype=fall.dtype, device=fall.device)
+            if budget.dim() > 1 or not (budget >= 0).all():
+                raise ValueError(f"`budgets[{name!r}]` must be >= 0, a number or shape (B,), got {budgets[name]}")
+            fall = fall + slope * budget.reshape(-1, 1)
+        return ((fall < self.margins) | self._own_class()).all(dim=1)
+
+    def nearest_class(self) -> Tensor:
+        """The class j whose bound attains the joint radius, ``(B,)``."""
+        radii = signed_radii(self.margins, self.sensitivities)
+        radii = torch.where(radii.isnan(), torch.zeros_like(radii), radii)
+        return radii.masked_fill(self._own_class(), math.inf).argmin(dim=1)
+
+    def _own_class(self) -> Tensor:
+        return own_class(self.prediction, self.margins.shape[1])
+
+    def _chosen(self, argument: str, names: Iterable[str] | None) -> dict[str, Tensor]:
+        chosen = list(self.sensitivities) if names is None else [names] if isinstance(names, str) else list(names)
+        unknown = [name for name in chosen if name not in self.sensitivities]
+        if unknown or not chosen:
+            raise ValueError(f"`{argument}` must name modalities among {list(self.sensitivities)}, got {chosen}")
+        return {name: self.sensitivities[name] for name in chosen}
+
+
+def certify(
+    output: FusionOutput | Tensor,
+    head: Fusion | None,
+    lipschitz: LipschitzConstants,
+    *,
+    missing: Collection[str] = (),
+) -> Certificate:
+    """Turn logits and Lipschitz constants into a :class:`Certificate`.
+
+    The form of the bound follows from what the constants are constants of (see :class:`LipschitzConstants`).
+
+    Args:
+        output: what the model returned, computed in evaluation mode and full precision.
+        head: the fusion head that computed it; ``None`` for another model, with constants of margins.
+        lipschitz: constants of the same weights.
+        missing: modalities to certify without: dropped from the fusion, their score adding nothing.
+
+    Raises:
+        ValueError: if head, constants and output do not fit together, or every modality is missing.
+        TypeError: if there is no tensor of logits in ``output``.
+
+    >>> from lightning_crmt.fusion import LinearFusion
+    >>> head = LinearFusion({"audio": 3, "image": 4}, num_classes=5)
+    >>> output = head({"audio": torch.randn(2, 3), "image": torch.randn(2, 4)})
+    >>> one = {"audio": torch.tensor(1.0), "image": torch.tensor(1.0)}
+    >>> certificate = certify(output, head, LipschitzConstants(one, of="encoder", soundness=Soundness.SOUND))
+    >>> bool((certificate.radius() <= certificate.radius(["audio"])).all())
+    True
+    """
+    logits = logits_of(output)
+    pairs = {name: value.to(logits) for name, value in sensitivities(lipschitz, head).items()}
+    if missing:
+        logits, pairs = _without(missing, output, head, pairs)
+    # Half precision has no room for differences of logits.
+    logits = logits.detach() if logits.dtype is torch.float64 else logits.detach().float()
+    num_classes = logits.shape[1]
+    for name, pair in pairs.items():
+        if pair.shape != (num_classes, num_classes):
+            raise ValueError(
+                f"`lipschitz` must fit the {num_classes} classes of `output`, got {tuple(pair.shape)} for {name!r}"
+            )
+    prediction = logits.argmax(dim=1)
+    margins = logits.gather(1, prediction[:, None]) - logits
+    margins = torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
+    slopes = {name: pair.detach().to(margins.dtype)[prediction] for name, pair in pairs.items()}
+    return Certificate(prediction, margins, slopes, lipschitz.soundness, tuple(missing))
+
+
+def _without(
+    missing: Collection[str], output: FusionOutput | Tensor, head: Fusion | None, pairs: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if isinstance(missing, str):
+        raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
+    if head is None or not isinstance(output, FusionOutput):
+        raise ValueError(
+            "`missing` needs a fusion head and a FusionOutput to drop scores from, "
+            f"got {describe(head)} and {describe(output)}"
+        )
+    unknown = [name for name in missing if name not in pairs]
+    present = [name for name in pairs if name not in missing]
+    if unknown or not present:
+        raise ValueError(f"`missing` must leave at least one of the modalities {list(pairs)}, got {list(missing)}")
+    check_same_modalities("output.scores", output.scores, pairs)
+    logits = head.fuse({name: output.scores[name] for name in present})
+    return logits, {name: pair if name in present else torch.zeros_like(pair) for name, pair in pairs.items()}

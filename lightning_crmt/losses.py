@@ -1,0 +1,136 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The two losses of CRMT: margin regularisation (step 1) and the integration objective (step 2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
+from lightning_crmt.fusion import Fusion
+from lightning_crmt.lipschitz import LipschitzConstants
+from lightning_crmt.modality import FusionOutput, Inputs, check_logits, check_modality_names, check_target
+
+#: How step 2 averages the bound over samples.
+Objective: TypeAlias = Literal["mean", "clipped"]
+
+
+def margin_regularization(scores: Inputs, target: Tensor) -> Tensor:
+    r"""Margin regularisation, step 1 of CRMT (Yang et al., ICLR 2024): a smooth maximum of negative uni-modal margins.
+
+    .. math:: L_1 = \frac 1 N \sum_i \log \sum_m \sum_{k \ne y_i} \exp\left( s_k^m(x_i) - s_{y_i}^m(x_i) \right)
+
+    The modality with the smallest margin gets the gradient, so that none is left behind. Computed by logsumexp: the
+    exponentials alone overflow at scores near 88.
+
+    Args:
+        scores: uni-modal scores by modality, each ``(B, K)``.
+        target: classes, ``(B,)``.
+
+    Returns:
+        A scalar; negative when every margin is large.
+
+    Raises:
+        ValueError: if scores are not finite, have other than one shape, or a class is out of range.
+        TypeError: if ``target`` does not hold integers.
+
+    >>> scores = {"audio": torch.tensor([[1.0, 0.0]]), "image": torch.tensor([[3.0, 0.0]])}
+    >>> margin_regularization(scores, torch.tensor([0]))  # log(e^-1 + e^-3)
+    tensor(-0.8731)
+    """
+    check_modality_names("scores", scores)
+    for name, score in scores.items():
+        check_logits(score, f"scores[{name!r}]")
+    shapes = {name: tuple(score.shape) for name, score in scores.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"`scores` must have one shape (B, K), got {shapes}")
+    stacked = torch.stack(list(scores.values()), dim=1)
+    batch_size, _, num_classes = stacked.shape
+    check_target(target, num_classes, batch_size)
+    own = own_class(target, num_classes)[:, None, :].expand_as(stacked)
+    of_target = stacked.masked_select(own).reshape(batch_size, -1, 1)
+    rivals = (stacked - of_target).masked_fill(own, -math.inf)
+    return rivals.flatten(1).logsumexp(dim=1).mean()
+
+
+class MarginRegularization(nn.Module):
+    """:func:`margin_regularization` as a module.
+
+    >>> loss = MarginRegularization()
+    >>> loss({"audio": torch.zeros(1, 3)}, torch.tensor([2]))
+    tensor(0.6931)
+    """
+
+    def forward(self, scores: Inputs, target: Tensor) -> Tensor:
+        """See :func:`margin_regularization`."""
+        return margin_regularization(scores, target)
+
+
+def integration_objective(
+    output: FusionOutput,
+    target: Tensor,
+    head: Fusion,
+    lipschitz: LipschitzConstants,
+    *,
+    objective: Objective = "clipped",
+    clip: float | None = None,
+) -> Tensor:
+    r"""Negative mean of the robustness bound over integration weights, step 2 of CRMT (Yang et al., ICLR 2024).
+
+    .. math:: L_2 = - \frac 1 N \sum_i r(x_i), \qquad
+        r(x) = \min_{j \ne y} \frac{h_y - h_j}{\sqrt{\sum_m (D_{yj}^m)^2}}
+
+    with :math:`D` from the Lipschitz constants (see :func:`~lightning_crmt.certification.inequality.sensitivities`)
+    and y the true class, so that r is negative where the model errs. ``"clipped"`` replaces r by
+    :math:`\max(-c, \min(r, c))`: samples that are safe, or hopeless, stop pulling.
+
+    Args:
+        output: output of ``head``, its logits with a graph back to the integration weights.
+        target: classes, ``(B,)``.
+        head: the head; gradients flow to its ``integration_parameters()``.
+        lipschitz: constants of encoders or scores, that do not change with the integration weights.
+        objective: ``"clipped"`` or ``"mean"``, the paper's.
+        clip: the bound c, in units of the inputs; needed for ``"clipped"``.
+
+    Raises:
+        ValueError: if ``clip`` is needed and not above 0, constants are of margins, or a class is out of range.
+
+    >>> from lightning_crmt import OrthogonalFusion, Soundness
+    >>> head = OrthogonalFusion({"audio": 4, "image": 4}, num_classes=3)
+    >>> output = head({"audio": torch.ones(2, 4), "image": torch.ones(2, 4)})
+    >>> one = {"audio": torch.tensor(1.0), "image": torch.tensor(1.0)}
+    >>> constants = LipschitzConstants(one, of="encoder", soundness=Soundness.SOUND)
+    >>> integration_objective(output, torch.tensor([0, 2]), head, constants, clip=0.5).shape
+    torch.Size([])
+    """
+    if objective not in ("mean", "clipped"):
+        raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
+    if objective == "clipped" and not (clip is not None and clip > 0):
+        raise ValueError(f"`clip` must be above 0 for the clipped objective, got {clip}")
+    if lipschitz.of == "margins":
+        raise ValueError("`lipschitz` must be of 'encoder' or 'scores'; constants of 'margins' contain the weights")
+    radii = true_class_radii(output, target, head, lipschitz)
+    if objective == "clipped":
+        assert clip is not None
+        radii = radii.clamp(-clip, clip)
+    return -radii.mean()
+
+
+def true_class_radii(output: FusionOutput, target: Tensor, head: Fusion, lipschitz: LipschitzConstants) -> Tensor:
+    """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs."""
+    logits = output.logits
+    check_logits(logits)
+    check_target(target, logits.shape[1], logits.shape[0])
+    margins = logits.gather(1, target[:, None]) - logits
+    own = own_class(target, logits.shape[1])
+    # Where all weights of a pair are 0 its margin is the bias alone and its slope 0: keep the quotient finite.
+    tiny = torch.finfo(logits.dtype).eps
+    slopes = {
+        name: pair[target].to(logits).masked_fill(own, 1.0).clamp(min=tiny)
+        for name, pair in sensitivities(lipschitz, head).items()
+    }
+    return signed_radii(margins, slopes).masked_fill(own, math.inf).amin(dim=1)
