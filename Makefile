@@ -1,0 +1,33 @@
+# make demo, make test: nothing before them on a fresh clone but Python 3.10 or newer.
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/installed  ## train and compare on real data; a table, a CSV and a figure under results/
+	$(RUN) examples/demo.py
+
+test: $(VENV)/installed  ## tests, doctests, examples
+	$(RUN) -m pytest
+
+lint: $(VENV)/linters
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/linters
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) build dist results lightning_logs *.egg-info
+
+# torch first and alone: the pinned version decides which build the rest has to live with.
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+$(VENV)/linters: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[lint]"
+	touch $@
