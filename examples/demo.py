@@ -102,11 +102,11 @@ def figure(rows: Rows) -> Figure:
         values = torch.tensor([[run[COLUMNS[key]] for key in keys] for run in runs])
         spread = values.std(dim=0, correction=min(1, len(runs) - 1))
         places = [j + (i - (len(rows) - 1) / 2) * 0.2 for j in range(len(keys))]
-        bars.bar(places, values.mean(dim=0), 0.2, yerr=spread, label=method, capsize=2)
+        bars.bar(places, values.mean(dim=0).tolist(), 0.2, yerr=spread.tolist(), label=method, capsize=2)
         curve = torch.tensor([[run[f"estimated_accuracy/joint@{r:g}"] for r in RADII] for run in runs])
         middle, spread = curve.mean(dim=0), curve.std(dim=0, correction=min(1, len(runs) - 1))
-        curves.plot(RADII, middle, marker=".", label=method)
-        curves.fill_between(RADII, middle - spread, middle + spread, alpha=0.15)
+        curves.plot(RADII, middle.tolist(), marker=".", label=method)
+        curves.fill_between(RADII, (middle - spread).tolist(), (middle + spread).tolist(), alpha=0.15)
     bars.set(xticks=range(len(keys)), xticklabels=keys, ylim=(0, 1), ylabel="test accuracy", title="Accuracy")
     curves.set(
         xlabel="l2 radius over both views together", ylim=(0, 1), ylabel="right, and estimated radius above",

@@ -123,15 +123,15 @@ class CRMTMixin:
         self.log("train/loss", loss, batch_size=len(target))
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs ``val/loss``, ``val/accuracy/joint`` and the accuracy of each modality's own scores."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs the same as validation under ``test/``."""
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities ``(B, K)``; takes a batch with or without target."""
         inputs = batch if isinstance(batch, Mapping) else self.split_batch(batch)[0]
         return self(inputs).logits.softmax(dim=1)

@@ -44,7 +44,7 @@ class CertifiedRobustness(Observer):
     Args:
         radii: l2 radii, in units of the model's inputs, at which accuracy is logged.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: measure in every n-th validation; tests are always measured.
+        every_n_epochs: measure in every n-th epoch of a fit; ``validate`` and ``test`` always measure.
         max_batches: measure the first so many batches of a loader; all by default.
 
     Raises:

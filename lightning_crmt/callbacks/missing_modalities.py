@@ -29,7 +29,7 @@ class MissingModalities(Observer):
         represent: ``"zeroed"``, for any model, or ``"dropped"``, for modules with a fusion head.
         max_missing: largest number of modalities missing at once; all but one by default.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: measure in every n-th validation; tests are always measured.
+        every_n_epochs: measure in every n-th epoch of a fit; ``validate`` and ``test`` always measure.
         max_batches: measure the first so many batches of a loader; all by default.
 
     Raises:

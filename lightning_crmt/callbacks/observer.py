@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
@@ -38,7 +39,7 @@ class Observer(Callback, ABC):
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: measure in every n-th validation; tests are always measured.
+        every_n_epochs: measure in every n-th epoch of a fit; ``validate`` and ``test`` always measure.
         max_batches: measure the first so many batches of a loader; all by default.
     """
 
@@ -64,7 +65,8 @@ class Observer(Callback, ABC):
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this validation epoch is measured; override for another rhythm."""
-        return not trainer.sanity_checking and trainer.current_epoch % self.every_n_epochs == 0
+        within_fit = trainer.state.fn == TrainerFn.FITTING
+        return not trainer.sanity_checking and not (within_fit and trainer.current_epoch % self.every_n_epochs)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -137,4 +139,5 @@ class Observer(Callback, ABC):
             self._last.update({f"{split}/{key}{suffix}": value for key, value in numbers.items()})
         self._running = {}
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
-        pl_module.log_dict({key: value for key, value in self._last.items() if key.startswith(split)}, sync_dist=True)
+        found = {key: value for key, value in self._last.items() if key.startswith(split)}
+        pl_module.log_dict(found, sync_dist=True, add_dataloader_idx=False)

@@ -1,0 +1,69 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Imports go down only; the numerical rooms load without Lightning; no room is a dump."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightning_crmt"
+
+#: From the ground up. A room may import those before it.
+ORDER = [
+    "version", "modality", "soundness", "borrowing", "orthogonal", "layers", "encoders", "lipschitz_encoders", "fusion",
+    "lipschitz", "certification", "losses", "module", "callbacks", "data", "cli", "__main__",
+]  # fmt: skip
+
+NUMERICAL = ORDER[: ORDER.index("losses") + 1]
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "lightning_crmt" and len(parts) > 1 and parts[1] in ORDER:
+                yield parts[1]
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_every_room_has_its_place():
+    assert {room_of(path) for path in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    place = ORDER.index(room_of(path))
+    above = {room for room in imported_rooms(path) if ORDER.index(room) > place}
+    assert not above
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_is_one_idea(path):
+    assert len(path.read_text().splitlines()) <= 300
+    assert path.stem not in ("utils", "core", "common", "helpers")
+
+
+def test_numerical_rooms_load_without_lightning():
+    script = "\n".join(
+        [
+            "import sys",
+            "for name in ('lightning', 'pytorch_lightning', 'wandb', 'matplotlib'): sys.modules[name] = None",
+            *(f"import lightning_crmt.{room}" for room in NUMERICAL),
+            "from lightning_crmt import certify, estimate_lipschitz, margin_regularization, OrthogonalFusion",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

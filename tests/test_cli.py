@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, as a user types it and mistypes it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_crmt.cli import main
+
+CONFIG = Path(__file__).parent.parent / "examples" / "mfeat.yaml"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-crmt"])
+
+
+def edited(tmp_path, edit):
+    config = yaml.safe_load(CONFIG.read_text())
+    edit(config)
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def error_of(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in args])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a new version of the log, as it should be
+def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
+    def shorten(config):
+        config["trainer"].update(max_epochs=3, enable_progress_bar=False)
+        config["trainer"]["callbacks"][0]["init_args"]["last_epochs"] = 1
+
+    config = ["--config", str(edited(tmp_path, shorten))]
+    main(["fit", *config])
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    capsys.readouterr()
+    main(["test", *config, f"--ckpt_path={checkpoint}"])
+    shown = capsys.readouterr().out
+    for key in ("test/accuracy/joint", "test/estimated_accuracy/mor@0.2", "test/accuracy_zeroed/mor"):
+        assert key in shown
+
+
+def test_as_a_module_in_its_own_process(tmp_path):
+    command = [sys.executable, "-m", "lightning_crmt", "fit", "--config", str(CONFIG), "--print_config"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120).stdout
+    printed = yaml.safe_load(shown)
+    assert printed["model"]["class_path"] == "lightning_crmt.CRMTModule"
+    assert printed["model"]["init_args"]["rho"] == 0.3
+    assert printed["trainer"]["max_epochs"] == 50
+
+
+@pytest.mark.parametrize(
+    ("where", "key"),
+    [
+        (lambda c: c["model"]["init_args"], "rhoo"),
+        (lambda c: c["model"]["init_args"]["encoders"]["fou"]["init_args"], "widht"),
+        (lambda c: c["data"]["init_args"], "vews"),
+        (lambda c: c["trainer"], "max_epoch"),
+        (lambda c: c["trainer"]["callbacks"][0]["init_args"], "last_epoch"),
+        (lambda c: c["trainer"]["callbacks"][1]["init_args"], "radius"),
+        (lambda c: c, "modell"),
+    ],
+)
+def test_a_misspelt_key_is_named(where, key, tmp_path, capsys):
+    path = edited(tmp_path, lambda config: where(config).update({key: 1}))
+    assert key in error_of(capsys, "fit", "--config", path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda c: c["model"].update(class_path="CRMTModul"), ["CRMTModul"]),
+        (lambda c: c["model"]["init_args"].update(rho="much"), ["rho", "much"]),
+        (lambda c: c["model"]["init_args"].update(rho=-1.0), ["`rho` must be at least 0, got -1.0"]),
+        (lambda c: c["data"]["init_args"].update(views=["fou", "morph"]), ["`views` must be different names among"]),
+        (lambda c: c["trainer"]["callbacks"][0]["init_args"].update(objective="median"), ["objective", "median"]),
+    ],
+)
+def test_a_bad_value_is_explained(edit, words, tmp_path, capsys):
+    path = edited(tmp_path, edit)
+    try:
+        main(["fit", "--config", str(path)])
+    except SystemExit:
+        message = capsys.readouterr().err
+    except ValueError as error:  # raised by the class itself, once everything is parsed
+        message = str(error)
+    assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("CRMTModule", "weight of the margin regularisation"),
+        ("UCIMultiFeatures", "names among"),
+    ],
+)
+def test_help_documents_arguments(name, sentence, capsys):
+    group = "model" if name == "CRMTModule" else "data"
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--{group}.help={name}"])
+    assert stop.value.code == 0
+    assert sentence in " ".join(capsys.readouterr().out.split())
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert "0.1.0" in capsys.readouterr().out

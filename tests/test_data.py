@@ -1,0 +1,92 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+import math
+import re
+
+import pytest
+import torch
+
+from lightning_crmt.data import MultimodalDataset, UCIMultiFeatures
+from lightning_crmt.data.mfeat import VIEWS
+from lightning_crmt.data.module import EpochShuffle
+
+
+def test_split_is_stratified_complete_and_disjoint():
+    data = UCIMultiFeatures(views=("pix",), seed=3)
+    data.setup()
+    for name, each in {"train": 120, "val": 40, "test": 40}.items():
+        assert torch.bincount(data.parts[name].target).tolist() == [each] * 10
+    rows = torch.cat([part.inputs["pix"] for part in data.parts.values()])
+    other = UCIMultiFeatures(views=("pix",), seed=4)
+    other.setup()
+    assert len(rows) == 2000
+    assert len(rows.unique(dim=0)) >= 1990, "a few digits have equal pixel averages"
+    assert not torch.equal(other.parts["test"].inputs["pix"], data.parts["test"].inputs["pix"])
+
+
+def test_scaled_on_the_training_part():
+    data = UCIMultiFeatures(views=tuple(VIEWS))
+    data.setup()
+    for view, size in VIEWS.items():
+        train = data.parts["train"].inputs[view].double()
+        assert train.shape == (1200, size)
+        assert train.mean(0).abs().max() < 1e-6
+        deviation = train.std(0, correction=0) * math.sqrt(size)
+        assert ((deviation - 1).abs() < 1e-4).logical_or(deviation == 0).all()
+        assert train.square().sum(1).mean() == pytest.approx(1, abs=0.02)
+        assert data.parts["test"].inputs[view].mean(0).abs().max() > 1e-4, "not standardised by itself"
+
+
+def test_deterministic():
+    def first_batches(seed):
+        data = UCIMultiFeatures(seed=seed)
+        data.setup()
+        return next(iter(data.train_dataloader())), next(iter(data.test_dataloader()))
+
+    for once, again in zip(first_batches(0), first_batches(0), strict=True):
+        assert torch.equal(once[0]["fou"], again[0]["fou"])
+        assert torch.equal(once[1], again[1])
+
+
+def test_training_order_depends_on_seed_and_epoch_alone():
+    shuffle, again = EpochShuffle(range(50), seed=1), EpochShuffle(range(50), seed=1)
+    first = list(shuffle)
+    assert sorted(first) == list(range(50))
+    shuffle.set_epoch(1)
+    assert list(shuffle) != first
+    assert list(again) == first
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(shuffle)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_order_of_views_is_the_callers():
+    data = UCIMultiFeatures(views=("mor", "fou"))
+    data.setup()
+    (inputs, _) = next(iter(data.val_dataloader()))
+    assert list(inputs) == ["mor", "fou"]
+    assert data.in_features == {"mor": 6, "fou": 76}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"views": ("fou", "morph")}, "`views` must be different names among ['fac', 'fou'"),
+        ({"views": ("fou", "fou")}, "got ('fou', 'fou')"),
+        ({"views": ()}, "got ()"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        UCIMultiFeatures(**settings)
+
+
+def test_ragged_samples_are_refused():
+    with pytest.raises(ValueError, match="`inputs` must have one batch size"):
+        MultimodalDataset({"a": torch.zeros(3, 1), "b": torch.zeros(4, 1)}, torch.zeros(3))
+    with pytest.raises(ValueError, match="`target` must have shape"):
+        MultimodalDataset({"a": torch.zeros(3, 1)}, torch.zeros(4))

@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every page under examples/ runs, and does what it says."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*tensorboardX.*")
+def test_door_one_subclass():
+    found = load("subclass").main(max_epochs=15)
+    assert found["test/accuracy/joint"] > 0.8
+    assert found["test/accuracy_zeroed/mor"] > 0.6
+    assert found["test/estimated_radius/joint"] > 0.1
+
+
+def test_door_two_existing_module():
+    found = load("existing_module").main(max_epochs=10)
+    assert found["val/accuracy"] > 0.75
+    assert 0 < found["val/estimated_radius/joint"] <= found["val/estimated_radius/shape"]
+    assert "val/accuracy_zeroed/fourier" in found
+
+
+def test_demo_makes_table_figure_and_csv(tmp_path, capsys, monkeypatch):
+    demo = load("demo")
+    monkeypatch.setattr(demo, "STEP_1", 15)
+    monkeypatch.setattr(demo, "STEP_2", 6)
+    rows = demo.main(seeds=2, out="here")
+    shown = capsys.readouterr().out
+    for method in ("JT", "OJT", "CRMT step 1", "CRMT step 1+2"):
+        assert re.search(rf"^{re.escape(method)} +0\.\d{{3}} ± 0\.\d{{3}}", shown, re.MULTILINE)
+        assert len(rows[method]) == 2
+    assert "here/demo.png" in shown
+    assert (tmp_path / "here" / "demo.png").stat().st_size > 10_000
+    lines = (tmp_path / "here" / "demo.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4 * 2
+    assert "estimated radius" in lines[0]
+    before, after = rows["CRMT step 1"][0], rows["CRMT step 1+2"][0]
+    assert after["estimated_radius/joint"] > before["estimated_radius/joint"]
+
+
+def test_python_in_the_readme_runs():
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)

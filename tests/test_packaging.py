@@ -1,0 +1,60 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is built is what was meant to be shipped, and works away from the checkout."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    source, out = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("dist")
+    skipped = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "results", "__pycache__", "lightning_logs")
+    shutil.copytree(ROOT, source, ignore=skipped)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def test_wheel_holds_the_package_the_data_and_its_licence_only(built):
+    names = zipfile.ZipFile(built[0]).namelist()
+    assert "lightning_crmt/data/mfeat.npz" in names
+    assert "lightning_crmt/data/mfeat.LICENSE.md" in names
+    assert "lightning_crmt/py.typed" in names
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"lightning_crmt"}
+    in_tree = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_crmt").rglob("*.py")}
+    assert in_tree <= set(names)
+
+
+def test_sdist_holds_the_data(built):
+    names = [name.split("/", 1)[1] for name in tarfile.open(built[1]).getnames() if "/" in name]
+    assert {"lightning_crmt/data/mfeat.npz", "lightning_crmt/data/mfeat.LICENSE.md", "LICENSE"} <= set(names)
+
+
+def test_wheel_trains_away_from_the_checkout(built, tmp_path):
+    zipfile.ZipFile(built[0]).extractall(tmp_path / "site")
+    script = """
+import sys; sys.path.insert(0, "site")
+import warnings; warnings.filterwarnings("ignore")
+import lightning_crmt; assert "site" in lightning_crmt.__file__, lightning_crmt.__file__
+from lightning.pytorch import Trainer
+from lightning_crmt import CRMTModule
+from lightning_crmt.callbacks import IntegrationReweighting
+from lightning_crmt.data import UCIMultiFeatures
+from lightning_crmt.encoders import MLP
+trainer = Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                  accelerator="cpu", callbacks=[IntegrationReweighting(last_epochs=1)])
+trainer.fit(CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10), datamodule=UCIMultiFeatures())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=120)

@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains both steps with the number of processes given, and saves what each one ended with.
+
+python tests/train_in_processes.py STRATEGY PROCESSES BATCH_SIZE FOLDER
+"""
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from lightning_crmt import CRMTModule
+from lightning_crmt.callbacks import CertifiedRobustness, IntegrationReweighting, MissingModalities
+from lightning_crmt.data import UCIMultiFeatures
+from lightning_crmt.encoders import MLP
+
+
+class AtTheSwitch(Callback):
+    """The weights that step 2 starts from."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 4:
+            self.state = copy.deepcopy(pl_module.state_dict())
+
+
+def main(strategy, processes, batch_size, folder):
+    torch.set_num_threads(1)
+    seed_everything(0)
+    data = UCIMultiFeatures(views=("fou", "mor"), batch_size=int(batch_size))
+    model = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10, rho=0.3)
+    step_2, switch = IntegrationReweighting(last_epochs=4), AtTheSwitch()
+    trainer = Trainer(
+        accelerator="cpu", strategy=strategy, devices=int(processes), max_epochs=8, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[switch, step_2, CertifiedRobustness([0.1]), MissingModalities()],
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    found = {
+        "state": model.state_dict(),
+        "at_switch": switch.state,
+        "lipschitz": dict(step_2.lipschitz.values),
+        "clip": step_2.state_dict()["clip"],
+        "metrics": metrics,
+    }
+    torch.save(found, Path(folder) / f"{processes}-{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
