@@ -23,6 +23,7 @@ clean:
 
 # torch first and alone: the pinned version decides which build the rest has to live with.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	@echo "Installing into $(VENV), once; a minute or two."
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"

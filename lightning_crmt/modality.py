@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: One tensor per modality, by name, the batch first: ``{"audio": (B, ...), "image": (B, ...)}``.
 Inputs: TypeAlias = Mapping[str, Tensor]
@@ -50,6 +50,11 @@ def logits_of(output: Any) -> Tensor:
     return found
 
 
+def at_least_single(value: Tensor) -> Tensor:
+    """``value`` in double precision if it is so already, else in single: half has no room for differences."""
+    return value if value.dtype is torch.float64 else value.float()
+
+
 def describe(value: Any) -> str:
     """``value`` in a few words, for error messages.
 
@@ -73,6 +78,8 @@ def check_modality_names(argument: str, names: Iterable[str]) -> None:
             raise ValueError(
                 f"`{argument}` must have names that are non-empty strings without '.' and '/', got {name!r}"
             )
+        if name == "training" or hasattr(nn.ParameterDict, name):
+            raise ValueError(f"`{argument}` must not use {name!r} as a name: torch modules have it as an attribute")
 
 
 def check_same_modalities(argument: str, given: Iterable[str], expected: Iterable[str]) -> None:
@@ -98,15 +105,16 @@ def check_inputs(inputs: Any, modalities: Iterable[str]) -> None:
         ...
     ValueError: `inputs` must hold exactly the modalities ['audio', 'image']; got ['audio']: missing ['image']
     """
-    if not isinstance(inputs, Mapping):
-        raise TypeError(f"`inputs` must map the name of each modality to a tensor, got {describe(inputs)}")
-    check_same_modalities("inputs", inputs, modalities)
+    if isinstance(inputs, Mapping):
+        check_same_modalities("inputs", inputs, modalities)
     check_batch("inputs", inputs)
     require_finite("inputs", inputs)
 
 
-def check_batch(argument: str, tensors: Mapping[str, Any]) -> int:
+def check_batch(argument: str, tensors: Any) -> int:
     """Check that all are tensors of one batch, and return its size."""
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"`{argument}` must map the name of each modality to a tensor, got {describe(tensors)}")
     sizes = {}
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -162,6 +170,8 @@ def check_target(target: Any, num_classes: int, batch_size: int) -> None:
         raise TypeError(f"`target` must be a tensor of integer class indices, got {describe(target)}")
     if target.shape != (batch_size,):
         raise ValueError(f"`target` must have shape ({batch_size},), one class per sample, got {describe(target)}")
+    if batch_size == 0:
+        raise ValueError("`target` must hold at least one sample, got an empty batch")
     low, high = torch.stack(target.aminmax()).tolist()
     if low < 0 or high >= num_classes:
         raise ValueError(

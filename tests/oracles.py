@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from lightning_crmt import LinearFusion, LipschitzConstants, OrthogonalFusion, Soundness
+from lightning_crmt import LipschitzConstants, OrthogonalFusion, Soundness
 
 KINDS = ("scores", "encoder", "margins")
 PRECISIONS = (torch.float32, torch.float64)
@@ -27,14 +27,17 @@ def random_head(num_modalities, num_classes, kind=OrthogonalFusion, dtype=torch.
 
 
 def random_features(head, batch_size, seed=0):
-    torch.manual_seed(1000 + seed)
-    return {name: 2 * torch.randn(batch_size, size, dtype=head.bias.dtype) for name, size in head.in_features.items()}
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return {
+        name: 2 * torch.randn(batch_size, size, dtype=head.bias.dtype, generator=generator)
+        for name, size in head.in_features.items()
+    }
 
 
 def random_constants(head, of, soundness=Soundness.SOUND, seed=0):
-    torch.manual_seed(2000 + seed)
+    generator = torch.Generator().manual_seed(2000 + seed)
     shape = {"encoder": (), "scores": (head.num_classes,), "margins": (head.num_classes,) * 2}[of]
-    values = {name: 0.1 + torch.rand(shape, dtype=head.bias.dtype) for name in head.in_features}
+    values = {name: 0.1 + torch.rand(shape, dtype=head.bias.dtype, generator=generator) for name in head.in_features}
     if of == "margins":  # the speed of h_p - h_j is that of h_j - h_p
         values = {name: value + value.mT for name, value in values.items()}
     return LipschitzConstants(values, of=of, soundness=soundness)
@@ -148,32 +151,33 @@ def tolerated(logits, slopes, budgets):
 def score_speeds(model, inputs):
     """max_i || d s_k^m / d x^m (x_i) ||: one sample, one class and one modality at a time."""
     return {
-        name: torch.stack(
-            [
-                torch.stack([_speed(model, inputs, name, i, lambda out, k=k: out.scores[name][0, k]) for k in classes])
-                for i in range(len(inputs[name]))
-            ]
-        ).amax(dim=0)
-        for name, classes in ((name, range(model(inputs).logits.shape[1])) for name in inputs)
+        name: _largest(model, inputs, name, lambda k, name=name: lambda output: output.scores[name][0, k])
+        for name in inputs
     }
 
 
 def margin_speeds(model, inputs):
     """max_i || d (h_p - h_j) / d x^m (x_i) ||: one sample, one pair and one modality at a time."""
-    classes = range(model(inputs).logits.shape[1])
-    speeds = {}
-    for name, value in inputs.items():
-        speeds[name] = torch.zeros(len(classes), len(classes), dtype=value.dtype)
-        for i in range(len(value)):
-            for p in classes:
-                for j in classes:
-                    speed = _speed(model, inputs, name, i, lambda out, p=p, j=j: out.logits[0, p] - out.logits[0, j])
-                    speeds[name][p, j] = max(speeds[name][p, j], speed)
-    return speeds
+    return {
+        name: torch.stack(
+            [
+                _largest(model, inputs, name, lambda j, p=p: lambda output: output.logits[0, p] - output.logits[0, j])
+                for p in range(model(inputs).logits.shape[1])
+            ]
+        )
+        for name in inputs
+    }
 
 
-def _speed(model, inputs, name, i, read):
-    sample = {other: value[i : i + 1].clone() for other, value in inputs.items()}
-    sample[name].requires_grad_(True)
-    (gradient,) = torch.autograd.grad(read(model(sample)), sample[name])
-    return gradient.norm()
+def _largest(model, inputs, name, read):
+    """For each class, the largest gradient norm over samples of what ``read(class)`` reads off the output."""
+    largest = []
+    for k in range(model(inputs).logits.shape[1]):
+        norms = []
+        for i in range(len(inputs[name])):
+            sample = {other: value[i : i + 1].clone() for other, value in inputs.items()}
+            sample[name].requires_grad_(True)
+            (gradient,) = torch.autograd.grad(read(k)(model(sample)), sample[name])
+            norms.append(gradient.norm())
+        largest.append(max(norms))
+    return torch.stack(largest)

@@ -81,7 +81,9 @@ def test_logits_are_weighted_scores_plus_bias(num_modalities, kind, dtype):
     output = head(features)
     tolerance = {"atol": 2e-5, "rtol": 1e-6} if dtype is torch.float32 else {"atol": 1e-12, "rtol": 1e-12}
     for name, rows in head.directions.items():
-        expected = [[sum(u * v for u, v in zip(w, z, strict=True)) for w in rows.tolist()] for z in features[name].tolist()]
+        expected = [
+            [sum(u * v for u, v in zip(w, z, strict=True)) for w in rows.tolist()] for z in features[name].tolist()
+        ]
         assert_close(output.scores[name], torch.tensor(expected, dtype=dtype), **tolerance)
     for present in (list(features), list(features)[:1], list(features)[1:]):
         if present:

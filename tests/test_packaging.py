@@ -38,7 +38,8 @@ def test_wheel_holds_the_package_the_data_and_its_licence_only(built):
 
 
 def test_sdist_holds_the_data(built):
-    names = [name.split("/", 1)[1] for name in tarfile.open(built[1]).getnames() if "/" in name]
+    with tarfile.open(built[1]) as archive:
+        names = [name.split("/", 1)[1] for name in archive.getnames() if "/" in name]
     assert {"lightning_crmt/data/mfeat.npz", "lightning_crmt/data/mfeat.LICENSE.md", "LICENSE"} <= set(names)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
 from lightning_crmt.fusion import Fusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import FusionOutput, check_same_modalities, describe, logits_of
+from lightning_crmt.modality import FusionOutput, at_least_single, check_same_modalities, describe, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -81,9 +81,11 @@ class Certificate:
         fall = torch.zeros_like(self.margins)
         for name, slope in slopes.items():
             budget = torch.as_tensor(budgets[name], dtype=fall.dtype, device=fall.device)
-            if budget.dim() > 1 or not (budget >= 0).all():
+            if budget.shape not in ((), self.prediction.shape) or not (budget >= 0).all():
                 raise ValueError(f"`budgets[{name!r}]` must be >= 0, a number or shape (B,), got {budgets[name]}")
-            fall = fall + slope * budget.reshape(-1, 1)
+            budget = budget.reshape(-1, 1)
+            # 0 times infinity: what moves nothing tolerates everything, and what is not moved does no harm.
+            fall = fall + torch.where((slope == 0) | (budget == 0), 0.0, slope * budget)
         return ((fall < self.margins) | self._own_class()).all(dim=1)
 
     def nearest_class(self) -> Tensor:
@@ -133,11 +135,10 @@ def certify(
     True
     """
     logits = logits_of(output)
-    pairs = {name: value.to(logits) for name, value in sensitivities(lipschitz, head).items()}
+    pairs = sensitivities(lipschitz, head)
     if missing:
         logits, pairs = _without(missing, output, head, pairs)
-    # Half precision has no room for differences of logits.
-    logits = logits.detach() if logits.dtype is torch.float64 else logits.detach().float()
+    logits = at_least_single(logits.detach())
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
         if pair.shape != (num_classes, num_classes):
@@ -147,7 +148,7 @@ def certify(
     prediction = logits.argmax(dim=1)
     margins = logits.gather(1, prediction[:, None]) - logits
     margins = torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
-    slopes = {name: pair.detach().to(margins.dtype)[prediction] for name, pair in pairs.items()}
+    slopes = {name: pair.detach().to(margins)[prediction] for name, pair in pairs.items()}
     return Certificate(prediction, margins, slopes, lipschitz.soundness, tuple(missing))
 
 

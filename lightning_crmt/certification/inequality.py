@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_crmt.fusion import Fusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import check_same_modalities
+from lightning_crmt.modality import at_least_single, check_same_modalities
 
 
 def sensitivities(lipschitz: LipschitzConstants, head: Fusion | None) -> dict[str, Tensor]:
@@ -38,20 +38,23 @@ def sensitivities(lipschitz: LipschitzConstants, head: Fusion | None) -> dict[st
     if head is None:
         raise ValueError(f"`head` is needed with Lipschitz constants of {lipschitz.of}, got None")
     check_same_modalities("lipschitz", lipschitz.modalities, head.in_features)
-    if lipschitz.of == "encoder":
-        # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
-        return {
-            name: lipschitz.values[name].to(rows) * torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-            for name, rows in head.class_weights.items()
-        }
-    speeds = {name: a * lipschitz.values[name].to(a) for name, a in head.integration_weights.items()}
-    for name, speed in speeds.items():
-        if speed.shape != (head.num_classes,):
-            raise ValueError(
-                f"`lipschitz.values[{name!r}]` must have shape ({head.num_classes},), one constant per class, "
-                f"got {tuple(lipschitz.values[name].shape)}"
-            )
-    return {name: speed[:, None] + speed[None, :] for name, speed in speeds.items()}
+    found = {}
+    for name, constant in lipschitz.values.items():
+        if lipschitz.of == "encoder":
+            rows = at_least_single(head.class_weights[name])
+            # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
+            distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+            found[name] = constant.to(rows) * distances
+        else:
+            if constant.shape != (head.num_classes,):
+                raise ValueError(
+                    f"`lipschitz.values[{name!r}]` must have shape ({head.num_classes},), one constant per class, "
+                    f"got {tuple(constant.shape)}"
+                )
+            weights = at_least_single(head.integration_weights[name])
+            speed = weights * constant.to(weights)
+            found[name] = speed[:, None] + speed[None, :]
+    return found
 
 
 def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
@@ -67,7 +70,7 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
         slopes: :math:`D_j^m` of each sample by modality, each ``(B, K)``.
     """
     joint = torch.linalg.vector_norm(torch.stack(list(slopes.values())), dim=0)
-    return torch.where(margins == 0, margins, margins / joint)
+    return torch.where((margins == 0) & (joint == 0), margins, margins / joint)
 
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:
