@@ -20,6 +20,7 @@ from lightning_crmt.modality import (
     check_same_modalities,
     describe,
 )
+from lightning_crmt.orthogonal import orthonormal_rows
 
 
 class Fusion(nn.Module, ABC):
@@ -160,7 +161,7 @@ class OrthogonalFusion(Fusion):
     @property
     def directions(self) -> dict[str, Tensor]:
         """Orthonormal rows :math:`W^m`, each ``(K, d_m)``."""
-        return {name: _orthonormal_rows(raw) for name, raw in self.raw_directions.items()}
+        return {name: orthonormal_rows(raw) for name, raw in self.raw_directions.items()}
 
     @property
     def integration_weights(self) -> dict[str, Tensor]:
@@ -203,14 +204,3 @@ class LinearFusion(Fusion):
     def integration_weights(self) -> dict[str, Tensor]:
         """Ones, each ``(K,)``."""
         return {name: torch.ones_like(self.bias) for name in self.in_features}
-
-
-def _orthonormal_rows(raw: Tensor) -> Tensor:
-    # QR of the transpose; with a positive diagonal of R it is unique, hence a smooth function of the raw parameter.
-    # There is no QR in half precision, and the margins deserve better anyway.
-    with torch.autocast(raw.device.type, enabled=False):
-        wide = raw if raw.dtype is torch.float64 else raw.float()
-        q, r = torch.linalg.qr(wide.mT)
-        signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
-        rows: Tensor = (q * signs).mT
-    return rows

@@ -428,8 +428,8 @@ def test_soundness_is_ordered_and_the_weakest_wins():
 def test_a_certificate_is_as_sound_as_its_constants(level):
     head, output, _ = problem("scores")
     constants = oracles.random_constants(head, "scores", level)
-    assert certify(output, head, constants).soundness is level
-    assert certify(output, head, constants, missing=["m0"]).soundness is level
+    assert certify(output, head, constants).soundness is min(level, Soundness.SOUND)
+    assert certify(output, head, constants, missing=["m0"]).soundness is min(level, Soundness.SOUND)
 
 
 # Bad arguments.

@@ -2,7 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lipschitz constants of encoders, scores and margins."""
 
+from lightning_crmt.lipschitz.bound import encoder_bounds, lipschitz_bound
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.estimate import estimate_lipschitz
+from lightning_crmt.lipschitz.registry import NoBoundError, Place, lipschitz_rule
+from lightning_crmt.lipschitz.rigorous import ForwardError, forward_error
 
-__all__ = ["LipschitzConstants", "estimate_lipschitz"]
+__all__ = [
+    "ForwardError",
+    "LipschitzConstants",
+    "NoBoundError",
+    "Place",
+    "encoder_bounds",
+    "estimate_lipschitz",
+    "forward_error",
+    "lipschitz_bound",
+    "lipschitz_rule",
+]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Small encoders, for tables of numbers and for first experiments; any module that gives (B, d) serves as well."""
+"""An encoder for tables of numbers."""
 
 from __future__ import annotations
 

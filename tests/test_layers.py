@@ -1,0 +1,266 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from lightning_crmt.encoders import LipschitzCNN, LipschitzMLP
+from lightning_crmt.fusion import OrthogonalFusion
+from lightning_crmt.layers import (
+    GroupSort,
+    MaxMin,
+    OrthogonalConv1d,
+    OrthogonalConv2d,
+    OrthogonalLinear,
+    Residual,
+    Scale,
+    ScaledAvgPool1d,
+    ScaledAvgPool2d,
+    with_fixed_weights,
+)
+from lightning_crmt.lipschitz import lipschitz_bound
+from lightning_crmt.orthogonal import orthonormal_rows
+
+#: in_channels, out_channels, kernel_size, stride
+CONVOLUTIONS = [
+    (1, 1, 1, 1), (1, 1, 3, 1), (1, 6, 3, 1), (6, 6, 3, 1), (6, 3, 3, 1), (3, 6, 2, 1), (4, 4, 5, 1),
+    (3, 6, 2, 2), (2, 8, 2, 2), (8, 3, 2, 2), (3, 6, 3, 2), (2, 9, 4, 2), (1, 4, 4, 2), (2, 5, 5, 3), (3, 3, 3, 3),
+]  # fmt: skip
+
+
+def dense(layer, *shape):
+    """The matrix of an affine layer on one sample of this shape: what it does to each unit vector."""
+    basis = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
+    with torch.no_grad():
+        return (layer(basis) - layer(torch.zeros_like(basis))).flatten(1).mT
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (7, 3), (5, 5), (2, 3, 7)])
+def test_orthonormal_rows(shape):
+    raw = torch.randn(*shape, dtype=torch.float64)
+    if shape[-2] > shape[-1]:
+        raw = raw.mT
+    rows = orthonormal_rows(raw)
+    eye = torch.eye(raw.shape[-2], dtype=torch.float64).expand(*raw.shape[:-2], -1, -1)
+    assert_close(rows @ rows.mT, eye, atol=1e-13, rtol=0)
+    # Unique, and what is orthonormal stays as it is.
+    assert_close(orthonormal_rows(3 * raw), rows)
+    assert_close(orthonormal_rows(rows), rows)
+
+
+def test_the_head_has_the_same_rows():
+    head = OrthogonalFusion({"audio": 8}, num_classes=4)
+    assert torch.equal(head.directions["audio"], orthonormal_rows(head.raw_directions["audio"]))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 6), (6, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orthogonal_linear(shape, dtype):
+    layer = OrthogonalLinear(*shape).to(dtype)
+    nn.init.normal_(layer.raw)  # wherever the optimiser took it
+    short = min(shape)
+    gram = layer.weight @ layer.weight.mT if shape[1] <= shape[0] else layer.weight.mT @ layer.weight
+    assert layer.weight.dtype is dtype
+    assert_close(gram, torch.eye(short, dtype=dtype), atol=1e-5 if dtype is torch.float32 else 1e-13, rtol=0)
+    x = torch.randn(7, shape[0], dtype=dtype)
+    assert_close(layer(x), x @ layer.weight.mT + layer.bias)
+    assert OrthogonalLinear(*shape, bias=False).bias is None
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("setting", CONVOLUTIONS, ids=str)
+def test_orthogonal_convolutions_have_norm_at_most_one(dims, mode, setting):
+    ins, outs, kernel, stride = setting
+    torch.manual_seed(0)
+    kind = OrthogonalConv1d if dims == 1 else OrthogonalConv2d
+    layer = kind(ins, outs, kernel, stride, padding_mode=mode).double()
+    for raw in layer.parameters():
+        nn.init.normal_(raw)
+    size = 2 * stride * math.ceil(kernel / stride)
+    singular = torch.linalg.svdvals(dense(layer, ins, *[size] * dims))
+    assert singular[0] < 1 + 1e-12
+    assert singular[0] > 0.9
+    if mode == "circular" and (kernel - stride) % 2 == 0:
+        assert_close(singular, torch.ones_like(singular), atol=1e-10, rtol=0)  # isometry, or its adjoint
+        assert layer(torch.zeros(1, ins, *[size] * dims, dtype=torch.float64)).shape[2:] == (size // stride,) * dims
+    # Any padding, and any size of the input that is taken.
+    for padding in range((kernel + 1) // 2 if mode == "circular" else kernel + 1):
+        other = kind(ins, outs, kernel, stride, padding, padding_mode=mode).double()
+        other.load_state_dict(layer.state_dict())
+        for size in range(kernel, 8):
+            if mode == "zeros" or size % stride == 0:
+                assert torch.linalg.svdvals(dense(other, ins, *[size] * dims))[0] < 1 + 1e-12
+
+
+def test_an_orthogonal_convolution_does_not_shift_its_input():
+    # A single channel leaves no choice but the identity, up to sign.
+    layer = OrthogonalConv2d(1, 1, kernel_size=5, bias=False)
+    x = torch.randn(2, 1, 6, 6)
+    assert_close(layer(x).abs(), x.abs())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [OrthogonalLinear(4, 6), OrthogonalConv1d(4, 6, 3), OrthogonalConv2d(4, 6, 3, 2), OrthogonalConv2d(1, 1, 3)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_every_parameter_is_trained_and_the_layer_travels(layer):
+    x = (
+        torch.randn(8, 4)
+        if isinstance(layer, OrthogonalLinear)
+        else torch.randn(8, layer.in_channels, *[5] * layer.axes)
+    )
+    target = torch.randn_like(layer(x))
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
+    before = nn.functional.mse_loss(layer(x), target)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(layer(x), target)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+        optimizer.step()
+    assert loss < before
+    assert lipschitz_bound(layer) == pytest.approx(1, abs=0.01)
+    again = type(layer)(*_arguments(layer))
+    again.load_state_dict(layer.state_dict())
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), again):
+        assert torch.equal(other(x), layer(x))
+
+
+def _arguments(layer):
+    if isinstance(layer, OrthogonalLinear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride
+
+
+def test_orthogonal_layers_under_autocast_and_in_half_precision():
+    layer, convolution = OrthogonalLinear(8, 8), OrthogonalConv2d(4, 4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer.weight.dtype is torch.float32
+        assert layer(torch.randn(2, 8)).dtype is torch.bfloat16
+        assert convolution.weight.dtype is torch.float32
+        convolution(torch.randn(2, 4, 5, 5)).sum().backward()
+    half = OrthogonalLinear(8, 8).bfloat16()
+    assert half(torch.randn(2, 8, dtype=torch.bfloat16)).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 12), (3, 12, 5), (3, 12, 2, 5)])
+@pytest.mark.parametrize("size", [2, 3, 4, 12])
+def test_group_sort_sorts_each_group_of_channels(shape, size):
+    x = torch.randn(*shape)
+    found = GroupSort(size)(x)
+    for start in range(0, 12, size):
+        expected = x[:, start : start + size].sort(dim=1).values
+        assert torch.equal(found[:, start : start + size], expected)
+    y = torch.randn(*shape)
+    assert (found - GroupSort(size)(y)).norm() <= (x - y).norm()
+    if size == 2:
+        assert torch.equal(MaxMin()(x), found)
+
+
+def test_scaled_pooling_has_norm_one():
+    for layer, shape in [
+        (ScaledAvgPool2d(2), (2, 4, 6)), (ScaledAvgPool2d(3), (1, 7, 8)), (ScaledAvgPool2d(), (2, 3, 5)),
+        (ScaledAvgPool1d(3), (2, 9)), (ScaledAvgPool1d(), (3, 4)),
+    ]:  # fmt: skip
+        assert_close(torch.linalg.svdvals(dense(layer, *shape))[0], torch.tensor(1.0, dtype=torch.float64))
+        assert lipschitz_bound(layer, shape) == 1
+
+
+def test_residual_and_scale():
+    x = torch.randn(4, 3)
+    assert_close(Residual(nn.Identity(), 0.3)(x), x)
+    branch = nn.Linear(3, 3)
+    assert_close(Residual(branch, 0.25)(x), 0.75 * x + 0.25 * branch(x))
+    # An activation in place must not reach the other path.
+    assert_close(Residual(nn.SELU(inplace=True))(x.clone()), 0.5 * x + 0.5 * nn.functional.selu(x))
+    assert_close(Scale(-2.5)(x), -2.5 * x)
+    assert lipschitz_bound(Scale(-2.5)) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OrthogonalLinear(0, 3), "`in_features` must be at least 1, got 0"),
+        (lambda: OrthogonalConv2d(3, 0, 3), "`out_channels` must be at least 1, got 0"),
+        (lambda: OrthogonalConv2d(3, 4, 2, 3), "`kernel_size` must be at least `stride` = 3, got 2"),
+        (lambda: OrthogonalConv2d(3, 4, 3, padding_mode="reflect"), "`padding_mode` must be 'zeros' or 'circular'"),
+        (lambda: OrthogonalConv2d(3, 4, 3, padding=-1), "`padding` must be at least 0, got -1"),
+        (lambda: OrthogonalConv2d(3, 4, 3, 1, 2, padding_mode="circular"), "below half of `kernel_size` = 3"),
+        (
+            lambda: OrthogonalConv2d(3, 4, 2, 2, padding_mode="circular")(torch.zeros(1, 3, 4, 5)),
+            "`x` must have sizes that `stride` = 2 divides",
+        ),
+        (lambda: GroupSort(1), "`group_size` must be at least 2, got 1"),
+        (lambda: GroupSort(2)(torch.zeros(1, 3)), "with C a multiple of `group_size` = 2, got .1, 3."),
+        (lambda: ScaledAvgPool2d(0), "`kernel_size` must be at least 1"),
+        (lambda: Residual(nn.Identity(), 1.5), "`weight` must be from 0 to 1, got 1.5"),
+        (lambda: Residual(nn.Linear(3, 1))(torch.zeros(2, 3)), "`branch` must keep the shape"),
+        (lambda: Scale(math.inf), "`factor` must be finite, got inf"),
+        (lambda: LipschitzMLP(4, 4, hidden=(7,)), "`hidden` must hold multiples of `group_size` = 2"),
+        (lambda: LipschitzMLP(4, 4, scale=0), "`scale` must be above 0, got 0"),
+        (lambda: LipschitzCNN(1, 4, input_size=(3, 9)), "`input_size` must allow 2 halvings"),
+        (lambda: LipschitzCNN(1, 4, input_size=(8, 8, 8)), r"`input_size` must be \(height, width\) or \(length,\)"),
+        (lambda: LipschitzCNN(1, 4, (8, 8))(torch.zeros(1, 1, 8, 9)), "`x` must have shape"),
+    ],
+)
+def test_what_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_lipschitz_encoders_stay_within_their_scale():
+    torch.manual_seed(0)
+    encoders = {
+        LipschitzMLP(10, 6, hidden=(16, 8), group_size=4): (10,),
+        LipschitzMLP(10, 6, hidden=(), scale=3.0): (2, 5),
+        LipschitzCNN(2, 8, input_size=(9, 8), channels=(4, 8), scale=2.0): (2, 9, 8),
+        LipschitzCNN(2, 8, input_size=[12]): (2, 12),
+    }
+    for encoder, shape in encoders.items():
+        scale = getattr(encoder.layers[1], "factor", getattr(encoder.layers[0], "factor", 1.0))
+        assert lipschitz_bound(encoder, shape) == pytest.approx(scale, rel=1e-5)
+        x = torch.randn(20, *shape)
+        y = x + torch.randn(20, *shape) * torch.logspace(-3, 1, 20).reshape(-1, *[1] * len(shape))
+        speed = (encoder(y) - encoder(x)).norm(dim=1) / (y - x).flatten(1).norm(dim=1)
+        assert encoder(x).shape == (20, encoder.out_features)
+        assert speed.max() <= scale * (1 + 1e-5)
+
+
+def test_fixed_weights_compute_the_same():
+    torch.manual_seed(0)
+    shared = OrthogonalLinear(4, 4)
+    for module, shape in [
+        (OrthogonalLinear(4, 3, bias=False).double(), (4,)),
+        (nn.Sequential(shared, GroupSort(), shared, nn.Sequential(Residual(OrthogonalLinear(4, 4)))).eval(), (4,)),
+        (LipschitzCNN(2, 8, input_size=(9, 8)), (2, 9, 8)),
+        (OrthogonalConv1d(2, 4, 4, 2, padding_mode="circular"), (2, 8)),
+    ]:
+        fixed = with_fixed_weights(module)
+        x = torch.randn(3, *shape, dtype=next(module.parameters()).dtype)
+        assert torch.equal(fixed(x), module(x))
+        assert fixed.training == module.training
+        assert not any(type(part).__name__.startswith("Orthogonal") for part in fixed.modules())
+        assert lipschitz_bound(fixed, shape) == lipschitz_bound(module, shape)
+        next(fixed.parameters()).data.zero_()
+        assert next(module.parameters()).any()
+
+
+def test_lipschitz_encoders_learn():
+    torch.manual_seed(0)
+    x = torch.randn(200, 1, 8, 8)
+    target = (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).long()
+    for encoder in (LipschitzMLP(64, 8, scale=5.0), LipschitzCNN(1, 8, (8, 8), channels=(8, 16), scale=5.0)):
+        model = nn.Sequential(encoder, OrthogonalLinear(8, 2))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(40):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), target).backward()
+            optimizer.step()
+        assert (model(x).argmax(1) == target).float().mean() > 0.9
