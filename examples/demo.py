@@ -70,7 +70,7 @@ def train_and_test(method: str, seed: int, bar: "tqdm[None]") -> dict[str, float
         callbacks=[
             *step_2,
             EpochBar(bar),
-            CertifiedRobustness(radii=RADII),
+            CertifiedRobustness(radii=RADII, constants="estimated"),
             MissingModalities("zeroed"),
             MissingModalities("dropped"),
         ],
@@ -87,7 +87,7 @@ def table(rows: Rows) -> str:
     cells = [["method", *COLUMNS]]
     for method, runs in rows.items():
         values = [[run[key] for run in runs] for key in COLUMNS.values()]
-        cells.append([method, *(f"{mean(v):.3f} ± {stdev(v) if len(v) > 1 else 0:.3f}" for v in values)])
+        cells.append([method, *(f"{mean(v):.3f} ± {stdev(v):.3f}" if len(v) > 1 else f"{mean(v):.3f}" for v in values)])
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

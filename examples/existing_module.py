@@ -58,7 +58,7 @@ def main(max_epochs: int = 20) -> dict[str, float]:
     trainer = Trainer(
         max_epochs=max_epochs,
         callbacks=[
-            CertifiedRobustness(radii=[0.1, 0.2], inputs=names, every_n_epochs=10),
+            CertifiedRobustness(radii=[0.1, 0.2], constants="estimated", inputs=names, every_n_epochs=10),
             MissingModalities(inputs=names, every_n_epochs=10),
         ],
         logger=False,

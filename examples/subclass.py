@@ -29,7 +29,7 @@ def main(max_epochs: int = 50) -> dict[str, float]:
         max_epochs=max_epochs,
         callbacks=[
             IntegrationReweighting(last_epochs=max_epochs // 5),  # step 2
-            CertifiedRobustness(radii=[0.1, 0.2], every_n_epochs=10),
+            CertifiedRobustness(radii=[0.1, 0.2], constants="estimated", every_n_epochs=10),
             MissingModalities(every_n_epochs=10),
         ],
         logger=False,

@@ -4,9 +4,27 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_crmt.certification import Certificate, Soundness, certify
-from lightning_crmt.fusion import LinearFusion, OrthogonalFusion
-from lightning_crmt.lipschitz import LipschitzConstants, estimate_lipschitz
+from lightning_crmt.certification import (
+    Certificate,
+    CertificateViolation,
+    Soundness,
+    Verification,
+    certify,
+    verify_certificate,
+)
+from lightning_crmt.fusion import FixedFusion, LinearFusion, OrthogonalFusion
+from lightning_crmt.layers import with_fixed_weights
+from lightning_crmt.lipschitz import (
+    ForwardError,
+    LipschitzConstants,
+    NoBoundError,
+    encoder_bounds,
+    encoder_errors,
+    estimate_lipschitz,
+    forward_error,
+    lipschitz_bound,
+    lipschitz_rule,
+)
 from lightning_crmt.losses import MarginRegularization, integration_objective, margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.version import __version__
@@ -18,19 +36,35 @@ __all__ = [
     "CRMTMixin",
     "CRMTModule",
     "Certificate",
+    "CertificateViolation",
+    "FixedFusion",
+    "ForwardError",
     "FusionOutput",
     "Inputs",
     "LinearFusion",
     "LipschitzConstants",
     "MarginRegularization",
+    "NoBoundError",
     "OrthogonalFusion",
     "Soundness",
+    "Verification",
     "__version__",
     "certify",
+    "encoder_bounds",
+    "encoder_errors",
     "estimate_lipschitz",
+    "forward_error",
     "integration_objective",
+    "lipschitz_bound",
+    "lipschitz_rule",
     "margin_regularization",
+    "verify_certificate",
+    "with_fixed_weights",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

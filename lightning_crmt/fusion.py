@@ -20,7 +20,7 @@ from lightning_crmt.modality import (
     check_same_modalities,
     describe,
 )
-from lightning_crmt.orthogonal import orthonormal_rows
+from lightning_crmt.orthogonal import Fixable, orthonormal_rows
 
 
 class Fusion(nn.Module, ABC):
@@ -111,7 +111,7 @@ class Fusion(nn.Module, ABC):
         return f"in_features={self.in_features}, num_classes={self.num_classes}"
 
 
-class OrthogonalFusion(Fusion):
+class OrthogonalFusion(Fusion, Fixable):
     r"""CRMT's head: orthonormal class directions per modality, class-wise integration weights.
 
     .. math:: W^m (W^m)^\top = I_K, \qquad a_k^m \ge 0
@@ -171,6 +171,64 @@ class OrthogonalFusion(Fusion):
     @override
     def integration_parameters(self) -> list[nn.Parameter]:
         return list(self.raw_weights.values())
+
+    @override
+    def fixed(self) -> FixedFusion:
+        """A head that answers the same from stored directions and weights; what rigorous certificates need.
+
+        The last bits of a QR decomposition may differ from one number of threads to another.
+
+        Raises:
+            TypeError: if a subclass computes scores or logits in its own way.
+        """
+        if type(self).forward is not Fusion.forward or type(self).fuse is not Fusion.fuse:
+            raise TypeError(f"{type(self).__name__} must not override `forward` or `fuse` to be fixed, it does")
+        return FixedFusion(self.directions, self.integration_weights, self.bias)
+
+
+class FixedFusion(Fusion):
+    r"""A head whose directions and integration weights are stored numbers, for deployment and rigorous certificates.
+
+    Nothing in it is computed from a free parameter, and only the bias could still be trained.
+
+    Args:
+        directions: rows :math:`d_k^m` that the scores are read along, each ``(K, d_m)``, by modality.
+        integration_weights: :math:`a_k^m \ge 0`, each ``(K,)``.
+        bias: :math:`b_k`, ``(K,)``.
+
+    Raises:
+        ValueError: if modalities or shapes do not fit together.
+
+    >>> head = OrthogonalFusion({"audio": 16, "image": 32}, num_classes=10)
+    >>> features = {"audio": torch.randn(4, 16), "image": torch.randn(4, 32)}
+    >>> torch.equal(head.fixed()(features).logits, head(features).logits)
+    True
+    """
+
+    def __init__(
+        self, directions: Mapping[str, Tensor], integration_weights: Mapping[str, Tensor], bias: Tensor
+    ) -> None:
+        super().__init__({name: rows.shape[-1] for name, rows in directions.items()}, bias.numel())
+        check_same_modalities("integration_weights", integration_weights, directions)
+        self.bias = nn.Parameter(bias.detach().clone())
+        for name, size in self.in_features.items():
+            for argument, given, shape in (
+                ("directions", directions[name], (self.num_classes, size)),
+                ("integration_weights", integration_weights[name], (self.num_classes,)),
+            ):
+                if given.shape != shape:
+                    raise ValueError(f"`{argument}[{name!r}]` must have shape {shape}, got {describe(given)}")
+                self.register_buffer(f"{argument}_{name}", given.detach().clone())
+
+    @property
+    def directions(self) -> dict[str, Tensor]:
+        """Stored rows, each ``(K, d_m)``."""
+        return {name: self.get_buffer(f"directions_{name}") for name in self.in_features}
+
+    @property
+    def integration_weights(self) -> dict[str, Tensor]:
+        """Stored weights, each ``(K,)``."""
+        return {name: self.get_buffer(f"integration_weights_{name}") for name in self.in_features}
 
 
 class LinearFusion(Fusion):

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The two losses of CRMT: margin regularisation (step 1) and the integration objective (step 2)."""
+"""Losses: margin regularisation (step 1), the integration objective (step 2), and training on the radius itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -19,17 +20,19 @@ from lightning_crmt.modality import FusionOutput, Inputs, check_logits, check_mo
 Objective: TypeAlias = Literal["mean", "clipped"]
 
 
-def margin_regularization(scores: Inputs, target: Tensor) -> Tensor:
+def margin_regularization(scores: Inputs, target: Tensor, temperature: float = 1.0) -> Tensor:
     r"""Margin regularisation, step 1 of CRMT (Yang et al., ICLR 2024): a smooth maximum of negative uni-modal margins.
 
-    .. math:: L_1 = \frac 1 N \sum_i \log \sum_m \sum_{k \ne y_i} \exp\left( s_k^m(x_i) - s_{y_i}^m(x_i) \right)
+    .. math:: L_1 = \frac 1 N \sum_i \log \sum_m \sum_{k \ne y_i} \exp\left( T (s_k^m(x_i) - s_{y_i}^m(x_i)) \right)
 
     The modality with the smallest margin gets the gradient, so that none is left behind. Computed by logsumexp: the
-    exponentials alone overflow at scores near 88.
+    exponentials alone overflow at scores near 88. A temperature T above 1 lets encoders of bounded slope, whose scores
+    cannot grow, make the loss small; the paper has T = 1.
 
     Args:
         scores: uni-modal scores by modality, each ``(B, K)``.
         target: classes, ``(B,)``.
+        temperature: T, above 0.
 
     Returns:
         A scalar; negative when every margin is large.
@@ -42,6 +45,8 @@ def margin_regularization(scores: Inputs, target: Tensor) -> Tensor:
     >>> margin_regularization(scores, torch.tensor([0]))  # log(e^-1 + e^-3)
     tensor(-0.8731)
     """
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be above 0, got {temperature}")
     check_modality_names("scores", scores)
     for name, score in scores.items():
         check_logits(score, f"scores[{name!r}]")
@@ -53,21 +58,30 @@ def margin_regularization(scores: Inputs, target: Tensor) -> Tensor:
     check_target(target, num_classes, batch_size)
     own = own_class(target, num_classes)[:, None, :].expand_as(stacked)
     of_target = stacked.masked_select(own).reshape(batch_size, -1, 1)
-    rivals = (stacked - of_target).masked_fill(own, -math.inf)
+    rivals = (temperature * (stacked - of_target)).masked_fill(own, -math.inf)
     return rivals.flatten(1).logsumexp(dim=1).mean()
 
 
 class MarginRegularization(nn.Module):
     """:func:`margin_regularization` as a module.
 
+    Args:
+        temperature: see there.
+
     >>> loss = MarginRegularization()
     >>> loss({"audio": torch.zeros(1, 3)}, torch.tensor([2]))
     tensor(0.6931)
     """
 
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be above 0, got {temperature}")
+        self.temperature = temperature
+
     def forward(self, scores: Inputs, target: Tensor) -> Tensor:
         """See :func:`margin_regularization`."""
-        return margin_regularization(scores, target)
+        return margin_regularization(scores, target, self.temperature)
 
 
 def integration_objective(
@@ -122,15 +136,74 @@ def integration_objective(
 
 def true_class_radii(output: FusionOutput, target: Tensor, head: Fusion, lipschitz: LipschitzConstants) -> Tensor:
     """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs."""
-    logits = output.logits
+    return _radii_to_rivals(output.logits, target, sensitivities(lipschitz, head)).amin(dim=1)
+
+
+def radius_loss(
+    output: FusionOutput,
+    target: Tensor,
+    head: Fusion,
+    lipschitz: LipschitzConstants,
+    *,
+    radius: float = 0.2,
+    temperature: float = 15.0,
+    rho: float = 0.2,
+) -> Tensor:
+    r"""A smooth hinge on the robustness radius at a wanted one, over all rivals, and on that of each modality alone.
+
+    .. math:: \mathrm{soft}_R(r) = \mathrm{softplus} \log \sum_{j \ne y} \exp\big( T (R - r_j) \big), \qquad
+        L = \frac 1 N \sum_i \mathrm{soft}_R(r(x_i)) + \rho \sum_m \mathrm{soft}_{R/2}(r^m(x_i))
+
+    with the bounds :math:`r_j = (h_y - h_j) / \sqrt{\sum_m (D_{yj}^m)^2}`, and :math:`r_j^m` the same for the logits of
+    modality m alone, :math:`a_k^m s_k^m`, over :math:`D_{yj}^m`. For large T the first term is
+    :math:`T \max(0, R - \min_j r_j)`. Where cross-entropy is content with large logits, this is not: scaling logits up
+    changes no radius. The second term is margin regularisation in units of the radius; it keeps each modality useful
+    when the others are missing.
+
+    Args:
+        output: output of ``head``.
+        target: classes, ``(B,)``.
+        head: the head; gradients flow to all of its parameters.
+        lipschitz: constants of encoders or scores. For encoders that are 1-Lipschitz by construction they do not change
+            in training; with others this loss trains the head well and the encoders blindly.
+        radius: the wanted radius R, in units of the inputs, above 0.
+        temperature: T, in 1 over units of the inputs, above 0.
+        rho: weight of the modalities' own terms, at least 0.
+
+    Raises:
+        ValueError: if a setting is out of range, logits are not finite, or a class is out of range.
+
+    >>> from lightning_crmt import LinearFusion, Soundness
+    >>> head = LinearFusion({"audio": 4}, num_classes=3)
+    >>> one = LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND)
+    >>> radius_loss(head({"audio": torch.ones(2, 4)}), torch.tensor([0, 2]), head, one).shape
+    torch.Size([])
+    """
+    for name, value in {"radius": radius, "temperature": temperature}.items():
+        if not value > 0:
+            raise ValueError(f"`{name}` must be above 0, got {value}")
+    if not rho >= 0:
+        raise ValueError(f"`rho` must be at least 0, got {rho}")
+
+    def soft(radii: Tensor, wanted: float) -> Tensor:
+        return nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1)).mean()
+
+    pairs = sensitivities(lipschitz, head)
+    loss = soft(_radii_to_rivals(output.logits, target, pairs), radius)
+    if rho > 0:
+        for name, weights in head.integration_weights.items():
+            alone = _radii_to_rivals(weights * output.scores[name], target, {name: pairs[name]})
+            loss = loss + rho * soft(alone, radius / 2)
+    return loss
+
+
+def _radii_to_rivals(logits: Tensor, target: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:
+    """Signed radii of the true class against every other, ``(B, K)``; infinite in its own column."""
     check_logits(logits)
     check_target(target, logits.shape[1], logits.shape[0])
     margins = logits.gather(1, target[:, None]) - logits
     own = own_class(target, logits.shape[1])
     # Where all weights of a pair are 0 its margin is the bias alone and its slope 0: keep the quotient finite.
     tiny = torch.finfo(logits.dtype).eps
-    slopes = {
-        name: pair[target].to(logits).masked_fill(own, 1.0).clamp(min=tiny)
-        for name, pair in sensitivities(lipschitz, head).items()
-    }
-    return signed_radii(margins, slopes).masked_fill(own, math.inf).amin(dim=1)
+    slopes = {name: pair[target].to(logits).masked_fill(own, 1.0).clamp(min=tiny) for name, pair in pairs.items()}
+    return signed_radii(margins, slopes).masked_fill(own, math.inf)

@@ -42,10 +42,11 @@ def logits_of(output: Any) -> Tensor:
         found = found.get("logits")
     elif isinstance(found, tuple | list) and found:
         found = found[0]
-    if not isinstance(found, Tensor) or found.dim() != 2:
+    if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] < 2:
+        one = isinstance(found, Tensor) and found.shape[-1:] == (1,)
         raise TypeError(
-            "a model must return logits of shape (B, K), a tuple that begins with them, "
-            f"or a dict with the key 'logits'; got {describe(output)}"
+            "a model must return logits of shape (B, K), K >= 2, a tuple that begins with them, or a dict with the key "
+            f"'logits'; {'for a single logit z, return stack([0, z], dim=1); ' * one}got {describe(output)}"
         )
     return found
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
@@ -14,10 +14,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_crmt.borrowing import borrow, differentiable
-from lightning_crmt.certification import Certificate, certify
+from lightning_crmt.certification import Certificate, certify_late_fusion
 from lightning_crmt.fusion import Fusion, OrthogonalFusion
 from lightning_crmt.lipschitz import LipschitzConstants
+from lightning_crmt.lipschitz.bound import Level
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import (
     FusionOutput,
@@ -31,14 +31,23 @@ from lightning_crmt.modality import (
 )
 
 
+class StageObjective(NamedTuple):
+    """A loss that a callback puts in the place of step 1's, with the name it is logged under."""
+
+    name: str
+    loss: Callable[[FusionOutput, Tensor], Tensor]
+
+
 class CRMTMixin:
     """Methods that make a LightningModule a CRMT classifier; put it before your own class.
 
     The module must have three attributes: ``encoders``, a mapping of modality names to modules that give ``(B, d_m)``
-    features; ``head``, a fusion head on these features; and ``rho``, the weight of the margin regularisation.
+    features; ``head``, a fusion head on these features; and ``rho``, the weight of the margin regularisation, by
+    default 0.5. The mixin brings ``forward``, ``training_step``, ``validation_step``, ``test_step`` and
+    ``predict_step``, and replaces those of the classes behind it; everything else of yours stays.
 
-    Override ``split_batch`` for batches that are not ``(inputs, target)``. If you override ``training_step``, return
-    ``self.crmt_loss(self(inputs), target)``, alone or among other terms.
+    Override ``split_batch`` for batches that are not ``(inputs, target)``. If you write a ``training_step`` in the
+    class that has the mixin, return ``self.crmt_loss(self(inputs), target)``, alone or among other terms.
 
     >>> from lightning_crmt.encoders import MLP
     >>> class Mine(CRMTMixin, LightningModule):
@@ -53,11 +62,12 @@ class CRMTMixin:
 
     encoders: Mapping[str, nn.Module] | nn.ModuleDict
     head: Fusion
-    rho: float
+    rho: float = 0.5
 
     #: What ``crmt_loss`` answers instead of step 1's loss while a callback has the module in another stage.
-    stage_objective: Callable[[FusionOutput, Tensor], Tensor] | None = None
-    _crmt_loss_called: bool = False
+    stage_objective: StageObjective | None = None
+    #: Whether a training step has asked for the loss in this stage.
+    crmt_loss_called: bool = False
 
     # What a LightningModule brings.
     log: Callable[..., None]
@@ -91,36 +101,49 @@ class CRMTMixin:
         Raises:
             ValueError: if logits are not finite, or a class is out of range.
         """
-        self._crmt_loss_called = True
+        self.crmt_loss_called = True
         check_logits(output.logits)
         check_target(target, self.head.num_classes, output.logits.shape[0])
         if self.stage_objective is not None:
-            return self.stage_objective(output, target)
+            return self.stage_objective.loss(output, target)
         loss = nn.functional.cross_entropy(output.logits, target)
         if self.rho > 0:
             loss = loss + self.rho * margin_regularization(output.scores, target)
         return loss
 
-    def certify(self, inputs: Inputs, lipschitz: LipschitzConstants) -> Certificate:
+    def certify(
+        self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Level = "sound"
+    ) -> Certificate:
         """Certificate of the predictions for ``inputs``, in evaluation mode and full precision.
 
         Args:
             inputs: one batch by modality.
-            lipschitz: constants of these very weights; with estimated ones the radii are estimates.
+            lipschitz: constants of these very weights; with estimated ones the radii are estimates. By default bounds
+                of the encoders are computed.
+            level: ``"rigorous"`` counts rounding too, see
+                :func:`~lightning_crmt.certification.certify_late_fusion`, also for what it raises.
+
+        >>> from lightning_crmt.encoders import MLP
+        >>> model = CRMTModule({"audio": MLP(20, 16), "image": MLP(30, 16)}, num_classes=10)
+        >>> model.certify({"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}).soundness.label
+        'certified'
         """
         assert isinstance(self, nn.Module)
-        with borrow(self), torch.no_grad():
-            inputs = {
-                name: differentiable({name: value}, self)[name].detach() if value.is_floating_point() else value
-                for name, value in inputs.items()
-            }
-            return certify(self(inputs), self.head, lipschitz)
+        hooked = self._forward_hooks or self._forward_pre_hooks
+        changed = hooked or getattr(self.forward, "__func__", None) is not CRMTMixin.forward
+        if changed and (lipschitz is None or level == "rigorous"):
+            raise ValueError(
+                "`lipschitz` must be given, and `level` be 'sound', where `forward` is overridden or has hooks: bounds "
+                "of the encoders say nothing about what else it does"
+            )
+        return certify_late_fusion(self, inputs, lipschitz, level=level)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of a batch; logs ``train/loss``."""
+        """The loss of a batch; logs ``train/loss``, or under the name of a stage's own objective."""
         inputs, target = self.split_batch(batch)
         loss = self.crmt_loss(self(inputs), target)
-        self.log("train/loss", loss, batch_size=len(target))
+        name = "loss" if self.stage_objective is None else self.stage_objective.name
+        self.log(f"train/{name}", loss, batch_size=len(target))
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -136,10 +159,32 @@ class CRMTMixin:
         inputs = batch if isinstance(batch, Mapping) else self.split_batch(batch)[0]
         return self(inputs).logits.softmax(dim=1)
 
+    def check_parts(self) -> None:
+        """Check that the module has what the mixin needs.
+
+        Raises:
+            TypeError: naming ``encoders`` or ``head``, if it is missing or of another kind.
+            ValueError: if they do not have the same modalities, or ``rho`` is negative.
+        """
+        head, encoders = getattr(self, "head", None), getattr(self, "encoders", None)
+        if not isinstance(encoders, Mapping | nn.ModuleDict):
+            raise TypeError(f"`encoders` must map names of modalities to modules, got {describe(encoders)}")
+        if not isinstance(head, Fusion):
+            raise TypeError(f"`head` must be a fusion head such as OrthogonalFusion, got {describe(head)}")
+        check_same_modalities("encoders", encoders.keys(), head.in_features)
+        if not self.rho >= 0:
+            raise ValueError(f"`rho` must be at least 0, got {self.rho}")
+
+    def on_fit_start(self) -> None:
+        """Checks the parts."""
+        super().on_fit_start()  # type: ignore[misc]
+        self.check_parts()
+        self.crmt_loss_called = False
+
     def on_train_end(self) -> None:
         """Warns if nothing asked for the CRMT loss during the fit."""
         super().on_train_end()  # type: ignore[misc]
-        if not self._crmt_loss_called:
+        if not self.crmt_loss_called:
             rank_zero_warn(
                 "no training step called `crmt_loss`, so this was not CRMT: an overridden `training_step` must return "
                 "`self.crmt_loss(self(inputs), target)`, alone or among other terms"
@@ -169,7 +214,8 @@ class CRMTModule(CRMTMixin, LightningModule):
         in_features: size of each encoder's features; read off the encoder's ``out_features``, or that of the last
             module in a ``Sequential`` that has one, if not given.
         optimizer: makes the optimizer from two parameter groups named ``body`` and ``integration``.
-        lr_scheduler: makes a learning rate scheduler, stepped every epoch, from the optimizer.
+        lr_scheduler: makes a learning rate scheduler, stepped every epoch, from the optimizer; one that watches a
+            metric watches ``val/loss``.
 
     Raises:
         ValueError: if ``rho`` is negative, a size of features cannot be found, or the head cannot be built.
@@ -191,6 +237,10 @@ class CRMTModule(CRMTMixin, LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(encoders, Mapping) or not all(isinstance(e, nn.Module) for e in encoders.values()):
+            raise TypeError(f"`encoders` must map names of modalities to modules, got {describe(encoders)}")
+        if not callable(head) or isinstance(head, nn.Module):
+            raise TypeError(f"`head` must be a class of fusion heads or make one, got {describe(head)}")
         check_modality_names("encoders", encoders)
         if not rho >= 0:
             raise ValueError(f"`rho` must be at least 0, got {rho}")
@@ -216,7 +266,9 @@ class CRMTModule(CRMTMixin, LightningModule):
         optimizer = self.make_optimizer([group for group in groups if group["params"]])
         if self.make_lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer)}}
+        # ``monitor`` is for schedulers that watch a metric; others ignore it.
+        scheduler = {"scheduler": self.make_lr_scheduler(optimizer), "monitor": "val/loss"}
+        return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": scheduler})
 
 
 def _out_features(name: str, encoder: nn.Module) -> int:

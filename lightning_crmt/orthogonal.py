@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -237,8 +238,16 @@ class OrthogonalConv2d(_OrthogonalConv):
     axes = 2
 
 
+class Fixable(ABC):
+    """A module that knows its own replacement in :func:`with_fixed_weights`."""
+
+    @abstractmethod
+    def fixed(self) -> nn.Module:
+        """A module that computes the same from numbers that are stored."""
+
+
 def with_fixed_weights(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` in which every orthogonal layer is torch's plain layer with the weights it has now.
+    """A copy of ``module`` whose orthogonal layers and heads are plain ones, with the weights they have now.
 
     For deployment: nothing is orthogonalised in its forward pass, and its weights are the same on every machine, where
     a QR decomposition may differ in the last bit. Training the copy would leave orthogonality behind.
@@ -254,10 +263,10 @@ def with_fixed_weights(module: nn.Module) -> nn.Module:
     fixed = copy.deepcopy(module)
     for parent in list(fixed.modules()):
         for name, child in parent._modules.items():
-            if child is not None and type(child) in _PLAIN:
+            if child is not None and _is_computed(child):
                 plain[child] = plain.get(child) or _plain(child)
                 setattr(parent, name, plain[child])
-    return _plain(fixed) if type(fixed) in _PLAIN else fixed
+    return _plain(fixed) if _is_computed(fixed) else fixed
 
 
 _PLAIN: dict[type[nn.Module], type[nn.Linear | nn.Conv1d | nn.Conv2d]] = {
@@ -267,7 +276,13 @@ _PLAIN: dict[type[nn.Module], type[nn.Linear | nn.Conv1d | nn.Conv2d]] = {
 }
 
 
+def _is_computed(module: nn.Module) -> bool:
+    return type(module) in _PLAIN or isinstance(module, Fixable)
+
+
 def _plain(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, Fixable):
+        return layer.fixed().train(layer.training)
     assert isinstance(layer, OrthogonalLinear | _OrthogonalConv)
     # On no device: its own random weights are not wanted, nor the random numbers they would take.
     settings: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta"}

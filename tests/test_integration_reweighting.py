@@ -1,18 +1,23 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import pickle
 import re
+from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler
 
-from lightning_crmt import LinearFusion, estimate_lipschitz, integration_objective
+from lightning_crmt import CRMTModule, LinearFusion, Soundness, estimate_lipschitz, integration_objective
 from lightning_crmt.callbacks import CertifiedRobustness, IntegrationReweighting, MissingModalities
+from lightning_crmt.encoders import LipschitzMLP
 from lightning_crmt.losses import true_class_radii
+
+Estimated = partial(CertifiedRobustness, constants="estimated")
 
 
 class Record(Callback):
@@ -188,7 +193,13 @@ def test_observers_leave_no_trace(make_model, data, make_trainer):
         )
         return model.state_dict()
 
-    assert changed(fit(), fit(CertifiedRobustness([0.1]), MissingModalities(), MissingModalities("dropped"))) == set()
+    assert (
+        changed(
+            fit(),
+            fit(Estimated([0.1]), MissingModalities(), MissingModalities("dropped")),
+        )
+        == set()
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,3 +281,103 @@ def test_a_fit_that_ends_early_says_so(make_model, data, make_trainer):
 
     with pytest.warns(UserWarning, match="the fit ended after 1 epochs, before step 2 began at epoch 2"):
         make_trainer(Stop(), IntegrationReweighting(last_epochs=1)).fit(make_model(), datamodule=data)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])
+def test_every_precision_reaches_step_two(precision, make_model, data, make_trainer):
+    model, step_2 = make_model(), IntegrationReweighting(last_epochs=1)
+    make_trainer(step_2, max_epochs=2, precision=precision).fit(model, datamodule=data)
+    assert all(value.isfinite().all() for value in step_2.lipschitz.values.values())
+    assert step_2._clip > 0
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_trained_longer_from_step_two_it_measures_anew(make_model, data, make_trainer, tmp_path):
+    def fit(model, max_epochs, **settings):
+        step_2, record = IntegrationReweighting(last_epochs=1), Record()
+        saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        trainer = make_trainer(record, step_2, saving, max_epochs=max_epochs, enable_checkpointing=True)
+        trainer.fit(model, datamodule=data, **settings)
+        return step_2, record
+
+    one_group = lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4)  # noqa: E731
+    first, again = make_model(), make_model(seed=1)
+    for model in (first, again):
+        model.configure_optimizers = lambda model=model: one_group(model)
+    short, _ = fit(first, 2)
+    longer, record = fit(again, 4, ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    assert not torch.equal(short.lipschitz.values["fou"], longer.lipschitz.values["fou"])
+    step = (record.states[0]["encoders.mor.layers.1.weight"] - record.states[1]["encoders.mor.layers.1.weight"]).abs()
+    assert 0 < step.max() < 6 * 2e-4, "step 1 goes on at its own learning rate"
+
+
+def test_used_again_it_measures_anew(make_model, data, make_trainer):
+    step_2 = IntegrationReweighting(last_epochs=1)
+    make_trainer(step_2, max_epochs=2).fit(make_model(), datamodule=data)
+    before = step_2.lipschitz.values["fou"]
+    make_trainer(step_2, max_epochs=2).fit(make_model(seed=5), datamodule=data)
+    assert not torch.equal(before, step_2.lipschitz.values["fou"])
+
+
+def test_a_fast_development_run_goes_through_step_two(make_model, data, make_trainer):
+    step_2 = IntegrationReweighting(last_epochs=10)
+    make_trainer(step_2, max_epochs=50, fast_dev_run=True).fit(make_model(), datamodule=data)
+    assert step_2.lipschitz is not None
+
+
+def test_sound_constants(data, make_trainer):
+    seed_everything(0, verbose=False)
+    model = CRMTModule({"fou": LipschitzMLP(76, 16, (16,)), "mor": LipschitzMLP(6, 16, (16,))}, num_classes=10)
+    step_2 = IntegrationReweighting(last_epochs=1, constants="sound")
+    make_trainer(step_2, max_epochs=2).fit(model, datamodule=data)
+    assert step_2.lipschitz.soundness is Soundness.SOUND
+    assert step_2.lipschitz.of == "encoder"
+    assert float(step_2.lipschitz.values["fou"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_samples_that_training_leaves_out_are_not_read(make_model, data, make_trainer):
+    data.setup()
+    few = DataLoader(data.parts["train"], batch_size=50, sampler=SubsetRandomSampler(range(0, 1200, 10)))
+    record, model, step_2 = Record(), make_model(), IntegrationReweighting(last_epochs=1)
+    make_trainer(record, step_2, max_epochs=2).fit(model, few, data.val_dataloader())
+    model.load_state_dict(record.states[1])
+    tau = estimate_lipschitz(model, [{name: x[::10] for name, x in data.parts["train"].inputs.items()}])
+    torch.testing.assert_close(step_2.lipschitz.values["fou"], tau.values["fou"])
+
+
+def test_an_unknown_sampler_asks_for_batches(make_model, data, make_trainer):
+    class Odd(Sampler):
+        def __iter__(self):
+            return iter(range(100))
+
+        def __len__(self):
+            return 100
+
+    data.setup()
+    loader = DataLoader(data.parts["train"], batch_size=50, sampler=Odd())
+    with pytest.raises(TypeError, match="cannot know which samples a Odd leaves out; pass `dataloader=`"):
+        make_trainer(IntegrationReweighting(last_epochs=1), max_epochs=2).fit(
+            make_model(), loader, data.val_dataloader()
+        )
+
+
+def test_a_generator_of_batches_is_refused():
+    with pytest.raises(TypeError, match="must not be an iterator, got a generator"):
+        IntegrationReweighting(last_epochs=1, dataloader=(batch for batch in []))
+
+
+def test_step_two_without_its_loss_is_an_error(data, make_trainer, make_model):
+    model = make_model()
+    model.training_step = lambda batch, batch_idx: model(batch[0]).logits.square().mean()
+    with pytest.raises(RuntimeError, match="step 2 trains on what `crmt_loss` answers"):
+        make_trainer(IntegrationReweighting(last_epochs=1), max_epochs=2).fit(model, datamodule=data)
+
+
+def test_the_module_can_be_pickled_within_step_two(make_model, data, make_trainer):
+    class Pickle(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            pl_module.trainer = None
+            pickle.dumps(pl_module)
+            pl_module.trainer = trainer
+
+    make_trainer(IntegrationReweighting(last_epochs=1), Pickle(), max_epochs=2).fit(make_model(), datamodule=data)

@@ -114,6 +114,7 @@ def test_logits_of_finds_them(output):
     ("output", "got"),
     [
         (torch.ones(3), "a float32 tensor of shape (3,)"),
+        (torch.ones(3, 1), "a float32 tensor of shape (3, 1)"),
         ({"scores": torch.ones(2, 3)}, "a dict with keys ['scores']"),
         ((), "a tuple"),
         (None, "a NoneType"),

@@ -233,3 +233,33 @@ def test_precision_is_the_trainers(precision, make_model, data, make_trainer):
     rows = model.head.directions["fou"]
     assert rows.dtype is (torch.float64 if precision == "64-true" else torch.float32)
     assert (rows @ rows.mT - torch.eye(10)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (
+            lambda m: delattr(m, "head"),
+            TypeError,
+            "`head` must be a fusion head such as OrthogonalFusion, got a NoneType",
+        ),
+        (lambda m: setattr(m, "head", nn.Linear(2, 2)), TypeError, "got a Linear"),
+        (lambda m: setattr(m, "encoders", nn.Linear(2, 2)), TypeError, "`encoders` must map names of modalities"),
+        (lambda m: setattr(m, "rho", -1.0), ValueError, "`rho` must be at least 0, got -1.0"),
+        (lambda m: m.encoders.pop("mor"), ValueError, "`encoders` must hold exactly the modalities ['fou', 'mor']"),
+    ],
+)
+def test_missing_parts_of_a_module_of_ones_own_are_named(spoil, error, message, data, make_trainer):
+    model = Own()
+    spoil(model)
+    with pytest.raises(error, match=re.escape(message)):
+        make_trainer().fit(model, datamodule=data)
+
+
+def test_rho_has_a_default():
+    assert CRMTMixin.rho == 0.5
+
+
+def test_a_scheduler_that_watches_watches_the_validation_loss():
+    model = module_of(2, lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
+    assert model.configure_optimizers()["lr_scheduler"]["monitor"] == "val/loss"

@@ -2,17 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_crmt import CRMTModule, LinearFusion
 from lightning_crmt.callbacks import CertifiedRobustness, MissingModalities
-from lightning_crmt.encoders import MLP
+from lightning_crmt.encoders import MLP, LipschitzMLP
+from lightning_crmt.layers import with_fixed_weights
+
+Estimated = partial(CertifiedRobustness, constants="estimated")
 
 
 def expected_metrics(logits_of, inputs, target, radii):
@@ -56,7 +60,7 @@ def test_logged_numbers_are_those_of_the_formulas(make_model, data, make_trainer
     data.batch_size = 7
     radii = [0.0, 0.05, 0.1]
     make_trainer(max_epochs=20, limit_val_batches=0).fit(model, datamodule=data)
-    (found,) = make_trainer(CertifiedRobustness(radii)).test(model, datamodule=data, verbose=False)
+    (found,) = make_trainer(Estimated(radii)).test(model, datamodule=data, verbose=False)
     part = data.parts["test"]
     model.eval()
     expected = expected_metrics(lambda x: model(x).logits, part.inputs, part.target, radii)
@@ -71,14 +75,14 @@ def test_logged_numbers_are_those_of_the_formulas(make_model, data, make_trainer
 
 
 def test_no_key_says_certified(make_model, data, make_trainer):
-    (found,) = make_trainer(CertifiedRobustness([0.1])).test(make_model(), datamodule=data, verbose=False)
+    (found,) = make_trainer(Estimated([0.1])).test(make_model(), datamodule=data, verbose=False)
     assert not [key for key in found if "certified" in key]
     assert "test/estimated_accuracy/joint@0.1" in found
 
 
 @pytest.mark.parametrize("batch_size", [7, 400])
 def test_numbers_do_not_depend_on_the_split_into_batches(batch_size, make_model, data, make_trainer):
-    observers = [CertifiedRobustness([0.05]), MissingModalities("dropped")]
+    observers = [Estimated([0.05]), MissingModalities("dropped")]
     (whole,) = make_trainer(*observers).test(make_model(), datamodule=data, verbose=False)
     data.batch_size = batch_size
     (split,) = make_trainer(*observers).test(make_model(), datamodule=data, verbose=False)
@@ -154,7 +158,7 @@ def test_any_module_by_naming_its_inputs(kind, batches, make_trainer):
         "dict": Named(image, audio, y, nested=False),
     }[batches]
     names = ("image", "audio")
-    trainer = make_trainer(CertifiedRobustness([0.1], inputs=names), MissingModalities(inputs=names))
+    trainer = make_trainer(Estimated([0.1], inputs=names), MissingModalities(inputs=names))
     (found,) = trainer.test(model, DataLoader(dataset, batch_size=8), verbose=False)
     expected = expected_metrics(lambda x: model.logits(**x), {"image": image, "audio": audio}, y, [0.1])
     for key, value in expected.items():
@@ -195,20 +199,20 @@ def test_measured_every_n_epochs_logged_every_epoch(make_model, data, make_train
             seen.append(trainer.callback_metrics.get(key))
 
     best = ModelCheckpoint(tmp_path, monitor=key, mode="max")
-    callbacks = [Watch(every_n_epochs=2), best]
-    make_trainer(*callbacks, max_epochs=4, enable_checkpointing=True, num_sanity_val_steps=2).fit(
+    callbacks = [Watch(constants="estimated", every_n_epochs=2), best]
+    make_trainer(*callbacks, max_epochs=6, enable_checkpointing=True, num_sanity_val_steps=2).fit(
         make_model(), datamodule=data
     )
     sanity, *epochs = [None if value is None else float(value) for value in seen]
     assert sanity is None
-    assert epochs[0] == epochs[1] != epochs[2] == epochs[3]
+    assert epochs[0] == epochs[1] != epochs[2] == epochs[3] != epochs[4] != epochs[5], "0, 2, 4, and the last"
     assert float(best.best_model_score) == max(epochs)
 
 
 def test_two_loaders_are_kept_apart(make_model, data, make_trainer):
     data.setup()
     loaders = [data.val_dataloader(), data.test_dataloader()]
-    found = make_trainer(CertifiedRobustness(), MissingModalities()).test(make_model(), loaders, verbose=False)
+    found = make_trainer(Estimated(), MissingModalities()).test(make_model(), loaders, verbose=False)
     keys = {key for each in found for key in each}
     assert {"test/estimated_radius/joint/dataloader_idx_0", "test/estimated_radius/joint/dataloader_idx_1"} <= keys
 
@@ -228,7 +232,7 @@ def test_a_model_that_diverged_has_radius_zero_and_the_run_goes_on(data, make_tr
         model.image_net.weight[0, 0] = torch.nan
     image, audio, y = torch.randn(20, 4), torch.randn(20, 3), torch.arange(20) % 5
     loader = DataLoader(TensorDataset(image, audio, y), batch_size=8)
-    trainer = make_trainer(CertifiedRobustness([0.0], inputs=("image", "audio")))
+    trainer = make_trainer(Estimated([0.0], inputs=("image", "audio")))
     (found,) = trainer.test(model, loader, verbose=False)
     for name in ("joint", "image", "audio"):
         assert found[f"test/estimated_radius/{name}"] == 0
@@ -238,10 +242,26 @@ def test_a_model_that_diverged_has_radius_zero_and_the_run_goes_on(data, make_tr
 @pytest.mark.parametrize(
     ("callback", "error", "message"),
     [
-        (lambda: CertifiedRobustness([-0.1]), ValueError, "`radii` must be at least 0, got [-0.1]"),
-        (lambda: CertifiedRobustness(every_n_epochs=0), ValueError, "`every_n_epochs` must be at least 1, got 0"),
-        (lambda: CertifiedRobustness(max_batches=0), ValueError, "`max_batches` must be at least 1, got 0"),
-        (lambda: CertifiedRobustness(inputs="fou"), TypeError, "`inputs` must be a sequence of names, got the string"),
+        (
+            lambda: Estimated([-0.1]),
+            ValueError,
+            "`radii` must be numbers, at least 0 and finite, got [-0.1]",
+        ),
+        (
+            lambda: Estimated(every_n_epochs=0),
+            ValueError,
+            "`every_n_epochs` must be at least 1, got 0",
+        ),
+        (
+            lambda: Estimated(max_batches=0),
+            ValueError,
+            "`max_batches` must be at least 1, got 0",
+        ),
+        (
+            lambda: Estimated(inputs="fou"),
+            TypeError,
+            "`inputs` must be a sequence of names, got the string",
+        ),
         (lambda: MissingModalities("noise"), ValueError, "`represent` must be 'zeroed' or 'dropped', got 'noise'"),
         (lambda: MissingModalities(max_missing=0), ValueError, "`max_missing` must be at least 1, got 0"),
     ],
@@ -254,8 +274,15 @@ def test_bad_settings_are_refused(callback, error, message):
 @pytest.mark.parametrize(
     ("callback", "error", "message"),
     [
-        (CertifiedRobustness(), ValueError, "`inputs` must name the modalities of Positional"),
-        (CertifiedRobustness(inputs=("a", "b", "c")), TypeError, "a batch must be (a, b, c, target)"),
+        (Estimated(), ValueError, "`inputs` must name the modalities of Positional"),
+        (
+            Estimated(inputs=("a", "b", "c")),
+            ValueError,
+            "how to call Positional.forward(first, second)",
+        ),
+        (CertifiedRobustness(inputs=("a", "b")), TypeError, "constants='sound' needs a CRMT module"),
+        (CertifiedRobustness(inputs=("a", "b"), constants="rigorous"), TypeError, "choose constants='estimated'"),
+        (Estimated(inputs=("a", "b"), budgets=[{"c": 1.0}]), ValueError, "among ['a', 'b'], got ['c']"),
         (MissingModalities("dropped", inputs=("a", "b")), TypeError, "needs a module with a fusion head as `head`"),
     ],
 )
@@ -266,8 +293,8 @@ def test_what_does_not_fit_the_module_is_refused(callback, error, message, make_
 
 
 def test_an_unknown_modality_lists_the_known_ones(make_model, data, make_trainer):
-    with pytest.raises(ValueError, match=re.escape("`inputs` names ['zer'], but the batch holds ['fou', 'mor']")):
-        make_trainer(CertifiedRobustness(inputs=("fou", "zer"))).test(make_model(), datamodule=data, verbose=False)
+    with pytest.raises(ValueError, match=re.escape("got ['fou', 'zer']: missing ['mor'], unknown ['zer']")):
+        make_trainer(Estimated(inputs=("fou", "zer"))).test(make_model(), datamodule=data, verbose=False)
 
 
 def test_a_model_that_detaches_is_told_so(make_trainer):
@@ -277,10 +304,110 @@ def test_a_model_that_detaches_is_told_so(make_trainer):
 
     loader = DataLoader(TensorDataset(torch.randn(8, 4), torch.randn(8, 3), torch.arange(8) % 5), batch_size=8)
     with pytest.raises(RuntimeError, match="carry no gradient to its inputs"):
-        make_trainer(CertifiedRobustness(inputs=("a", "b"))).test(Detaches(None), loader, verbose=False)
+        make_trainer(Estimated(inputs=("a", "b"))).test(Detaches(None), loader, verbose=False)
 
 
 def test_linear_head_has_integration_factors(make_model, data, make_trainer):
     model = make_model(head=LinearFusion)
-    (found,) = make_trainer(CertifiedRobustness()).test(model, datamodule=data, verbose=False)
+    (found,) = make_trainer(Estimated()).test(model, datamodule=data, verbose=False)
     assert found["test/integration_factor/fou"] > 0
+
+
+def loader_of(y):
+    return DataLoader(TensorDataset(torch.randn(len(y), 4), torch.randn(len(y), 3), y), batch_size=8)
+
+
+@pytest.mark.parametrize("callback", [Estimated, MissingModalities])
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.zeros(8, 1, dtype=torch.long), "`target` must have shape (8,)"),
+        (torch.full((8,), 5), "class indices from 0 to 4, got values from 5 to 5"),
+    ],
+)
+def test_bad_targets_are_named(callback, y, message, make_trainer):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_trainer(callback(inputs=("a", "b"))).test(Positional(None), loader_of(y), verbose=False)
+
+
+def test_a_single_logit_is_refused(make_trainer):
+    class Binary(Positional):
+        def forward(self, first, second):
+            return self.logits(first, second)[:, :1]
+
+    with pytest.raises(TypeError, match=re.escape("for a single logit z, return stack([0, z], dim=1)")):
+        make_trainer(Estimated(inputs=("a", "b"))).test(
+            Binary(None), loader_of(torch.zeros(8, dtype=torch.long)), verbose=False
+        )
+
+
+def test_a_rhythm_that_never_meets_the_validations_still_measures(make_model, data, make_trainer):
+    trainer = make_trainer(Estimated(every_n_epochs=2), check_val_every_n_epoch=2, max_epochs=4)
+    trainer.fit(make_model(), datamodule=data)
+    assert "val/estimated_radius/joint" in trainer.callback_metrics
+
+
+def test_extra_keywords_of_forward_are_left_alone(make_trainer):
+    class Extra(TakesDict):
+        def forward(self, batch, **kwargs):
+            return super().forward(batch)
+
+    trainer = make_trainer(Estimated(inputs=("image", "audio")))
+    (found,) = trainer.test(Extra(None), loader_of(torch.arange(8) % 5), verbose=False)
+    assert found["test/estimated_radius/joint"] >= 0
+
+
+def lipschitz_model(**settings):
+    torch.manual_seed(0)
+    encoders = {"fou": LipschitzMLP(76, 16, (16,)), "mor": LipschitzMLP(6, 16, (16,))}
+    return CRMTModule(encoders, num_classes=10, **settings)
+
+
+def test_certified_numbers_are_those_of_the_certificate(data, make_trainer):
+    model = lipschitz_model()
+    make_trainer(max_epochs=30, limit_val_batches=0).fit(model, datamodule=data)
+    callback = CertifiedRobustness([0.02, 0.05], budgets=[{"fou": 0.02, "mor": 0.03}])
+    (found,) = make_trainer(callback).test(model, datamodule=data, verbose=False)
+    part = data.parts["test"]
+    certificate = model.certify(part.inputs)
+    assert certificate.soundness.certified
+    right = certificate.prediction == part.target
+    for name, radius in {"joint": certificate.radius(), "mor": certificate.radius(["mor"])}.items():
+        robust = right & (radius > 0.02)
+        assert 0 < robust.float().mean() < right.float().mean()
+        assert found[f"test/certified_accuracy/{name}@0.02"] == pytest.approx(robust.float().mean().item())
+        assert found[f"test/certified_radius/{name}"] == pytest.approx((radius * right).mean().item(), rel=1e-4)
+    worst = min((right & (certificate.radius() > 0.02))[part.target == k].float().mean().item() for k in range(10))
+    assert found["test/certified_accuracy_worst_class/joint@0.02"] == pytest.approx(worst)
+    tolerated = (right & certificate.tolerates({"fou": 0.02, "mor": 0.03})).float().mean().item()
+    assert found["test/certified_accuracy/fou=0.02+mor=0.03"] == pytest.approx(tolerated)
+    assert not [key for key in found if "estimated" in key]
+
+
+def test_estimates_never_fall_below_bounds(data, make_trainer):
+    observers = [CertifiedRobustness([0.02]), Estimated([0.02])]
+    model = lipschitz_model()
+    make_trainer(max_epochs=10, limit_val_batches=0).fit(model, datamodule=data)
+    (found,) = make_trainer(*observers).test(model, datamodule=data, verbose=False)
+    for name in ("joint", "fou", "mor"):
+        assert found[f"test/certified_radius/{name}"] <= found[f"test/estimated_radius/{name}"] * 1.0001
+
+
+def test_rigorous_certificates_of_fixed_weights(make_trainer, data):
+    model = with_fixed_weights(lipschitz_model())
+    observers = [CertifiedRobustness([0.0], constants=level) for level in ("sound", "rigorous")]
+    found = [make_trainer(observer).test(model, datamodule=data, verbose=False)[0] for observer in observers]
+    sound, rigorous = (each["test/certified_radius/joint"] for each in found)
+    assert 0.9 * sound < rigorous < sound
+
+
+def test_encoders_without_a_bound_fail_before_training(data, make_trainer):
+    encoders = {"fou": nn.Sequential(nn.Linear(76, 16), nn.LayerNorm(16)), "mor": MLP(6, 16)}
+    model = CRMTModule(encoders, num_classes=10, in_features={"fou": 16})
+
+    class Never(Callback):
+        def on_train_batch_start(self, *args):
+            raise AssertionError("training began")
+
+    with pytest.raises(ValueError, match="the encoder of 'fou': no Lipschitz bound is known for '1', a LayerNorm"):
+        make_trainer(CertifiedRobustness(), Never(), num_sanity_val_steps=1).fit(model, datamodule=data)

@@ -35,7 +35,7 @@ def main(strategy, processes, batch_size, folder):
     trainer = Trainer(
         accelerator="cpu", strategy=strategy, devices=int(processes), max_epochs=8, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[switch, step_2, CertifiedRobustness([0.1]), MissingModalities()],
+        callbacks=[switch, step_2, CertifiedRobustness([0.1], constants="estimated"), MissingModalities()],
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}

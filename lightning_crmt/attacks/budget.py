@@ -4,16 +4,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lightning_crmt.modality import Inputs, check_modality_names
+from lightning_crmt.attacks.geometry import (
+    Perturbation,
+    Room,
+    choose,
+    dot,
+    like,
+    longest_within,
+    norms_of,
+    nudged_towards,
+    times,
+)
+from lightning_crmt.modality import Inputs, check_modality_names, describe
 
-#: A change of the inputs, by modality; those left out stay as they are.
-Perturbation: TypeAlias = dict[str, Tensor]
 #: One radius for all samples, or one per sample ``(B,)``.
 Radius: TypeAlias = float | Tensor
 
@@ -34,7 +43,7 @@ class Budget:
         box: lowest and highest value an input may take after the attack, by modality.
 
     Raises:
-        ValueError: if a radius is negative or NaN, a box is empty, or arguments contradict each other.
+        ValueError: if a radius is negative, NaN or infinite, a box is empty, or arguments contradict each other.
 
     >>> Budget(0.2), Budget(0.2, modalities=["audio"]), Budget({"audio": 0.1, "image": 0.3})
     (Budget(0.2), Budget(0.2, modalities=['audio']), Budget({'audio': 0.1, 'image': 0.3}))
@@ -59,8 +68,9 @@ class Budget:
         elif modalities is not None:
             check_modality_names("modalities", modalities)
         for value in radius.values() if isinstance(radius, Mapping) else [radius]:
-            if not bool((torch.as_tensor(value) >= 0).all()):
-                raise ValueError(f"`radius` must be at least 0, got {radius}")
+            given = torch.as_tensor(value)
+            if given.dim() > 1 or not bool(((given >= 0) & (given < torch.inf)).all()):
+                raise ValueError(f"`radius` must be finite and at least 0, a number or one per sample, got {radius}")
         for name, (low, high) in (box or {}).items():
             if not low < high:
                 raise ValueError(f"`box[{name!r}]` must be (low, high) with low < high, got {(low, high)}")
@@ -85,105 +95,161 @@ class Budget:
         """The modalities that are perturbed.
 
         Raises:
-            ValueError: if the budget names one that ``inputs`` lacks, or the clean input lies outside its box.
+            ValueError: if the budget names one that ``inputs`` lacks, has radii for another number of samples, or the
+                clean input lies outside its box.
+            TypeError: if one of them holds integers.
+
+        >>> Budget({"audio": 0.1}).attacked({"image": torch.zeros(1, 3)})
+        Traceback (most recent call last):
+            ...
+        ValueError: Budget({'audio': 0.1}) must name modalities among ['image'], got ['audio']
         """
         chosen = list(self.radius) if isinstance(self.radius, dict) else (self.modalities or list(inputs))
         unknown = [name for name in [*chosen, *self.box] if name not in inputs]
         if unknown:
             raise ValueError(f"{self} must name modalities among {list(inputs)}, got {unknown}")
+        for name in chosen:
+            value = inputs[name]
+            if not value.is_floating_point():
+                raise TypeError(
+                    f"`inputs[{name!r}]` must be floating point to be perturbed, got {describe(value)}; "
+                    "leave it out of the budget, or make the embedded sequence the input"
+                )
+            radius = torch.as_tensor(self.radius[name] if isinstance(self.radius, dict) else self.radius)
+            if radius.shape not in ((), (len(value),)):
+                raise ValueError(
+                    f"`radius` must be a number or one for each of {len(value)} samples, got {len(radius)}"
+                )
         for name, (low, high) in self.box.items():
             if bool((inputs[name] < low).any()) or bool((inputs[name] > high).any()):
-                raise ValueError(f"`inputs[{name!r}]` must lie in its box {(low, high)} before the attack")
+                found = tuple(bound.item() for bound in inputs[name].aminmax())
+                raise ValueError(
+                    f"`inputs[{name!r}]` must lie in its box {(low, high)} before the attack, got values in {found}"
+                )
         return chosen
 
+    def select(self, rows: Tensor) -> Budget:
+        """The budget of some of the samples.
+
+        >>> Budget(torch.tensor([0.1, 0.2, 0.3])).select(torch.tensor([2]))
+        Budget(tensor([0.3000]))
+        """
+
+        def chosen(radius: Radius) -> Radius:
+            one_each = isinstance(radius, Tensor) and radius.dim() == 1
+            return radius[rows.to(radius.device)] if one_each and isinstance(radius, Tensor) else radius
+
+        several = isinstance(self.radius, dict)
+        radius = (
+            {n: chosen(r) for n, r in self.radius.items()} if isinstance(self.radius, dict) else chosen(self.radius)
+        )
+        return Budget(radius, modalities=None if several else self.modalities, norm=self.norm, box=self.box)
+
     def project(self, delta: Perturbation, inputs: Inputs, factor: Radius = 1.0) -> Perturbation:
-        """The nearest perturbation within ``factor`` times the budget; then clipped to the box, which only shrinks it.
+        """The perturbation nearest to ``delta`` within the box and ``factor`` times the budget.
 
         Args:
             delta: by attacked modality.
             inputs: the clean inputs.
             factor: scales all radii, a number or one per sample ``(B,)``.
+
+        >>> x = {"audio": torch.zeros(1, 2)}
+        >>> Budget(1.0).project({"audio": torch.tensor([[3.0, 4.0]]).double()}, x)
+        {'audio': tensor([[0.6000, 0.8000]], dtype=torch.float64)}
+        >>> Budget(1.0, box={"audio": (0.0, 0.6)}).project({"audio": torch.tensor([[3.0, 4.0]]).double()}, x)
+        {'audio': tensor([[0.6000, 0.6000]], dtype=torch.float64)}
         """
-        radii = self._radii(delta, factor)
-        if self.norm == "linf":
-            delta = {name: d.clamp(-_like(radii[name], d), _like(radii[name], d)) for name, d in delta.items()}
-        else:
-            norms = self._norms(delta)
-            scales = {name: (radii[name] / norms[name].clamp(min=1e-30)).clamp(max=1) for name in delta}
-            delta = {name: d * _like(scales[name].to(d), d) for name, d in delta.items()}
-        for name, (low, high) in self.box.items():
-            if name in delta:
-                delta[name] = (inputs[name] + delta[name]).clamp(low, high) - inputs[name]
-        return delta
+        return self._longest(delta, inputs, factor, at_most=1.0)
 
-    def size(self, delta: Perturbation) -> Tensor:
-        """The smallest factor of the budget that contains ``delta``, ``(B,)``, in float64; 1 on its border."""
-        radii = self._radii(delta, 1.0)
-        shares = []
-        for name, norm in self._norms(delta).items():
-            share = norm / radii[name]
-            shares.append(torch.where(norm == 0, torch.zeros_like(share), share))
-        return torch.stack(shares).amax(dim=0)
-
-    def steepest(self, gradient: Perturbation) -> tuple[Perturbation, Tensor]:
-        r"""The perturbation in the budget along which a loss with this gradient grows most, and by how much.
+    def steepest(self, gradient: Perturbation, inputs: Inputs, factor: Radius = 1.0) -> tuple[Perturbation, Tensor]:
+        r"""Where in the budget, and its box, a loss with this gradient grows most to first order, and by how much.
 
         .. math:: \arg\max_\delta \langle g, \delta \rangle, \qquad \max_\delta \langle g, \delta \rangle
 
-        the latter of shape ``(B,)``; boxes are not considered.
-        """
-        radii = self._radii(gradient, 1.0)
-        if self.norm == "linf":
-            best = {name: g.sign() * _like(radii[name].to(g), g) for name, g in gradient.items()}
-        else:
-            norms = self._norms(gradient)
-            best = {
-                name: g * _like((radii[name] / norms[name].clamp(min=1e-30)).to(g), g) for name, g in gradient.items()
-            }
-        gains = [(best[name] * g).flatten(1).sum(dim=1) for name, g in gradient.items()]
-        return best, torch.stack(gains).sum(dim=0)
+        the latter of shape ``(B,)``. The arguments are those of :meth:`project`.
 
-    def random(self, inputs: Inputs, generator: torch.Generator) -> Perturbation:
+        >>> x, g = {"audio": torch.zeros(1, 2)}, {"audio": torch.tensor([[3.0, 4.0]]).double()}
+        >>> Budget(2.0).steepest(g, x)
+        ({'audio': tensor([[1.2000, 1.6000]], dtype=torch.float64)}, tensor([10.], dtype=torch.float64))
+        """
+        if self.norm == "linf":
+            radii = self._radii(gradient, factor)
+            best = self._boxed({name: times(g.double().sign(), radii[name]) for name, g in gradient.items()}, inputs)
+        else:
+            best = self._longest(gradient, inputs, factor, at_most=torch.inf)
+        return best, dot(best, gradient)
+
+    def size(self, delta: Perturbation) -> Tensor:
+        """The smallest factor of the budget that contains ``delta``, ``(B,)``, in float64; 1 on its border.
+
+        >>> Budget({"audio": 2.0, "image": 1.0}).size({"audio": torch.ones(1, 1), "image": torch.ones(1, 4)})
+        tensor([2.], dtype=torch.float64)
+        """
+        radii = self._radii(delta, 1.0)
+        norms = norms_of(delta, self.norm, self.joint)
+        shares = [torch.where(norm == 0, torch.zeros_like(norm), norm / radii[name]) for name, norm in norms.items()]
+        return torch.stack(shares).amax(dim=0)
+
+    def random(self, inputs: Inputs, generator: torch.Generator, factor: Radius = 1.0) -> Perturbation:
         """A random perturbation in the budget; the same direction for all samples, so that batches may be split."""
         noise: Perturbation = {}
         for name in self.attacked(inputs):
-            shape, value = (1, *inputs[name].shape[1:]), inputs[name]
-            draw: Callable[..., Tensor] = torch.rand if self.norm == "linf" else torch.randn
-            each = draw(shape, generator=generator, dtype=value.dtype)
-            noise[name] = (2 * each - 1 if self.norm == "linf" else each).to(value.device).expand_as(value)
+            value = inputs[name]
+            drawn = torch.randn((1, *value.shape[1:]), generator=generator, dtype=torch.float64)
+            noise[name] = drawn.to(value.device).expand_as(value)
+        length = torch.rand((), generator=generator, dtype=torch.float64).item()
         if self.norm == "linf":
-            radii = self._radii(noise, 1.0)
-            noise = {name: each * _like(radii[name].to(each), each) for name, each in noise.items()}
-        else:
-            length = torch.rand((), generator=generator).item()
-            noise = {name: each * length for name, each in self.steepest(noise)[0].items()}
-        return self.project(noise, inputs)
+            radii = self._radii(noise, factor)
+            uniform = {name: torch.special.ndtr(each) * 2 - 1 for name, each in noise.items()}
+            return self._boxed({name: times(each, radii[name]) for name, each in uniform.items()}, inputs)
+        direction, _ = self.steepest(noise, inputs, factor)
+        return {name: length * each for name, each in direction.items()}
 
-    def apply(self, delta: Perturbation, inputs: Inputs, factor: Radius = 1.0) -> dict[str, Tensor]:
-        """``inputs`` plus ``delta``; what is stored keeps the budget, measured in float64 after rounding."""
-        moved = {name: inputs[name] + d for name, d in delta.items()}
-        for _ in range(8):
-            stored = {name: moved[name].double() - inputs[name].double() for name in delta}
-            excess = self.size(stored) / torch.as_tensor(factor, dtype=torch.float64, device=_device(delta))
-            excess = torch.where(self.size(stored) == 0, torch.zeros_like(excess), excess)
-            if bool((excess <= 1).all()):
-                break
-            shrink = torch.where(excess > 1, (1 - 1e-6) / excess, torch.ones_like(excess))
-            delta = {name: d * _like(shrink.to(d), d) for name, d in delta.items()}
-            moved = {name: inputs[name] + d for name, d in delta.items()}
-        else:  # the radius is below the spacing of floating point numbers
-            keep = {name: _like(excess <= 1, moved[name]) for name in delta}
-            moved = {name: torch.where(keep[name], moved[name], inputs[name]) for name in delta}
+    def apply(self, delta: Perturbation, inputs: Inputs) -> dict[str, Tensor]:
+        """``inputs`` plus ``delta`` in the precision of the inputs, never further away than ``delta`` is.
+
+        Rounded to nearest; where that would leave the budget, towards the clean input, entry by entry.
+
+        >>> x = {"audio": torch.full((1, 1), 1e8)}
+        >>> Budget(7.0).apply({"audio": torch.full((1, 1), 7.0)}, x)["audio"] - x["audio"]
+        tensor([[0.]])
+        """
+        moved = {name: (inputs[name].double() + d).to(inputs[name].dtype) for name, d in delta.items()}
+        for name, (low, high) in self.box.items():
+            if name in moved:
+                moved[name] = moved[name].clamp(low, high)
+        too_far = self.size(self.difference(moved, inputs)) > self.size(delta)
+        if bool(too_far.any()):
+            inward = {name: nudged_towards(inputs[name], moved[name], d) for name, d in delta.items()}
+            moved = {name: choose(too_far, inward[name], moved[name]) for name in delta}
         return {name: moved.get(name, value) for name, value in inputs.items()}
 
-    def _norms(self, delta: Perturbation) -> dict[str, Tensor]:
-        """Norm of each modality, the joint one for all where they share a radius; ``(B,)`` in float64."""
-        order = torch.inf if self.norm == "linf" else 2
-        norms = {name: torch.linalg.vector_norm(d.flatten(1).double(), order, dim=1) for name, d in delta.items()}
-        if self.joint:
-            together = torch.linalg.vector_norm(torch.stack(list(norms.values())), dim=0)
-            norms = dict.fromkeys(norms, together)
-        return norms
+    def difference(self, moved: Inputs, inputs: Inputs) -> Perturbation:
+        """What was changed, in float64, by attacked modality: what a search is measured by."""
+        names = list(self.radius) if isinstance(self.radius, dict) else (self.modalities or list(inputs))
+        return {name: moved[name].double() - inputs[name].double() for name in names}
+
+    def _longest(self, delta: Perturbation, inputs: Inputs, factor: Radius, at_most: float) -> Perturbation:
+        radii = self._radii(delta, factor)
+        if self.norm == "linf":
+            limits = {name: like(radii[name], d) for name, d in delta.items()}
+            return self._boxed(
+                {name: d.double().clamp(-limits[name], limits[name]) for name, d in delta.items()}, inputs
+            )
+        groups = [list(delta)] if self.joint else [[name] for name in delta]
+        room = self._room(inputs, delta)
+        found: Perturbation = {}
+        for group in groups:
+            found |= longest_within({name: delta[name] for name in group}, radii[group[0]], room, at_most)
+        return {name: found[name] for name in delta}
+
+    def _boxed(self, delta: Perturbation, inputs: Inputs) -> Perturbation:
+        room = self._room(inputs, delta)
+        return {name: d.clamp(*room[name]) if name in room else d for name, d in delta.items()}
+
+    def _room(self, inputs: Inputs, delta: Perturbation) -> Room:
+        boxed = {name: inputs[name].double() for name in self.box if name in delta}
+        return {name: (self.box[name][0] - value, self.box[name][1] - value) for name, value in boxed.items()}
 
     def _radii(self, delta: Perturbation, factor: Radius) -> dict[str, Tensor]:
         first = next(iter(delta.values()))
@@ -193,12 +259,3 @@ class Budget:
             radius = self.radius[name] if isinstance(self.radius, dict) else self.radius
             radii[name] = (torch.as_tensor(radius, dtype=torch.float64, device=first.device) * scale).expand(len(first))
         return radii
-
-
-def _like(per_sample: Tensor, value: Tensor) -> Tensor:
-    """``(B,)`` made to multiply ``value`` of shape ``(B, ...)``."""
-    return per_sample.reshape(-1, *[1] * (value.dim() - 1)).to(value.dtype if per_sample.dtype != torch.bool else None)
-
-
-def _device(delta: Perturbation) -> torch.device:
-    return next(iter(delta.values())).device

@@ -4,14 +4,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks.budget import Budget, Perturbation
+from lightning_crmt.attacks.budget import Budget
+from lightning_crmt.attacks.geometry import Perturbation, choose, dot, times
 from lightning_crmt.attacks.oracle import Model, Oracle, rival_margin, under_attack
 from lightning_crmt.modality import Inputs
+
+#: A factor of any budget that nothing needs, and that single precision holds.
+_FAR = 1e15
 
 
 class Adversarial(NamedTuple):
@@ -32,13 +37,14 @@ class MinimumNorm:
 
     :math:`\min t` such that some :math:`\delta` in :math:`t` times the budget changes the prediction. With
     ``Budget(1.0)`` the factor is the joint l2 distance, with ``Budget(1.0, modalities=["audio"])`` that of audio alone,
-    with ``Budget({"audio": 0.1, "image": 0.3})`` the common factor of both radii. Every wrong class is aimed at;
-    the best is moved back towards the clean input by bisection. An upper bound of the true distance.
+    with ``Budget({"audio": 0.1, "image": 0.3})`` the common factor of both radii. Every wrong class is aimed at in turn
+    by a walk along its boundary; the best is moved to where the boundary, taken as flat, is nearest, and back towards
+    the clean input by bisection. An upper bound of the true distance.
 
     Args:
         budget: the shape of the perturbation.
         steps: gradient steps for each class and start.
-        restarts: number of starts; all but the first are random.
+        restarts: number of starts; all but the first are random, as far away as what was found before.
         classes: aim at so many classes with the largest logits; all by default.
         seed: of the random starts.
 
@@ -49,12 +55,12 @@ class MinimumNorm:
     >>> logits, W = head(x).logits, head.class_weights["audio"]
     >>> exact = (logits[:, 0] - logits[:, 1]).abs() / (W[0] - W[1]).norm()
     >>> found = MinimumNorm(Budget(1.0)).search(head, x, logits.argmax(1)).factor
-    >>> torch.allclose(found, exact, rtol=1e-3)
+    >>> torch.allclose(found, exact, rtol=1e-4)
     True
     """
 
     def __init__(
-        self, budget: Budget, steps: int = 50, restarts: int = 1, classes: int | None = None, seed: int = 0
+        self, budget: Budget, steps: int = 40, restarts: int = 2, classes: int | None = None, seed: int = 0
     ) -> None:
         for name, value in {"steps": steps, "restarts": restarts, "classes": classes}.items():
             if value is not None and value < 1:
@@ -70,72 +76,111 @@ class MinimumNorm:
         return self.search(model, inputs, target).inputs
 
     def search(self, model: Model, inputs: Inputs, target: Tensor) -> Adversarial:
-        """Perturbed inputs and the factors of the budget they need; everything else is left as it was."""
-        with under_attack(model, inputs, target) as oracle:
-            clean = {name: torch.zeros_like(oracle.inputs[name]) for name in self.budget.attacked(oracle.inputs)}
-            wrong = oracle.fooled(oracle.clean_logits)
-            factor = torch.where(wrong, 0.0, torch.inf).double()
-            best = clean
-            generator = torch.Generator().manual_seed(self.seed)
-            order = oracle.clean_logits.scatter(1, oracle.target[:, None], -torch.inf).argsort(dim=1, descending=True)
-            for start in range(self.restarts):
-                begin = clean if start == 0 else self.budget.random(oracle.inputs, generator)
-                for rival in order[:, : min(self.classes or oracle.num_classes, oracle.num_classes - 1)].unbind(dim=1):
-                    best, factor = self._approach(oracle, begin, rival, best, factor)
-            best, factor = self._bisect(oracle, best, factor)
-            moved = {name: oracle.inputs[name] + d for name, d in best.items()}
-            return Adversarial({name: moved.get(name, x) for name, x in oracle.inputs.items()}, factor)
+        """Perturbed inputs and the factors of the budget they need; everything else is left as it was.
 
-    def _approach(
-        self, oracle: Oracle, delta: Perturbation, rival: Tensor, best: Perturbation, factor: Tensor
-    ) -> tuple[Perturbation, Tensor]:
+        Args:
+            model: a module, or anything from inputs by name to logits.
+            inputs: one tensor per modality.
+            target: class of each sample, ``(B,)``, that the attack leads away from.
+
+        Raises:
+            ValueError: if the budget does not fit the inputs, or inputs or logits are not finite.
+            TypeError: if a modality that is to be perturbed holds integers.
+            RuntimeError: if the model detaches its logits from an attacked modality.
+        """
+        with under_attack(model, inputs, target, self.budget) as oracle:
+            best = _Best(oracle, self.budget)
+            generator = torch.Generator().manual_seed(self.seed)
+            for start in range(self.restarts):
+                # Around as far away as what was found: the budget's own size may be far from it.
+                around = best.factor.where(best.factor.isfinite(), 1.0)
+                begin = self.budget.random(oracle.inputs, generator, factor=0.0 if start == 0 else around)
+                for rival in oracle.rivals()[: self.classes]:
+                    self._approach(oracle, begin, rival, best)
+            for _ in range(2):
+                self._bisect(oracle, best, 12)
+                self._polish(oracle, best, 20)
+            self._bisect(oracle, best, 20)
+            return Adversarial({name: best.inputs.get(name, value) for name, value in inputs.items()}, best.factor)
+
+    def _approach(self, oracle: Oracle, delta: Perturbation, rival: Tensor, best: _Best) -> None:
         """Walk along the boundary to ``rival``: shrink the ball while fooled, grow it while not."""
         loss = rival_margin(oracle.target, rival)
-        radius = torch.full_like(factor, torch.inf)  # of the ball that is searched now, as a factor of the budget
-        reached = torch.zeros_like(factor, dtype=torch.bool)
+        radius = torch.full_like(best.factor, _FAR)  # of the ball that is searched now, as a factor of the budget
+        reached = torch.zeros_like(radius, dtype=torch.bool)
         for step in range(self.steps):
-            logits, margin, gradient = oracle.gradient(delta, loss)
-            ahead, slope = self.budget.steepest(gradient)
-            size = self.budget.size(delta)
-            fooled = oracle.fooled(logits)
-            best, factor = _keep(fooled & (size < factor), delta, size, best, factor)
-            share = 0.5 * (1 + torch.cos(torch.tensor(step / self.steps * torch.pi)).item())
+            moved = self.budget.apply(delta, oracle.inputs)
+            logits, margin, gradient = oracle.gradient(moved, loss)
+            fooled, size = oracle.fooled(logits), self.budget.size(delta)
+            best.take(moved, fooled)
+            share = 0.5 * (1 + math.cos(step / self.steps * math.pi))
             change = 0.005 + 0.05 * share
+            ahead, slope = self.budget.steepest(gradient, oracle.inputs)
             # Not there yet: to first order the boundary is this much further.
-            missing = (-margin).clamp(min=0).double() / slope.double().clamp(min=1e-30)
+            missing = (-margin).clamp(min=0) / slope.clamp(min=1e-30)
             grown = torch.where(reached, radius * (1 + change), size + missing)
-            radius = torch.where(fooled, torch.minimum(radius, size) * (1 - change), grown)
+            radius = torch.where(fooled, torch.minimum(radius, size) * (1 - change), grown).clamp(max=_FAR)
             reached = reached | fooled
             stride = torch.where(reached, radius * (0.02 + 0.5 * share), torch.maximum(radius, missing))
-            delta = {name: d + ahead[name] * _per_sample(stride, d) for name, d in delta.items()}
+            delta = {name: d + times(ahead[name], stride) for name, d in delta.items()}
             delta = self.budget.project(delta, oracle.inputs, radius)
-        size = self.budget.size(delta)
-        fooled = oracle.fooled(oracle.logits({n: x + delta[n] if n in delta else x for n, x in oracle.inputs.items()}))
-        return _keep(fooled & (size < factor), delta, size, best, factor)
+        moved = self.budget.apply(delta, oracle.inputs)
+        best.take(moved, oracle.fooled(oracle.logits(moved)))
 
-    def _bisect(self, oracle: Oracle, best: Perturbation, factor: Tensor) -> tuple[Perturbation, Tensor]:
-        """Move each found input towards the clean one until just before the prediction returns."""
-        low, high = torch.zeros_like(factor), torch.ones_like(factor)
-        for _ in range(20):
+    def _polish(self, oracle: Oracle, best: _Best, steps: int) -> None:
+        """From the best so far, jump to where the boundary, taken as flat, is nearest to the clean input."""
+        delta = self.budget.difference(best.moved(), oracle.inputs)
+        rival = oracle.logits(best.moved()).scatter(1, oracle.target[:, None], -torch.inf).argmax(dim=1)
+        loss = rival_margin(oracle.target, rival)
+        for step in range(steps):
+            moved = self.budget.apply(delta, oracle.inputs)
+            logits, margin, gradient = oracle.gradient(moved, loss)
+            best.take(moved, oracle.fooled(logits))
+            nearest = self._nearest(gradient, dot(gradient, delta) - margin, oracle.inputs)
+            share = max(0.1, 0.5 * (1 - step / steps))
+            delta = {name: d + share * (1.002 * nearest[name] - d) for name, d in delta.items()}
+            delta = self.budget.project(delta, oracle.inputs, 1.5 * best.factor.clamp(max=_FAR))
+
+    def _nearest(self, gradient: Perturbation, needed: Tensor, inputs: Inputs) -> Perturbation:
+        """The smallest perturbation along which a loss with this gradient grows by ``needed`` to first order."""
+        factor = torch.ones_like(needed)
+        for _ in range(8 if self.budget.box else 1):
+            _, gain = self.budget.steepest(gradient, inputs, factor)
+            factor = (factor * needed.clamp(min=0) / gain.clamp(min=1e-300)).clamp(max=_FAR)
+        return self.budget.steepest(gradient, inputs, factor)[0]
+
+    def _bisect(self, oracle: Oracle, best: _Best, steps: int) -> None:
+        """Move what was found towards the clean input until just before the prediction returns."""
+        # What counts is what is stored, under the public forward: the logits that led here came with a graph.
+        best.confirm(oracle.fooled(oracle.logits(best.moved())))
+        whole = self.budget.difference(best.moved(), oracle.inputs)
+        low, high = torch.zeros_like(best.factor), torch.ones_like(best.factor)
+        for _ in range(steps):
             middle = (low + high) / 2
-            tried = {name: d * _per_sample(middle, d) for name, d in best.items()}
-            moved = {name: x + tried[name] if name in tried else x for name, x in oracle.inputs.items()}
+            moved = self.budget.apply({name: times(d, middle) for name, d in whole.items()}, oracle.inputs)
             fooled = oracle.fooled(oracle.logits(moved))
+            best.take(moved, fooled)
             high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)
-        shrunk = {name: d * _per_sample(high, d) for name, d in best.items()}
-        stored = {name: (oracle.inputs[name] + d).double() - oracle.inputs[name].double() for name, d in shrunk.items()}
-        found = factor.isfinite() & (factor > 0)
-        best = {name: torch.where(_per_sample(found, d), d, torch.zeros_like(d)) for name, d in shrunk.items()}
-        return best, torch.where(found, self.budget.size(stored), factor)
 
 
-def _keep(
-    take: Tensor, delta: Perturbation, size: Tensor, best: Perturbation, factor: Tensor
-) -> tuple[Perturbation, Tensor]:
-    best = {name: torch.where(_per_sample(take, d), d, best[name]) for name, d in delta.items()}
-    return best, torch.where(take, size, factor)
+class _Best:
+    """The smallest perturbations found so far, as stored, and their sizes, measured on what is stored."""
 
+    def __init__(self, oracle: Oracle, budget: Budget) -> None:
+        self.budget = budget
+        self.clean = oracle.inputs
+        self.inputs = {name: oracle.inputs[name] for name in oracle.attacked}
+        self.factor = torch.where(oracle.fooled(oracle.clean_logits), 0.0, torch.inf).double()
 
-def _per_sample(value: Tensor, like: Tensor) -> Tensor:
-    shaped = value.reshape(-1, *[1] * (like.dim() - 1))
-    return shaped if value.dtype is torch.bool else shaped.to(like.dtype)
+    def moved(self) -> dict[str, Tensor]:
+        return {**self.clean, **self.inputs}
+
+    def take(self, moved: Inputs, fooled: Tensor) -> None:
+        size = self.budget.size(self.budget.difference(moved, self.clean))
+        better = fooled & (size < self.factor)
+        self.inputs = {name: choose(better, moved[name], old) for name, old in self.inputs.items()}
+        self.factor = torch.where(better, size, self.factor)
+
+    def confirm(self, fooled: Tensor) -> None:
+        self.inputs = {name: choose(fooled, value, self.clean[name]) for name, value in self.inputs.items()}
+        self.factor = torch.where(fooled, self.factor, torch.inf)

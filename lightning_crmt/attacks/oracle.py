@@ -4,16 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.attacks.budget import Perturbation
-from lightning_crmt.borrowing import borrow, differentiable
-from lightning_crmt.modality import Inputs, check_batch, check_target, logits_of, require_finite
+from lightning_crmt.attacks.budget import Budget
+from lightning_crmt.attacks.geometry import Perturbation
+from lightning_crmt.borrowing import borrow, device_of, differentiable
+from lightning_crmt.modality import Inputs, check_batch, check_logits, check_target, logits_of, require_finite
 
 #: Anything from inputs by name to logits, in one of the forms that ``logits_of`` knows.
 Model: TypeAlias = Callable[[dict[str, Tensor]], Any]
@@ -23,28 +25,43 @@ class Oracle:
     """A model under attack, with clean inputs in its own precision.
 
     Attributes:
-        inputs: copies of the clean inputs, on the model's device and in the precision of its parameters.
+        inputs: the clean inputs on the model's device, those that are attacked in the precision of its parameters.
+        attacked: names of the modalities that are attacked.
         target: classes, ``(B,)``.
+        clean_logits: logits of the clean inputs, ``(B, K)``.
     """
 
-    def __init__(self, model: Model, inputs: Inputs, target: Tensor) -> None:
+    def __init__(self, model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> None:
         self.model = model
         size = check_batch("inputs", inputs)
         require_finite("inputs", inputs)
-        holder = model if isinstance(model, nn.Module) else nn.Module()
-        self.inputs = {name: leaf.detach() for name, leaf in differentiable(inputs, holder).items()}
-        self.target = target.detach().clone().to(next(iter(self.inputs.values())).device)
-        logits = self.logits(self.inputs)
-        check_target(self.target, logits.shape[1], size)
-        self.clean_logits = logits
+        self.attacked = budget.attacked(inputs)
+        holder = _holder(model)
+        device = device_of(holder) if isinstance(model, nn.Module) else next(iter(inputs.values())).device
+        floating = {name: value for name, value in inputs.items() if value.is_floating_point()}
+        copies = {name: leaf.detach().to(device) for name, leaf in differentiable(floating, holder).items()}
+        copies |= {name: value.to(device, copy=True) for name, value in inputs.items() if name not in copies}
+        self.inputs = {name: copies[name] for name in inputs}
+        self.clean_logits = self.logits(self.inputs)
+        check_logits(self.clean_logits, "the logits of clean inputs")
+        check_target(target, self.clean_logits.shape[1], size)
+        self.target = target.detach().clone().to(device)
+        self._unused: set[str] = set()
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.clean_logits.shape[1]
+    def select(self, rows: Tensor) -> Oracle:
+        """The same model with some of the samples."""
+        part = copy.copy(self)
+        part.inputs = {name: value[rows] for name, value in self.inputs.items()}
+        part.target, part.clean_logits = self.target[rows], self.clean_logits[rows]
+        return part
+
+    def rivals(self) -> list[Tensor]:
+        """For each sample the wrong classes, those with the largest logits first: ``K - 1`` tensors ``(B,)``."""
+        order = self.clean_logits.scatter(1, self.target[:, None], -torch.inf).argsort(dim=1, descending=True)
+        return list(order[:, :-1].unbind(dim=1))
 
     @torch.no_grad()
-    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, inputs: Inputs) -> Tensor:
         """Logits ``(B, K)``."""
         return logits_of(self.model(dict(inputs))).detach()
 
@@ -52,35 +69,50 @@ class Oracle:
         """Where the prediction is not the target, ``(B,)``; NaN logits predict nothing, so they do not count."""
         return (logits.argmax(dim=1) != self.target) & logits.isfinite().all(dim=1)
 
-    def gradient(self, delta: Perturbation, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Perturbation]:
-        """Logits, losses ``(B,)`` and gradients with respect to ``delta``.
+    def gradient(self, moved: Inputs, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Perturbation]:
+        """Logits at ``moved``, losses ``(B,)``, and gradients with respect to the attacked modalities.
+
+        A gradient that is not finite says nothing and counts as 0.
 
         Raises:
-            RuntimeError: if the logits carry no gradient, because the model detaches.
+            RuntimeError: if a modality changes the logits but gets no gradient, because the model detaches: a search
+                would find nothing, and the model would look robust.
         """
-        leaves = {name: d.detach().requires_grad_(True) for name, d in delta.items()}
-        moved = {name: x + leaves[name] if name in leaves else x for name, x in self.inputs.items()}
-        logits = logits_of(self.model(moved))
-        if not logits.requires_grad:
-            raise RuntimeError(
-                "the model's logits carry no gradient to its inputs: something in it detaches them; "
-                "use a search without gradients"
-            )
+        leaves = {name: moved[name].detach().requires_grad_(True) for name in self.attacked}
+        logits = logits_of(self.model({name: leaves.get(name, value) for name, value in moved.items()}))
         losses = loss(logits)
-        found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-        gradient = {
-            name: torch.zeros_like(leaf) if each is None else each
-            for (name, leaf), each in zip(leaves.items(), found, strict=True)
-        }
-        return logits.detach(), losses.detach(), gradient
+        found: Sequence[Tensor | None] = [None] * len(leaves)
+        if losses.requires_grad:
+            found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        gradient = {}
+        for (name, leaf), each in zip(leaves.items(), found, strict=True):
+            if each is None:
+                self._check_unused(name)
+            slope = torch.zeros_like(leaf) if each is None else each
+            gradient[name] = slope.detach().double().nan_to_num(0.0, 0.0, 0.0)
+        return logits.detach(), losses.detach().double(), gradient
+
+    def _check_unused(self, name: str) -> None:
+        if name in self._unused:
+            return
+        changed = {**self.inputs, name: 1 - 2 * self.inputs[name]}
+        if not self.logits(changed).equal(self.logits(self.inputs)):
+            raise RuntimeError(
+                f"the model's logits depend on {name!r} but carry no gradient to it: something in it detaches them; "
+                "a search by gradients would find nothing and prove nothing"
+            )
+        self._unused.add(name)
 
 
 @contextmanager
-def under_attack(model: Model, inputs: Inputs, target: Tensor) -> Iterator[Oracle]:
+def under_attack(model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> Iterator[Oracle]:
     """Lend ``model`` to a search; a callable that is no module is taken as it is."""
-    holder = model if isinstance(model, nn.Module) else nn.Module()
-    with borrow(holder):
-        yield Oracle(model, inputs, target)
+    with borrow(_holder(model)):
+        yield Oracle(model, inputs, target, budget)
+
+
+def _holder(model: Model) -> nn.Module:
+    return model if isinstance(model, nn.Module) else nn.Module()
 
 
 def rival_margin(target: Tensor, rival: Tensor | None = None) -> Callable[[Tensor], Tensor]:

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks.budget import Budget, Perturbation
+from lightning_crmt.attacks.budget import Budget
+from lightning_crmt.attacks.geometry import Perturbation, choose
 from lightning_crmt.attacks.oracle import Model, Oracle, cross_entropy, rival_margin, under_attack
 from lightning_crmt.modality import Inputs
 
@@ -68,50 +69,56 @@ class PGD:
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
         """Perturbed inputs that fool the model where one was found; else the last try within the budget.
 
-        The model, ``inputs`` and the global random state are left as they were.
+        In the precision of the model's parameters, and on its device; a modality that is not attacked is the very
+        tensor that was given. The model, ``inputs`` and the global random state are left as they were.
+
+        Args:
+            model: a module, or anything from inputs by name to logits.
+            inputs: one tensor per modality.
+            target: class of each sample, ``(B,)``, that the attack leads away from.
+
+        Raises:
+            ValueError: if the budget does not fit the inputs, or inputs or logits are not finite.
+            TypeError: if a modality that is to be perturbed holds integers.
+            RuntimeError: if the model detaches its logits from an attacked modality.
         """
-        with under_attack(model, inputs, target) as oracle:
-            clean = {name: torch.zeros_like(oracle.inputs[name]) for name in self.budget.attacked(oracle.inputs)}
-            done = oracle.fooled(oracle.clean_logits)
-            best = self.budget.apply(clean, oracle.inputs)
+        with under_attack(model, inputs, target, self.budget) as oracle:
+            found = {name: oracle.inputs[name].clone() for name in oracle.attacked}
+            robust = ~oracle.fooled(oracle.clean_logits)
             generator = torch.Generator().manual_seed(self.seed)
             for start in range(self.restarts):
-                begin = clean if start == 0 else self.budget.random(oracle.inputs, generator)
-                for rival in self._rivals(oracle):
-                    best, done = self._descend(oracle, begin, rival, best, done)
-                    if bool(done.all()):
-                        return best
-            return best
-
-    def _rivals(self, oracle: Oracle) -> list[Tensor | None]:
-        if not self.targeted:
-            return [None]
-        order = oracle.clean_logits.scatter(1, oracle.target[:, None], -torch.inf).argsort(dim=1, descending=True)
-        return list(order[:, :-1].unbind(dim=1))
+                begin = self.budget.random(oracle.inputs, generator, factor=0.0 if start == 0 else 1.0)
+                for rival in oracle.rivals() if self.targeted else [None]:
+                    rows = robust.nonzero().squeeze(1)  # what fell already costs nothing more
+                    if len(rows):
+                        delta = {name: d[rows] for name, d in begin.items()}
+                        tried, fooled = self._descend(oracle.select(rows), delta, rows, rival)
+                        for name, value in found.items():
+                            value[rows] = tried[name]
+                        robust[rows] = ~fooled
+            return {name: found.get(name, value) for name, value in inputs.items()}
 
     def _descend(
-        self, oracle: Oracle, delta: Perturbation, rival: Tensor | None, best: dict[str, Tensor], done: Tensor
+        self, oracle: Oracle, delta: Perturbation, rows: Tensor, rival: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        loss = cross_entropy(oracle.target) if self.loss == "ce" else rival_margin(oracle.target, rival)
+        budget = self.budget.select(rows)
+        margin = rival_margin(oracle.target, None if rival is None else rival[rows])
+        loss = cross_entropy(oracle.target) if self.loss == "ce" else margin
         first = 2.5 / self.steps if self.step_size is None else self.step_size
+        kept, done = oracle.inputs, torch.zeros_like(oracle.target, dtype=torch.bool)
         for step in range(self.steps):
-            _, _, gradient = oracle.gradient(delta, loss)
-            ahead, _ = self.budget.steepest(gradient)
-            size = first * (1 - 0.9 * step / self.steps)
-            delta = self.budget.project({name: d + size * ahead[name] for name, d in delta.items()}, oracle.inputs)
-            # What counts is what is stored, under the public forward.
-            tried = self.budget.apply(delta, oracle.inputs)
-            found = oracle.fooled(oracle.logits(tried)) & ~done
-            last = step == self.steps - 1
-            take = found | ~done if last else found
-            best = {name: _choose(take, tried[name], kept) for name, kept in best.items()}
-            done = done | found
+            tried = budget.apply(delta, oracle.inputs)
+            logits, _, gradient = oracle.gradient(tried, loss)
+            kept = {name: choose(done, kept[name], tried[name]) for name in tried}
+            done = done | oracle.fooled(logits)
             if bool(done.all()):
                 break
-        return best, done
-
-
-def _choose(take: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    if new is old:  # a modality that is not attacked: the very same tensor
-        return old
-    return torch.where(take.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+            ahead, _ = budget.steepest(gradient, oracle.inputs)
+            size = first * (1 - 0.9 * step / self.steps)
+            delta = budget.project({name: d + size * ahead[name] for name, d in delta.items()}, oracle.inputs)
+        else:
+            tried = budget.apply(delta, oracle.inputs)
+            kept = {name: choose(done, kept[name], tried[name]) for name in tried}
+        # What counts is what is stored, under the public forward. The logits above came with a graph, for which some
+        # layers take another path: they only say where to stop.
+        return kept, oracle.fooled(oracle.logits(kept))

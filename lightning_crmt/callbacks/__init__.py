@@ -1,9 +1,11 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks, one deed each. Those that observe never change training; only ``IntegrationReweighting`` acts."""
+"""Callbacks, one deed each. Those that observe never change training; only
+``IntegrationReweighting`` and ``RadiusTraining`` act."""
 
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
+from lightning_crmt.callbacks.radius_training import RadiusTraining
 
-__all__ = ["CertifiedRobustness", "IntegrationReweighting", "MissingModalities"]
+__all__ = ["CertifiedRobustness", "IntegrationReweighting", "MissingModalities", "RadiusTraining"]

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,82 +15,158 @@ from typing_extensions import override
 from lightning_crmt.borrowing import borrow, differentiable
 from lightning_crmt.callbacks.naming import NamedModel
 from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
-from lightning_crmt.certification import Certificate, certify
+from lightning_crmt.callbacks.robustness_numbers import RobustnessNumbers
+from lightning_crmt.certification import certify
 from lightning_crmt.fusion import Fusion
-from lightning_crmt.lipschitz import LipschitzConstants
+from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
 from lightning_crmt.lipschitz.estimate import margin_speeds
-from lightning_crmt.modality import FusionOutput, describe, logits_of
+from lightning_crmt.modality import FusionOutput, check_target, describe, logits_of
+from lightning_crmt.module import CRMTMixin
 from lightning_crmt.soundness import Soundness
+
+#: Where Lipschitz constants come from: bounds of the encoders at a level, or gradients on data.
+Constants: TypeAlias = Literal["sound", "rigorous", "estimated"]
 
 
 class CertifiedRobustness(Observer):
-    r"""Logs how robust the predictions are, jointly and per modality; works with any classifier that has gradients.
+    r"""Logs how robust the predictions are, jointly and per modality; every key says how far to trust it.
 
-    With estimated constants: the largest gradient of each difference of logits over the evaluated samples,
-    :math:`D_{pj}^m = \max_i \| \partial (h_p - h_j) / \partial x^m (x_i) \|_2`, put into the one inequality of
-    :class:`~lightning_crmt.Certificate`. This is a lower bound of the true constant, so **the radii are estimates**
-    and every key says so. It costs one backward pass per class and batch, without changing anything in training.
+    ``constants="sound"`` certifies: it bounds the encoders of a CRMT module layer by layer, and refuses any other
+    module and layers without a bound. ``"rigorous"`` also counts rounding, for the few models that it can. Bounds are
+    tight for encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``, and loose for others.
 
-    Logged under ``val/`` and ``test/``, with ``joint`` or the name of a modality for *m*:
+    ``constants="estimated"`` takes any classifier that has gradients and certifies nothing: the largest gradient of
+    each difference of logits over the evaluated samples, :math:`D_{pj}^m = \max_i \| \partial (h_p - h_j) / \partial
+    x^m (x_i) \|_2`, a lower bound of the true constant. It costs one backward pass per class and batch, and holds the
+    gradients of all classes at once.
 
-    - ``estimated_accuracy/m@r``: share of samples that are right and whose radius exceeds r;
-    - ``estimated_radius/m``: mean radius, a wrong prediction counting as 0;
+    Logged under ``val/`` and ``test/``, with ``joint`` or the name of a modality for *m*, and ``certified`` or
+    ``estimated`` for *sure*:
+
+    - ``sure_accuracy/m@r``: share of samples that are right and whose radius exceeds r;
+    - ``sure_accuracy_worst_class/joint@r``: the same for the class where it is lowest: what a mean can hide;
+    - ``sure_accuracy/m=r+n=s``: share that is right and tolerates these radii of m and n at once;
+    - ``sure_radius/m``: mean radius; a wrong prediction counts as 0, and what nothing moves is infinite;
     - ``margin/joint``: mean of :math:`h_y - \max_{j \ne y} h_j`; ``margin/m``: the same of uni-modal scores, where the
       module returns them;
     - ``integration_factor/m``: mean of :math:`c_j^m = \|W_p^m - W_j^m\|`, how much the decision relies on m, where the
       module has a fusion head;
     - ``vulnerability/m``: mean of :math:`\eta_j^m = D_{pj}^m`, how fast a change in m eats up the margin;
 
-    the last two for the class j whose boundary is nearest by the joint bound.
+    the last two in the scale of the logits, for the class j whose boundary is nearest by the joint bound.
 
     Args:
         radii: l2 radii, in units of the model's inputs, at which accuracy is logged.
+        constants: ``"sound"``, ``"rigorous"`` or ``"estimated"``.
+        budgets: radii of several modalities at once, each a mapping of names to radii; one left out stays clean.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: measure in every n-th epoch of a fit; ``validate`` and ``test`` always measure.
+        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
+            the last; ``validate`` and ``test`` always measure.
         max_batches: measure the first so many batches of a loader; all by default.
 
     Raises:
         ValueError: if a radius is negative; on ``setup``, if names are needed and missing.
+        TypeError: on ``setup``, if bounds are asked of a module that is no CRMT module.
+        NoBoundError: a ``ValueError``, at the sanity check if there is one, naming a layer without a bound.
 
-    >>> callback = CertifiedRobustness(radii=[0.1, 0.2], inputs=("image", "audio"))
+    >>> callback = CertifiedRobustness([0.1, 0.2], constants="estimated", inputs=("image", "audio"))
     """
 
     def __init__(
         self,
         radii: Sequence[float] = (),
+        constants: Constants = "sound",
+        budgets: Sequence[Mapping[str, float]] = (),
         inputs: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
     ) -> None:
         super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        for radius in radii:
-            if not radius >= 0:
-                raise ValueError(f"`radii` must be at least 0, got {list(radii)}")
-        self.radii = list(radii)
+        self.radii = list(radii) if isinstance(radii, Sequence) else [radii]
+        if not all(isinstance(r, int | float) and 0 <= r < math.inf for r in self.radii):
+            raise ValueError(f"`radii` must be numbers, at least 0 and finite, got {radii}")
+        if len({f"{r:g}" for r in self.radii}) != len(self.radii):
+            raise ValueError(f"`radii` must differ in their first six digits, which name the keys, got {radii}")
+        if constants not in ("sound", "rigorous", "estimated"):
+            raise ValueError(f"`constants` must be 'sound', 'rigorous' or 'estimated', got {constants!r}")
+        for budget in budgets:
+            if not isinstance(budget, Mapping) or not budget or not all(0 <= r < math.inf for r in budget.values()):
+                raise ValueError(f"`budgets` must map names of modalities to radii, at least 0, got {budget}")
+        self.constants: Constants = constants
+        self.budgets = [dict(budget) for budget in budgets]
+
+    @property
+    @override
+    def state_key(self) -> str:
+        # One of each kind may observe the same fit.
+        return f"{type(self).__qualname__}[{self.constants}]"
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
-        return _Robustness(model, self.radii)
+        for budget in self.budgets:
+            if unknown := [name for name in budget if name not in model.names]:
+                raise ValueError(f"`budgets` must name modalities among {model.names}, got {unknown}")
+        if self.constants == "estimated":
+            return _Estimated(model, self.radii, self.budgets)
+        if isinstance(model.module, CRMTMixin):
+            return _Bounded(model.module, model.names, self.radii, self.budgets, self.constants)
+        raise TypeError(
+            f"constants={self.constants!r} needs a CRMT module, whose encoders and head can be bounded; got "
+            f"{describe(model.module)}: choose constants='estimated', and what is logged will say so"
+        )
 
 
-class _Robustness(Measurement):
-    """Keeps the largest gradients, and the logits of all samples until these are known."""
+class _Bounded(Measurement):
+    """Certifies batch by batch, on bounds of the encoders that are computed once."""
 
-    def __init__(self, model: NamedModel, radii: Sequence[float]) -> None:
+    def __init__(
+        self,
+        module: CRMTMixin,
+        names: Sequence[str],
+        radii: Sequence[float],
+        budgets: Sequence[Mapping[str, float]],
+        level: Literal["sound", "rigorous"],
+    ) -> None:
+        self.module = module
+        self.level = level
+        self.lipschitz: LipschitzConstants | None = None
+        self.numbers = RobustnessNumbers(names, radii, budgets, module.head)
+
+    @override
+    def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
+        # The first time without constants: then the module is asked whether they could say anything about it.
+        certificate = self.module.certify(inputs, self.lipschitz, level=self.level)
+        if self.lipschitz is None:
+            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
+            self.lipschitz = encoder_bounds(self.module.encoders, shapes, level=self.level)
+        assert isinstance(self.module, torch.nn.Module)
+        with borrow(self.module), torch.no_grad():
+            output = self.module({n: leaf.detach() for n, leaf in differentiable(inputs, self.module).items()})
+        self.numbers.update(certificate, output, target)
+
+    @override
+    def compute(self, reduce: Reduce) -> dict[str, float]:
+        return self.numbers.compute(reduce)
+
+
+class _Estimated(Measurement):
+    """Keeps the largest gradients, and the outputs of all samples until these are known."""
+
+    def __init__(self, model: NamedModel, radii: Sequence[float], budgets: Sequence[Mapping[str, float]]) -> None:
         self.model = model
-        self.radii = radii
         head = getattr(model.module, "head", None)
-        self.head = head if isinstance(head, Fusion) and set(head.in_features) == set(model.names) else None
+        known = isinstance(head, Fusion) and set(head.in_features) == set(model.names)
+        self.numbers = RobustnessNumbers(model.names, radii, budgets, head if known else None)
         self.speeds: dict[str, Tensor] = {}
-        self.logits: list[Tensor] = []
-        self.targets: list[Tensor] = []
-        self.scores: list[dict[str, Tensor]] = []
+        self.seen: list[tuple[FusionOutput | Tensor, Tensor]] = []
 
+    @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         with borrow(self.model):
             leaves = differentiable(inputs, self.model)
             output = self.model(leaves)
             logits = logits_of(output)
+            check_target(target, logits.shape[1], len(logits))
             if not logits.requires_grad:
                 raise RuntimeError(
                     f"the logits of {describe(self.model.module)} carry no gradient to its inputs: "
@@ -99,48 +177,16 @@ class _Robustness(Measurement):
             # A gradient that is not finite bounds nothing: an infinite constant makes every radius 0.
             largest = speeds.amax(dim=0).nan_to_num(nan=torch.inf)
             self.speeds[name] = torch.maximum(self.speeds[name], largest) if name in self.speeds else largest
-        self.logits.append(logits.detach())
-        self.targets.append(target.detach().to(logits.device))
+        kept = logits.detach()
         if isinstance(output, FusionOutput):
-            self.scores.append({name: score.detach() for name, score in output.scores.items()})
+            self.seen.append((FusionOutput(kept, {n: s.detach() for n, s in output.scores.items()}), target))
+        else:
+            self.seen.append((kept, target))
 
+    @override
     def compute(self, reduce: Reduce) -> dict[str, float]:
-        constants = LipschitzConstants(
-            {name: reduce(value, "max") for name, value in self.speeds.items()},
-            of="margins",
-            soundness=Soundness.ESTIMATED,
-        )
-        target = torch.cat(self.targets)
-        certificate = certify(torch.cat(self.logits), None, constants)
-        samples = self._per_sample(certificate, target)
-        # One sum over ranks for all numbers; the last is the number of samples.
-        values = torch.stack([value.double().sum() for value in samples.values()])
-        sums = reduce(torch.cat([values, values.new_tensor([len(target)])]), "sum").tolist()
-        return {key: total / sums[-1] for key, total in zip(samples, sums[:-1], strict=True)}
-
-    def _per_sample(self, certificate: Certificate, target: Tensor) -> dict[str, Tensor]:
-        label = certificate.soundness.label
-        correct = certificate.prediction == target
-        found: dict[str, Tensor] = {}
-        for name, modalities in [("joint", None), *((name, [name]) for name in self.model.names)]:
-            radius = torch.where(correct, certificate.radius(modalities), 0.0)
-            found[f"{label}_radius/{name}"] = radius
-            for r in self.radii:
-                found[f"{label}_accuracy/{name}@{r:g}"] = correct & (radius > r)
-        found["margin/joint"] = _margin(torch.cat(self.logits), target)
-        if self.scores:
-            for name in self.model.names:
-                found[f"margin/{name}"] = _margin(torch.cat([scores[name] for scores in self.scores]), target)
-        rival = certificate.nearest_class()
-        for name in self.model.names:
-            found[f"vulnerability/{name}"] = certificate.sensitivities[name].gather(1, rival[:, None]).squeeze(1)
-            if self.head is not None:
-                rows = self.head.class_weights[name].detach()
-                found[f"integration_factor/{name}"] = (rows[certificate.prediction] - rows[rival]).norm(dim=1)
-        return found
-
-
-def _margin(scores: Tensor, target: Tensor) -> Tensor:
-    of_target = scores.gather(1, target[:, None])
-    rivals = scores.scatter(1, target[:, None], -torch.inf)
-    return of_target.squeeze(1) - rivals.amax(dim=1)
+        speeds = {name: reduce(value, "max") for name, value in self.speeds.items()}
+        constants = LipschitzConstants(speeds, of="margins", soundness=Soundness.ESTIMATED)
+        for output, target in self.seen:
+            self.numbers.update(certify(output, None, constants), output, target)
+        return self.numbers.compute(reduce)

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
+
+from lightning_crmt.modality import describe
 
 
 class Freeze:
@@ -29,3 +33,24 @@ class Freeze:
             parameter.requires_grad_(True)
         for part, mode in self.modes:
             part.training = mode
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that cannot freeze parameters in the middle of a fit.
+
+    Raises:
+        RuntimeError: saying what to choose instead.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        if strategy._ddp_kwargs.get("find_unused_parameters", False):
+            return
+        raise RuntimeError(
+            "IntegrationReweighting freezes most parameters in the middle of the fit, and DDP waits for the gradients "
+            "of every parameter: choose Trainer(strategy='ddp_find_unused_parameters_true')"
+        )
+    if not isinstance(strategy, SingleDeviceStrategy):
+        raise RuntimeError(
+            "IntegrationReweighting freezes most parameters in the middle of the fit, which is known to work on a "
+            f"single device and under DDP, got {describe(strategy)}"
+        )

@@ -5,25 +5,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.borrowing import borrow
-from lightning_crmt.callbacks.freezing import Freeze
+from lightning_crmt.callbacks.freezing import Freeze, check_strategy
+from lightning_crmt.callbacks.switch import Constants, mean_absolute_radius, measure_constants
 from lightning_crmt.callbacks.training_pass import TrainingPass
-from lightning_crmt.lipschitz import LipschitzConstants, estimate_lipschitz
-from lightning_crmt.losses import Objective, integration_objective, true_class_radii
-from lightning_crmt.modality import FusionOutput, describe
-from lightning_crmt.module import CRMTMixin
+from lightning_crmt.lipschitz import LipschitzConstants
+from lightning_crmt.losses import Objective, integration_objective
+from lightning_crmt.modality import describe
+from lightning_crmt.module import CRMTMixin, StageObjective
 from lightning_crmt.soundness import Soundness
 
 
@@ -32,9 +32,9 @@ class IntegrationReweighting(Callback):
 
     From the switch on, encoders and directions are frozen and in evaluation mode, and the module's ``crmt_loss``
     answers :func:`~lightning_crmt.integration_objective` instead of step 1's loss. Right before, the Lipschitz
-    constants of all scores are estimated on the training data, through a loader of its own. The norm of all weights
-    together stays what it was: the bound does not depend on it up to the bias, while the scale of the logits does. When
-    the fit ends, every parameter is as trainable, and every submodule in the mode, as before.
+    constants are measured, by default those of all scores on the training data, through a loader of its own. The norm
+    of all weights together stays what it was: the bound does not depend on it up to the bias, while the scale of the
+    logits does. When the fit ends, every parameter is as trainable, and every submodule in the mode, as before.
 
     A resumed run goes on with the constants of the interrupted one. Under DDP choose
     ``strategy="ddp_find_unused_parameters_true"``: frozen parameters are unused ones.
@@ -45,6 +45,8 @@ class IntegrationReweighting(Callback):
         lr: learning rate of the integration weights in step 2, in place of what the optimizer and its scheduler say.
         objective: ``"clipped"``, or ``"mean"`` as in the paper.
         clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the switch.
+        constants: ``"estimated"``, of the scores on the training data, as in the paper; or ``"sound"``, upper bounds of
+            the encoders, for encoders of layers that have one, such as ``LipschitzMLP``.
         dataloader: batches for the Lipschitz pass; by default the training data set in order, each sample once.
 
     Raises:
@@ -63,6 +65,7 @@ class IntegrationReweighting(Callback):
         lr: float = 0.01,
         objective: Objective = "clipped",
         clip: float | None = None,
+        constants: Constants = "estimated",
         dataloader: Iterable[Any] | None = None,
     ) -> None:
         if (last_epochs is None) == (start_epoch is None):
@@ -77,20 +80,28 @@ class IntegrationReweighting(Callback):
             raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
         if clip is not None and not clip > 0:
             raise ValueError(f"`clip` must be above 0, got {clip}")
+        if constants not in ("estimated", "sound"):
+            raise ValueError(f"`constants` must be 'estimated' or 'sound', got {constants!r}")
+        if isinstance(dataloader, Iterator):
+            raise TypeError(f"`dataloader` is read twice, so it must not be an iterator, got {describe(dataloader)}")
         self.last_epochs = last_epochs
         self.start_epoch = start_epoch
         self.lr = lr
         self.objective: Objective = objective
         self.clip = clip
+        self.constants: Constants = constants
         self.dataloader = dataloader
-        #: Estimated constants of the scores; None before the switch.
+        #: The constants of step 2; None before the switch.
         self.lipschitz: LipschitzConstants | None = None
         self._clip: float | None = None
         self._norm: float | None = None
+        self._rates: list[float] = []  # of the groups that hold the weights, before step 2
         self._borrowed: Freeze | None = None
 
     def switch_epoch(self, trainer: Trainer) -> int:
-        """First epoch of step 2, counted from 0."""
+        """First epoch of step 2, counted from 0; the only one of a fast development run."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return 0
         if self.start_epoch is not None:
             return self.start_epoch
         if self.last_epochs is None or trainer.max_epochs is None or trainer.max_epochs < 0:
@@ -103,17 +114,22 @@ class IntegrationReweighting(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        # A resumed run gets its constants back after this; a callback that is used again must not keep them.
+        self.lipschitz, self._clip, self._norm, self._rates = None, None, None, []
         module = _crmt_module(pl_module)
+        module.check_parts()
         if not module.head.integration_parameters():
             raise TypeError(
                 "IntegrationReweighting needs a head with integration weights, such as OrthogonalFusion, "
                 f"got {type(module.head).__name__}"
             )
-        _check_strategy(trainer)
+        check_strategy(trainer)
         switch, end = self.switch_epoch(trainer), trainer.max_epochs
         if switch < 0 or (end is not None and 0 <= end <= switch):
             given = f"last_epochs={self.last_epochs}" if self.start_epoch is None else f"start_epoch={self.start_epoch}"
-            raise ValueError(f"`{given}` puts the switch at epoch {switch}, outside the {end} epochs of this fit")
+            raise ValueError(
+                f"`{given}` puts the switch at epoch {switch}, outside the {end} epochs of this fit (`max_epochs`)"
+            )
         stoppers = any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if stoppers and (trainer.min_epochs or 0) <= switch:
             rank_zero_warn(
@@ -130,10 +146,14 @@ class IntegrationReweighting(Callback):
                 f"`max_steps={trainer.max_steps}` ends this fit before step 2, which begins at epoch {switch}, "
                 f"after {steps} steps"
             )
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        held = {id(parameter) for group in groups for parameter in group["params"]}
+        held = {id(parameter) for group in self._groups(trainer, pl_module) for parameter in group["params"]}
         if any(id(parameter) not in held for parameter in _crmt_module(pl_module).head.integration_parameters()):
             raise ValueError("the optimizer must hold the integration weights, `head.integration_parameters()`")
+        if self.lipschitz is not None and trainer.current_epoch < switch:
+            # Resumed from step 2 to train longer: step 1 goes on first, and the constants grow stale.
+            for group, rate in zip(self._groups(trainer, pl_module), self._rates, strict=True):
+                group["lr"] = rate
+            self.lipschitz = None
 
     # --- the switch
 
@@ -143,6 +163,7 @@ class IntegrationReweighting(Callback):
             return
         if self.lipschitz is None:
             self._measure(trainer, pl_module)
+            self._rates = [float(group["lr"]) for group in self._groups(trainer, pl_module)]
             for optimizer in trainer.optimizers:
                 for parameter in _crmt_module(pl_module).head.integration_parameters():
                     # Moments gathered under step 1's loss would scale the first steps on the new one.
@@ -155,11 +176,8 @@ class IntegrationReweighting(Callback):
             return
         if self._borrowed is None:  # resumed in the middle of an epoch: Lightning skips the start of it
             self._enter(pl_module)
-        integration = {id(parameter) for parameter in _crmt_module(pl_module).head.integration_parameters()}
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                if any(id(parameter) in integration for parameter in group["params"]):
-                    group["lr"] = self.lr
+        for group in self._groups(trainer, pl_module):
+            group["lr"] = self.lr
 
     @override
     def on_train_batch_end(
@@ -167,6 +185,11 @@ class IntegrationReweighting(Callback):
     ) -> None:
         if self._borrowed is None or self._norm is None:
             return
+        if not _crmt_module(pl_module).crmt_loss_called:
+            raise RuntimeError(
+                "step 2 trains on what `crmt_loss` answers, but the training step did not call it: return "
+                "`self.crmt_loss(self(inputs), target)`, alone or among other terms"
+            )
         with torch.no_grad():
             weights = _crmt_module(pl_module).head.integration_parameters()
             norm = _joint_norm(weights)
@@ -196,13 +219,15 @@ class IntegrationReweighting(Callback):
         if self.lipschitz is None:
             return {}
         values = {name: value.cpu() for name, value in self.lipschitz.values.items()}
-        return {"lipschitz": values, "clip": self._clip, "norm": self._norm}
+        kind = {"of": self.lipschitz.of, "soundness": int(self.lipschitz.soundness)}
+        return {"lipschitz": values, **kind, "clip": self._clip, "norm": self._norm, "rates": self._rates}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict:
-            self.lipschitz = LipschitzConstants(state_dict["lipschitz"], of="scores", soundness=Soundness.ESTIMATED)
-            self._clip, self._norm = state_dict["clip"], state_dict["norm"]
+            soundness = Soundness(state_dict["soundness"])
+            self.lipschitz = LipschitzConstants(state_dict["lipschitz"], of=state_dict["of"], soundness=soundness)
+            self._clip, self._norm, self._rates = state_dict["clip"], state_dict["norm"], state_dict["rates"]
 
     # --- parts
 
@@ -210,15 +235,10 @@ class IntegrationReweighting(Callback):
         module = _crmt_module(pl_module)
         data = TrainingPass(trainer, self.dataloader)
         with isolate_rng():
-            inputs = (module.split_batch(batch)[0] for batch in data.batches("Lipschitz constants"))
-            found = estimate_lipschitz(pl_module, inputs)
-            values = {
-                name: trainer.strategy.reduce(value, reduce_op="max").to(value) for name, value in found.values.items()
-            }
-            lipschitz = LipschitzConstants(values, of=found.of, soundness=found.soundness)
+            lipschitz = measure_constants(trainer, module, data, self.constants)
             self._clip = self.clip
             if self._clip is None and self.objective == "clipped":
-                self._clip = _mean_absolute_radius(trainer, pl_module, data, lipschitz)
+                self._clip = mean_absolute_radius(trainer, module, data, lipschitz)
         self._norm = float(_joint_norm(module.head.integration_parameters()))
         self.lipschitz = lipschitz
 
@@ -226,8 +246,17 @@ class IntegrationReweighting(Callback):
         module = _crmt_module(pl_module)
         if self._borrowed is None:
             self._borrowed = Freeze(pl_module, but=module.head.integration_parameters())
+            module.crmt_loss_called = False
+        assert self.lipschitz is not None
         self._borrowed.freeze()
-        module.stage_objective = self._objective_of(module)
+        loss = partial(
+            integration_objective,
+            head=module.head,
+            lipschitz=self.lipschitz,
+            objective=self.objective,
+            clip=self._clip,
+        )
+        module.stage_objective = StageObjective("integration_objective", loss)
 
     def _leave(self, pl_module: LightningModule) -> None:
         if self._borrowed is not None:
@@ -235,16 +264,11 @@ class IntegrationReweighting(Callback):
             self._borrowed = None
             _crmt_module(pl_module).stage_objective = None
 
-    def _objective_of(self, module: CRMTMixin) -> Any:
-        lipschitz = self.lipschitz
-        assert lipschitz is not None
-
-        def objective(output: FusionOutput, target: Tensor) -> Tensor:
-            return integration_objective(
-                output, target, module.head, lipschitz, objective=self.objective, clip=self._clip
-            )
-
-        return objective
+    def _groups(self, trainer: Trainer, pl_module: LightningModule) -> list[dict[str, Any]]:
+        """The groups of optimizers that hold integration weights."""
+        integration = {id(parameter) for parameter in _crmt_module(pl_module).head.integration_parameters()}
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        return [group for group in groups if any(id(parameter) in integration for parameter in group["params"])]
 
 
 def _crmt_module(pl_module: LightningModule) -> CRMTMixin:
@@ -256,36 +280,6 @@ def _crmt_module(pl_module: LightningModule) -> CRMTMixin:
     return pl_module
 
 
-def _check_strategy(trainer: Trainer) -> None:
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy):
-        if strategy._ddp_kwargs.get("find_unused_parameters", False):
-            return
-        raise RuntimeError(
-            "IntegrationReweighting freezes most parameters in the middle of the fit, and DDP waits for the gradients "
-            "of every parameter: choose Trainer(strategy='ddp_find_unused_parameters_true')"
-        )
-    if not isinstance(strategy, SingleDeviceStrategy):
-        raise RuntimeError(
-            "IntegrationReweighting freezes most parameters in the middle of the fit, which is known to work on a "
-            f"single device and under DDP, got {describe(strategy)}"
-        )
-
-
 def _joint_norm(weights: list[nn.Parameter]) -> Tensor:
     norm: Tensor = torch.cat([weight.detach().flatten() for weight in weights]).norm()
     return norm
-
-
-def _mean_absolute_radius(
-    trainer: Trainer, pl_module: LightningModule, data: TrainingPass, lipschitz: LipschitzConstants
-) -> float:
-    module = _crmt_module(pl_module)
-    total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)
-    with borrow(pl_module), torch.no_grad():
-        for batch in data.batches("Radii at the switch"):
-            inputs, target = module.split_batch(batch)
-            radii = true_class_radii(pl_module(inputs), target, module.head, lipschitz)
-            total += torch.stack([radii.abs().sum(), torch.tensor(len(radii), device=radii.device)]).to(total)
-    absolute, count = trainer.strategy.reduce(total, reduce_op="sum").tolist()
-    return float(absolute / count)

@@ -16,7 +16,7 @@ from lightning_crmt.borrowing import borrow
 from lightning_crmt.callbacks.naming import NamedModel
 from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
 from lightning_crmt.fusion import Fusion
-from lightning_crmt.modality import FusionOutput, logits_of
+from lightning_crmt.modality import FusionOutput, check_target, logits_of
 
 
 class MissingModalities(Observer):
@@ -29,7 +29,8 @@ class MissingModalities(Observer):
         represent: ``"zeroed"``, for any model, or ``"dropped"``, for modules with a fusion head.
         max_missing: largest number of modalities missing at once; all but one by default.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: measure in every n-th epoch of a fit; ``validate`` and ``test`` always measure.
+        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
+            the last; ``validate`` and ``test`` always measure.
         max_batches: measure the first so many batches of a loader; all by default.
 
     Raises:
@@ -90,8 +91,9 @@ class _Accuracies(Measurement):
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         with borrow(self.model), torch.no_grad():
             logits = [self._logits_without(subset, inputs) for subset in self.subsets]
+        check_target(target, logits[0].shape[1], len(logits[0]))
         right = [(each.argmax(dim=1) == target).sum() for each in logits]
-        counts = torch.stack([*right, torch.full_like(target.sum(), len(target))]).double()
+        counts = torch.stack([*right, torch.full_like(target.sum(), len(target))]).float()
         self.total = counts if self.total is None else self.total + counts
 
     def compute(self, reduce: Reduce) -> dict[str, float]:

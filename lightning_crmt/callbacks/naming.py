@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_crmt.modality import Inputs, check_modality_names, describe
+from lightning_crmt.modality import Inputs, check_modality_names, check_same_modalities, describe
 from lightning_crmt.module import CRMTMixin
 
 
@@ -22,15 +22,15 @@ class NamedModel(nn.Module):
 
     - batches: a tuple or list that holds the inputs in that order and then the target, or ``(dict, target)``, or one
       dict with the target under ``"target"``, ``"label"`` or ``"y"``;
-    - ``forward``: called by keyword if it has parameters of these names, with the dict if it has a single parameter,
-      in the order of ``names`` otherwise.
+    - ``forward``: called by keyword if it has parameters of these names, in the order of ``names`` if it requires as
+      many, with a dict if it requires one.
 
     Args:
         module: the user's module.
         names: names of its inputs; not needed for a CRMT module.
 
     Raises:
-        ValueError: if names are needed and missing.
+        ValueError: if names are needed and missing, repeat, or do not tell how to call ``forward``.
     """
 
     def __init__(self, module: LightningModule, names: Sequence[str] | None) -> None:
@@ -46,6 +46,10 @@ class NamedModel(nn.Module):
         else:
             self.names = list(names)
         check_modality_names("inputs", self.names)
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"`inputs` must be different names, got {self.names}")
+        if isinstance(module, CRMTMixin):
+            check_same_modalities("inputs", self.names, module.encoders.keys())
         self._call = self._calling_convention()
 
     def forward(self, inputs: Inputs) -> Any:
@@ -84,7 +88,14 @@ class NamedModel(nn.Module):
         known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if all(name in known for name in self.names):
             return lambda inputs: self.module(**{name: inputs[name] for name in self.names})
-        required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-        if len(required) == 1 and len(self.names) > 1:
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        required = [p for p in positional if p.default is p.empty]
+        many = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        if len(required) == len(self.names) or many:
+            return lambda inputs: self.module(*(inputs[name] for name in self.names))
+        if len(required) == 1:
             return lambda inputs: self.module(dict(inputs))
-        return lambda inputs: self.module(*(inputs[name] for name in self.names))
+        raise ValueError(
+            f"`inputs` = {self.names} do not tell how to call {type(self.module).__name__}.forward"
+            f"{inspect.signature(self.module.forward)}: use the names of its parameters"
+        )

@@ -34,12 +34,13 @@ class Measurement(ABC):
 class Observer(Callback, ABC):
     """Measures something in every validation and test epoch, and logs it under ``val/`` or ``test/``.
 
-    Skips the Trainer's sanity check. In epochs that are not measured it logs the last numbers again, so that callbacks
-    which monitor them always find them.
+    The Trainer's sanity check tries the measurement and logs nothing. In epochs that are not measured it logs the last
+    numbers again, so that callbacks which monitor them always find them.
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: measure in every n-th epoch of a fit; ``validate`` and ``test`` always measure.
+        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
+            the last; ``validate`` and ``test`` always measure.
         max_batches: measure the first so many batches of a loader; all by default.
     """
 
@@ -58,6 +59,7 @@ class Observer(Callback, ABC):
         self._model: NamedModel | None = None
         self._running: dict[int, Measurement] = {}
         self._last: dict[str, float] = {}
+        self._measured_at: int | None = None
 
     @abstractmethod
     def measurement(self, model: NamedModel) -> Measurement:
@@ -65,8 +67,12 @@ class Observer(Callback, ABC):
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this validation epoch is measured; override for another rhythm."""
-        within_fit = trainer.state.fn == TrainerFn.FITTING
-        return not trainer.sanity_checking and not (within_fit and trainer.current_epoch % self.every_n_epochs)
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != TrainerFn.FITTING or self._measured_at is None:
+            return True
+        epoch, last = trainer.current_epoch, (trainer.max_epochs or 0) - 1
+        return epoch in (self._measured_at, last) or epoch >= self._measured_at + self.every_n_epochs
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -77,6 +83,7 @@ class Observer(Callback, ABC):
         self._model = None
         self._running = {}
         self._last = {}
+        self._measured_at = None
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,6 +101,9 @@ class Observer(Callback, ABC):
     ) -> None:
         if self.due(trainer):
             self._observe(batch, batch_idx, dataloader_idx)
+        elif trainer.sanity_checking and self._model is not None:
+            # Tried and thrown away: what cannot be measured should fail before training, not after an epoch of it.
+            self.measurement(self._model).update(*self._model.split_batch(batch))
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,11 +143,13 @@ class Observer(Callback, ABC):
             reduced: Tensor = trainer.strategy.reduce(value, reduce_op=how)
             return reduced
 
+        if self._running:
+            self._measured_at = trainer.current_epoch
         for index, measurement in self._running.items():
             suffix = f"/dataloader_idx_{index}" if len(self._running) > 1 else ""
             numbers = measurement.compute(reduce)
             self._last.update({f"{split}/{key}{suffix}": value for key, value in numbers.items()})
         self._running = {}
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
-        found = {key: value for key, value in self._last.items() if key.startswith(split)}
+        found = {key: value for key, value in self._last.items() if key.startswith(f"{split}/")}
         pl_module.log_dict(found, sync_dist=True, add_dataloader_idx=False)

@@ -3,6 +3,18 @@
 """Robustness certificates: one inequality, and everything that follows from it."""
 
 from lightning_crmt.certification.certificate import Certificate, certify
+from lightning_crmt.certification.falsify import Verification, verify_certificate
+from lightning_crmt.certification.late_fusion import certify_late_fusion
+from lightning_crmt.certification.violation import CertificateViolation, Counterexample
 from lightning_crmt.soundness import Soundness
 
-__all__ = ["Certificate", "Soundness", "certify"]
+__all__ = [
+    "Certificate",
+    "CertificateViolation",
+    "Counterexample",
+    "Soundness",
+    "Verification",
+    "certify",
+    "certify_late_fusion",
+    "verify_certificate",
+]

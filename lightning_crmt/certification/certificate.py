@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
+from lightning_crmt.certification.rounding import UP, rounding
 from lightning_crmt.fusion import Fusion
-from lightning_crmt.lipschitz import LipschitzConstants
+from lightning_crmt.lipschitz import ForwardError, LipschitzConstants
 from lightning_crmt.modality import FusionOutput, at_least_single, check_same_modalities, describe, logits_of
 from lightning_crmt.soundness import Soundness
 
@@ -32,9 +33,11 @@ class Certificate:
     Attributes:
         prediction: class p of each sample, ``(B,)``.
         margins: :math:`h_p - h_j`, ``(B, K)``; all 0 where a logit is not finite, so that such a sample has radius 0.
+            Less what rounding may take from them, in double precision, where that was counted.
         sensitivities: :math:`D_j^m` by modality, each ``(B, K)``. The column of p itself means nothing.
         soundness: the level of trust, the weakest of its parts.
         missing: modalities that were dropped from the fusion.
+        limit: the largest :math:`\|\delta^m\|_2` the inequality is proved for; radii and budgets end there.
     """
 
     prediction: Tensor
@@ -42,6 +45,7 @@ class Certificate:
     sensitivities: dict[str, Tensor]
     soundness: Soundness
     missing: tuple[str, ...] = ()
+    limit: float = math.inf
 
     def radius(self, modalities: Iterable[str] | None = None) -> Tensor:
         r"""l2 radius of the ball over ``modalities`` in which the prediction stays, ``(B,)``.
@@ -49,7 +53,8 @@ class Certificate:
         .. math:: \min_{j \ne p} \; (h_p - h_j) \Big/ \sqrt{\textstyle\sum_{m \in S} (D_j^m)^2}
 
         The minimum runs over all other classes: the runner-up need not attain it. 0 for ties and for logits that are
-        not finite; infinite where nothing in ``modalities`` moves the logits.
+        not finite; infinite, or ``limit``, where nothing in ``modalities`` moves the logits. Compare it in its own
+        precision: rounded to a shorter one, it may exceed what is proved.
 
         Args:
             modalities: the set S that is perturbed, all others being clean; all modalities by default.
@@ -59,7 +64,7 @@ class Certificate:
         """
         radii = signed_radii(self.margins, self._chosen("modalities", modalities))
         nearest = radii.masked_fill(self._own_class(), math.inf).amin(dim=1)
-        return torch.where(nearest > 0, nearest, torch.zeros_like(nearest))  # NaN is not > 0
+        return torch.where(nearest > 0, nearest, torch.zeros_like(nearest)).clamp(max=self.limit)  # NaN is not > 0
 
     def tolerates(self, budgets: Mapping[str, float | Tensor]) -> Tensor:
         """Whether the prediction stays when each modality is perturbed by at most its own budget, ``(B,)`` bool.
@@ -79,14 +84,16 @@ class Certificate:
         """
         slopes = self._chosen("budgets", budgets)
         fall = torch.zeros_like(self.margins)
+        within = torch.ones_like(self.prediction, dtype=torch.bool)
         for name, slope in slopes.items():
             budget = torch.as_tensor(budgets[name], dtype=fall.dtype, device=fall.device)
             if budget.shape not in ((), self.prediction.shape) or not (budget >= 0).all():
                 raise ValueError(f"`budgets[{name!r}]` must be >= 0, a number or shape (B,), got {budgets[name]}")
+            within = within & (budget <= self.limit)
             budget = budget.reshape(-1, 1)
             # 0 times infinity: what moves nothing tolerates everything, and what is not moved does no harm.
             fall = fall + torch.where((slope == 0) | (budget == 0), 0.0, slope * budget)
-        return ((fall < self.margins) | self._own_class()).all(dim=1)
+        return ((fall < self.margins) | self._own_class()).all(dim=1) & within
 
     def nearest_class(self) -> Tensor:
         """The class j whose bound attains the joint radius, ``(B,)``."""
@@ -111,19 +118,29 @@ def certify(
     lipschitz: LipschitzConstants,
     *,
     missing: Collection[str] = (),
+    errors: Mapping[str, ForwardError] | None = None,
 ) -> Certificate:
     """Turn logits and Lipschitz constants into a :class:`Certificate`.
 
     The form of the bound follows from what the constants are constants of (see :class:`LipschitzConstants`).
+
+    Without ``errors``, it is about exact arithmetic, ``SOUND`` at best, and a float32 input very near the edge of the
+    ball may still change the float32 prediction. With them and rigorous constants it is ``RIGOROUS``: about the
+    prediction of the public forward in evaluation mode, without autocast, for all inputs in the precision of the
+    parameters.
 
     Args:
         output: what the model returned, computed in evaluation mode and full precision.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights.
         missing: modalities to certify without: dropped from the fusion, their score adding nothing.
+        errors: rounding errors of the features of these very samples, of every modality that is not missing, by
+            :func:`~lightning_crmt.lipschitz.encoder_errors`. They need constants of encoders and a head of fixed
+            numbers on the CPU, see :func:`~lightning_crmt.layers.with_fixed_weights`.
 
     Raises:
-        ValueError: if head, constants and output do not fit together, or every modality is missing.
+        ValueError: if head, constants, errors and output do not fit together, or every modality is missing; with
+            ``errors``, if ``head`` computes its weights anew in every pass, as ``OrthogonalFusion`` does.
         TypeError: if there is no tensor of logits in ``output``.
 
     >>> from lightning_crmt.fusion import LinearFusion
@@ -138,7 +155,7 @@ def certify(
     pairs = sensitivities(lipschitz, head)
     if missing:
         logits, pairs = _without(missing, output, head, pairs)
-    logits = at_least_single(logits.detach())
+    logits = logits.detach()
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
         if pair.shape != (num_classes, num_classes):
@@ -146,12 +163,26 @@ def certify(
                 f"`lipschitz` must fit the {num_classes} classes of `output`, got {tuple(pair.shape)} for {name!r}"
             )
     prediction = logits.argmax(dim=1)
+    if errors is None:
+        margins = _margins(at_least_single(logits), prediction)
+        slopes = {name: pair.detach().to(margins)[prediction] for name, pair in pairs.items()}
+        # Nothing here accounts for rounding, however rigorous the constants are.
+        soundness = min(lipschitz.soundness, Soundness.SOUND)
+        return Certificate(prediction, margins, slopes, soundness, tuple(missing))
+    present = [name for name in pairs if name not in missing]
+    errors = {name: error for name, error in errors.items() if name not in missing}
+    check_same_modalities("errors", errors, present)
+    slack, slopes = rounding(logits, head, lipschitz, errors)
+    margins = _margins(logits.double(), prediction) / UP - slack
+    slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
+    return Certificate(
+        prediction, margins, slopes, lipschitz.soundness, tuple(missing), limit=ForwardError.LARGEST_RADIUS
+    )
+
+
+def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
     margins = logits.gather(1, prediction[:, None]) - logits
-    margins = torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
-    slopes = {name: pair.detach().to(margins)[prediction] for name, pair in pairs.items()}
-    # Nothing here accounts for the rounding of the logits, however rigorous the constants are.
-    soundness = min(lipschitz.soundness, Soundness.SOUND)
-    return Certificate(prediction, margins, slopes, soundness, tuple(missing))
+    return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
 
 
 def _without(

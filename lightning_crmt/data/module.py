@@ -101,7 +101,7 @@ class MultimodalDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> dict[str, Dataset[Any]]:
-        """The parts ``train``, ``val`` and ``test``, each of samples ``({m: x^m}, y)``."""
+        """The parts ``train``, ``val`` and ``test``, each of samples ``({m: x^m}, y)``; ``val`` may be left out."""
 
     def setup(self, stage: str | None = None) -> None:
         """Load the parts, once."""
@@ -110,13 +110,12 @@ class MultimodalDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches."""
-        part = self.parts["train"]
-        assert isinstance(part, Sized)
-        return self._loader("train", sampler=EpochShuffle(part, self.seed))
+        part = self._all_parts().get("train")
+        return self._loader("train", sampler=EpochShuffle(part, self.seed) if isinstance(part, Sized) else None)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Batches in order."""
-        return self._loader("val")
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Batches in order; none if there is no such part."""
+        return self._loader("val") if "val" in self._all_parts() else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches in order."""
@@ -126,9 +125,16 @@ class MultimodalDataModule(LightningDataModule, ABC):
         """The test batches, with targets."""
         return self._loader("test")
 
+    def _all_parts(self) -> dict[str, Dataset[Any]]:
+        self.setup()
+        return self.parts
+
     def _loader(self, part: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+        parts = self._all_parts()
+        if part not in parts:
+            raise ValueError(f"`load` must give the part {part!r}, got {list(parts)}")
         return DataLoader(
-            self.parts[part],
+            parts[part],
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from lightning_crmt.layers import GroupSort, MaxMin, OrthogonalLinear, Residual,
 from lightning_crmt.lipschitz.registry import NoBoundError, refuse_changed_behaviour
 from lightning_crmt.lipschitz.steps import LARGEST, Affine, Cloud, Exact, Mixture, Scaling, Step
 from lightning_crmt.lipschitz.verified import UNIT_ROUNDOFF, product_up
-from lightning_crmt.modality import describe
+from lightning_crmt.modality import Inputs, check_same_modalities, describe
 
 # They choose, reorder or keep numbers, and are 1-Lipschitz.
 _EXACT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.ReLU, GroupSort, MaxMin)
@@ -105,6 +105,32 @@ def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
         for step in _steps(module, ""):
             cloud = step.advance(cloud)
     return ForwardError(cloud.error, cloud.growth, cloud.magnitude, cloud.reach)
+
+
+def encoder_errors(encoders: Mapping[str, nn.Module] | nn.ModuleDict, inputs: Inputs) -> dict[str, ForwardError]:
+    """The errors that :func:`~lightning_crmt.certification.certify` takes, by :func:`forward_error` for each encoder.
+
+    Two rigorous norms per layer, whatever the size of the batch: give it big ones.
+
+    Args:
+        encoders: one module per modality, by name.
+        inputs: samples by modality.
+
+    Raises:
+        ValueError: naming the modality, for what :func:`forward_error` refuses, ``NoBoundError`` if it was one.
+
+    >>> encoder_errors({"audio": nn.Linear(3, 2)}, {"audio": torch.zeros(5, 3)})["audio"].at.shape
+    torch.Size([5])
+    """
+    check_same_modalities("inputs", inputs, encoders.keys())
+    found = {}
+    for name, encoder in encoders.items():
+        try:
+            found[name] = forward_error(encoder, inputs[name])
+        except ValueError as error:
+            kind = NoBoundError if isinstance(error, NoBoundError) else ValueError
+            raise kind(f"the encoder of {name!r}: {error}") from error
+    return found
 
 
 def _steps(module: nn.Module, path: str) -> Iterator[Step]:

@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+r"""What rounding may take from the margins of a fusion head: the slack that makes a certificate rigorous.
+
+A logit sums, in the precision of the head, t terms: the products of the longest features, their cast, the weight, the
+scores of M modalities and the bias. So with :math:`w_k = a_k d_k`, features :math:`\hat z` that are off by at most
+:math:`e^m(r) = \alpha^m + \beta^m r` and no longer than :math:`\mu^m + \nu^m r`,
+
+.. math:: |\hat h_k - h_k| \le \sum_m |w_k^m \cdot (\hat z^m - z^m)|
+          + \gamma_t \Big( \sum_m |w_k^m| \cdot |\hat z^m| + |b_k| \Big) .
+
+Used for two classes at x and at x', where the errors of features meet :math:`w_p - w_j` and the head's own rounding
+each row, it says how far the *computed* margin at x' can be below the computed margin at x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from lightning_crmt.fusion import FixedFusion, Fusion, LinearFusion
+from lightning_crmt.lipschitz import ForwardError, LipschitzConstants
+from lightning_crmt.lipschitz.registry import refuse_changed_behaviour
+from lightning_crmt.lipschitz.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lightning_crmt.modality import describe
+
+#: Over the rounding of a few operations in double precision.
+UP = 1 + 2.0**-40
+# Above all that underflows in the double precision arithmetic here, and squares without underflow.
+_TINY = 2.0**-400
+
+
+def rounding(
+    logits: Tensor, head: Fusion | None, lipschitz: LipschitzConstants, errors: Mapping[str, ForwardError]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""The slack of every margin, and the sensitivities with what rounding adds to them.
+
+    While :math:`\|\delta^m\| \le r^m \le 2^{60}`, the margin that the head computes stays at least
+
+    .. math:: \hat m_{pj} - \text{slack}_{pj} - \sum_m D_{pj}^m r^m
+
+    with :math:`\Delta w^m = w_p^m - w_j^m` and :math:`\Sigma^m = \|w_p^m\| + \|w_j^m\|`
+
+    .. math:: \text{slack}_{pj} &= \sum_m 2 \left( \|\Delta w^m\| \alpha^m + \gamma_t \Sigma^m \mu^m \right)
+                  + 2 \gamma_t (|b_p| + |b_j|) + \text{underflow} \\
+              D_{pj}^m &= \|\Delta w^m\| (L_m + \beta^m) + \gamma_t \Sigma^m \nu^m .
+
+    Args:
+        logits: ``(B, K)``, as the head computed them; p is the predicted class.
+        head: a head of stored numbers, in single or double precision, on the CPU.
+        lipschitz: constants :math:`L_m` of the encoders.
+        errors: :math:`\alpha, \beta, \mu, \nu` of each modality that is present.
+
+    Returns:
+        The slack ``(B, K)`` and :math:`D^m`, each ``(B, K)``, in double precision and above the exact values.
+
+    Raises:
+        ValueError: if ``head`` computes its numbers anew or runs where nothing is proved about its rounding, if
+            constants or errors do not fit, or logits could overflow.
+    """
+    head = _provable(head)
+    if lipschitz.of != "encoder":
+        raise ValueError(f"`lipschitz` must hold constants of encoders where `errors` are given, got {lipschitz.of!r}")
+    dtype, prediction = head.bias.dtype, logits.argmax(dim=1)
+    if (logits.dtype, logits.device) != (dtype, head.bias.device):
+        raise ValueError(
+            f"`output` must be as `head` computes it where `errors` are given, {dtype} on {head.bias.device}, "
+            f"got {logits.dtype} on {logits.device}"
+        )
+    terms = max(head.in_features.values()) + len(head.in_features) + 2
+    relative = gamma(terms, UNIT_ROUNDOFF[dtype])
+    up = UP + terms * 2.0**-52
+    bias = _exactly(head.bias).abs()
+    slack = 2 * relative * (bias[prediction][:, None] + bias)
+    slopes = {}
+    directions, weights = head.directions, head.integration_weights
+    largest, reach = float(bias.max()), 0.0
+    for name, error in errors.items():
+        if error.at.shape != prediction.shape:
+            raise ValueError(
+                f"`errors[{name!r}]` must be of the {len(prediction)} samples of `output`, got {len(error.at)}"
+            )
+        factors, rows = _exactly(weights[name]), _exactly(directions[name])
+        longest = float((1 + factors.abs().max()) * (1 + torch.linalg.vector_norm(rows, dim=1).max()))
+        largest, reach = largest + longest * float(error.magnitude.max()), reach + longest * error.reach
+        rows = factors[:, None] * rows  # exact, where both are in single precision
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        both = (norms[prediction][:, None] + norms) * up + _TINY
+        # This compute mode subtracts before it squares.
+        apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")[prediction] * up + both * 2.0**-50
+        # In each product, cast and weighted score; the first two are then weighted.
+        lost = 4 * terms * UNDERFLOW[dtype] * longest**2
+        slack = slack + 2 * (apart * error.at[:, None] + relative * both * error.magnitude[:, None] + lost)
+        speed = apart * (lipschitz.values[name].detach().cpu().double() + error.growth)
+        slopes[name] = (speed + relative * both * error.reach) * up + _TINY
+    if not (largest <= ForwardError.LARGEST_RADIUS and reach <= ForwardError.LARGEST_RADIUS):
+        raise ValueError(
+            f"logits must stay below {ForwardError.LARGEST_RADIUS:.0e}, where single precision cannot overflow, for a "
+            "certificate that counts rounding"
+        )
+    return slack * up, slopes
+
+
+def _provable(head: Fusion | None) -> LinearFusion | FixedFusion:
+    if not isinstance(head, LinearFusion | FixedFusion) or type(head) not in (LinearFusion, FixedFusion):
+        raise ValueError(
+            f"`head` must hold fixed numbers where `errors` are given, got {describe(head)}: what is computed anew, as "
+            "by a QR decomposition, differs in the last bits from one number of threads to another; fix them first "
+            "with lightning_crmt.with_fixed_weights"
+        )
+    for name, part in head.named_modules(prefix="head"):
+        refuse_changed_behaviour(part, name)
+        if parametrize.is_parametrized(part):
+            raise ValueError(f"`head` must hold fixed numbers where `errors` are given, {name!r} is parametrised")
+    tensors = [head.bias, *head.directions.values(), *head.integration_weights.values()]
+    found = sorted({f"{tensor.dtype} on {tensor.device.type}" for tensor in tensors})
+    if found not in (["torch.float32 on cpu"], ["torch.float64 on cpu"]):
+        raise ValueError(
+            "`head` must compute in float32 or float64 on the CPU where `errors` are given: nothing is proved about "
+            f"rounding elsewhere; got {', '.join(found)}"
+        )
+    return head
+
+
+def _exactly(tensor: Tensor) -> Tensor:
+    return tensor.detach().double()

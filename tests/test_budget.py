@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+from attacked import SIZES, samples
+
+from lightning_crmt.attacks import Budget
+
+KINDS = {
+    "joint": lambda r: Budget(r),
+    "alone": lambda r: Budget(r, modalities=["audio"]),
+    "product": lambda r: Budget({"audio": r, "image": 3 * r}),
+    "linf": lambda r: Budget(r, norm="linf"),
+    "joint, box": lambda r: Budget(r, box={"image": (-2.0, 2.0)}),
+    "product, box": lambda r: Budget({"audio": r, "image": r}, box={"audio": (-2.0, 2.5)}),
+    "linf, box": lambda r: Budget(r, norm="linf", box={"audio": (-2.0, 2.0)}),
+}
+
+
+def noise(inputs, names, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return {n: scale * torch.randn(inputs[n].shape, generator=generator, dtype=torch.float64) for n in names}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("radius", [0.0, 1e-3, 0.7, 50.0])
+def test_projections_are_within_and_nearest(kind, radius):
+    x, budget = samples(), KINDS[kind](radius)
+    for seed in range(5):
+        delta = noise(x, budget.attacked(x), seed, scale=2.0)
+        near = budget.project(delta, x)
+        assert (budget.size(near) <= 1 + 1e-12).all()
+        again = budget.project(near, x)
+        assert all(torch.allclose(again[n], near[n], atol=1e-12) for n in near)
+        # Nearest in a convex set: no other member lies on the far side of the hyperplane through it.
+        for other in range(5):
+            member = budget.project(noise(x, near, 100 + other, scale=radius), x)
+            beyond = sum(((delta[n] - near[n]) * (member[n] - near[n])).flatten(1).sum(1) for n in near)
+            assert (beyond <= 1e-9 * (1 + radius)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_in_the_budget_gains_more_than_the_steepest(kind):
+    x, budget = samples(), KINDS[kind](0.7)
+    gradient = noise(x, budget.attacked(x))
+    best, gain = budget.steepest(gradient, x)
+    assert (budget.size(best) <= 1 + 1e-12).all()
+    for seed in range(20):
+        other = budget.project(noise(x, best, seed, scale=0.5 + seed), x)
+        assert (sum((gradient[n] * other[n]).flatten(1).sum(1) for n in best) <= gain + 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("magnitude", [1.0, 3e4])
+def test_what_is_stored_keeps_the_budget(kind, dtype, magnitude):
+    x = {n: (v * magnitude / 2).clamp(-3e4, 3e4).to(dtype) for n, v in samples().items()}
+    for radius in (1e-6, 0.03, 1.0, 7.0, 40.0):
+        budget = KINDS[kind](radius)
+        budget.box = dict.fromkeys(budget.box, (-3e4, 3e4))
+        delta = budget.project(noise(x, budget.attacked(x), scale=100.0), x)
+        stored = budget.apply(delta, x)
+        assert all(stored[n].dtype is dtype for n in x)
+        assert all(stored[n] is x[n] for n in x if n not in delta)
+        assert (budget.size(budget.difference(stored, x)) <= 1 + 1e-9).all()
+        assert all((stored[n] >= low).all() and (stored[n] <= high).all() for n, (low, high) in budget.box.items())
+
+
+def test_coarse_inputs_can_still_be_moved():
+    """At 3e4, single precision has steps of 0.002: of a budget of 0.05 most can be used."""
+    x = {n: (v * 1.5e4).float() for n, v in samples().items()}
+    budget = Budget(0.05)
+    stored = budget.apply(budget.project(noise(x, x, scale=10.0), x), x)
+    assert (budget.size(budget.difference(stored, x)) > 0.8).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_perturbations_are_within_reproducible_and_batches_may_be_split(kind):
+    x, budget = samples(), KINDS[kind](0.7)
+    before = torch.get_rng_state()
+    drawn = budget.random(x, torch.Generator().manual_seed(3))
+    assert torch.get_rng_state().equal(before)
+    assert (budget.size(drawn) <= 1 + 1e-12).all()
+    assert (budget.size(drawn) > 0).all()
+    rows = torch.arange(4, 9)
+    part = budget.select(rows).random({n: v[rows] for n, v in x.items()}, torch.Generator().manual_seed(3))
+    assert all(torch.allclose(part[n], drawn[n][rows], rtol=1e-12) for n in part)
+
+
+def test_size_of_what_is_known():
+    delta = {"audio": torch.tensor([[3.0, 0.0]]), "image": torch.tensor([[0.0, -4.0]])}
+    assert Budget(2.5).size(delta).item() == 2.0
+    assert Budget({"audio": 6.0, "image": 1.0}).size(delta).item() == 4.0
+    assert Budget(2.0, norm="linf").size(delta).item() == 2.0
+    assert Budget({"audio": 0.0, "image": 1.0}).size(delta).item() == math.inf
+    assert Budget(0.0).size({"audio": torch.zeros(1, 2)}).item() == 0.0
+
+
+def test_a_radius_for_each_sample():
+    x = samples()
+    radius = torch.linspace(0, 2, 20)
+    near = Budget(radius).project(noise(x, x, scale=100.0), x)
+    norms = torch.stack([d.flatten(1).norm(dim=1) for d in near.values()]).norm(dim=0)
+    assert torch.allclose(norms, radius.double(), rtol=1e-6)
+    some = Budget({"audio": radius, "image": 1.0}).select(torch.tensor([3, 5]))
+    assert some.radius["audio"].equal(radius[[3, 5]])
+    assert some.radius["image"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Budget(-0.1), "`radius` must be finite and at least 0.*-0.1"),
+        (lambda: Budget({"audio": 0.1, "image": math.nan}), "`radius` must be finite.*nan"),
+        (lambda: Budget(math.inf), "`radius` must be finite.*inf"),
+        (lambda: Budget(torch.ones(2, 2)), "a number or one per sample"),
+        (lambda: Budget({}), "`radius` must name at least one modality"),
+        (lambda: Budget(0.1, norm="l1"), "`norm` must be 'l2' or 'linf', got 'l1'"),
+        (lambda: Budget({"audio": 0.1}, modalities=["audio"]), "named by `radius` already"),
+        (lambda: Budget(0.1, modalities=[]), "at least one modality"),
+        (lambda: Budget(0.1, box={"audio": (1.0, 0.0)}), "low < high, got \\(1.0, 0.0\\)"),
+        (
+            lambda: Budget(0.1, modalities=["smell"]).attacked(samples()),
+            "among .*, got \\['smell'\\]",
+        ),
+        (lambda: Budget(0.1, box={"smell": (0, 1)}).attacked(samples()), "got \\['smell'\\]"),
+        (lambda: Budget(0.1, box={"audio": (0, 1)}).attacked(samples()), "`inputs\\['audio'\\]` must lie in its box"),
+        (lambda: Budget(torch.ones(3)).attacked(samples()), "one for each of 20 samples, got 3"),
+    ],
+)
+def test_bad_budgets(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bad_types():
+    with pytest.raises(TypeError, match="`modalities` must be a sequence of names, got the string 'audio'"):
+        Budget(0.1, modalities="audio")
+    tokens = {"text": torch.zeros(2, 3, dtype=torch.long), "image": torch.zeros(2, 3)}
+    with pytest.raises(TypeError, match="`inputs\\['text'\\]` must be floating point to be perturbed"):
+        Budget(0.1).attacked(tokens)
+    assert Budget(0.1, modalities=["image"]).attacked(tokens) == ["image"]
+
+
+def test_all_modalities_are_attacked_by_default():
+    assert Budget(0.1).attacked(samples()) == list(SIZES)
