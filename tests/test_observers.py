@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_crmt import CRMTModule, LinearFusion
 from lightning_crmt.callbacks import CertifiedRobustness, MissingModalities
+from lightning_crmt.certification.late_fusion import certify_late_fusion
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.layers import with_fixed_weights
 
@@ -379,6 +380,11 @@ def test_certified_numbers_are_those_of_the_certificate(data, make_trainer):
         assert found[f"test/certified_radius/{name}"] == pytest.approx((radius * right).mean().item(), rel=1e-4)
     worst = min((right & (certificate.radius() > 0.02))[part.target == k].float().mean().item() for k in range(10))
     assert found["test/certified_accuracy_worst_class/joint@0.02"] == pytest.approx(worst)
+    third = (right & (certificate.radius() > 0.05))[part.target == 3].float().mean().item()
+    assert found["test/certified_accuracy_of_class/3@0.05"] == pytest.approx(third)
+    alone = certify_late_fusion(model, part.inputs, missing=["fou"])
+    robust = (alone.prediction == part.target) & (alone.radius() > 0.02)
+    assert found["test/certified_accuracy_dropped/fou@0.02"] == pytest.approx(robust.float().mean().item())
     tolerated = (right & certificate.tolerates({"fou": 0.02, "mor": 0.03})).float().mean().item()
     assert found["test/certified_accuracy/fou=0.02+mor=0.03"] == pytest.approx(tolerated)
     assert not [key for key in found if "estimated" in key]

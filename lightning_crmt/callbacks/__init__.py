@@ -7,5 +7,6 @@ from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
 from lightning_crmt.callbacks.radius_training import RadiusTraining
+from lightning_crmt.callbacks.robustness_figures import RobustnessFigures
 
-__all__ = ["CertifiedRobustness", "IntegrationReweighting", "MissingModalities", "RadiusTraining"]
+__all__ = ["CertifiedRobustness", "IntegrationReweighting", "MissingModalities", "RadiusTraining", "RobustnessFigures"]

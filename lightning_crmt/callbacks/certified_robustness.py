@@ -17,6 +17,7 @@ from lightning_crmt.callbacks.naming import NamedModel
 from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
 from lightning_crmt.callbacks.robustness_numbers import RobustnessNumbers
 from lightning_crmt.certification import certify
+from lightning_crmt.certification.late_fusion import certify_late_fusion
 from lightning_crmt.fusion import Fusion
 from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
 from lightning_crmt.lipschitz.estimate import margin_speeds
@@ -45,6 +46,9 @@ class CertifiedRobustness(Observer):
 
     - ``sure_accuracy/m@r``: share of samples that are right and whose radius exceeds r;
     - ``sure_accuracy_worst_class/joint@r``: the same for the class where it is lowest: what a mean can hide;
+    - ``sure_accuracy_of_class/k@r``: the same for each class, where there are at most 32;
+    - ``certified_accuracy_dropped/m@r``, ``certified_radius_dropped/m``: what is left to the other modalities when m is
+      missing and its score is dropped; with bounds only;
     - ``sure_accuracy/m=r+n=s``: share that is right and tolerates these radii of m and n at once;
     - ``sure_radius/m``: mean radius; a wrong prediction counts as 0, and what nothing moves is infinite;
     - ``margin/joint``: mean of :math:`h_y - \max_{j \ne y} h_j`; ``margin/m``: the same of uni-modal scores, where the
@@ -131,6 +135,8 @@ class _Bounded(Measurement):
         self.level = level
         self.lipschitz: LipschitzConstants | None = None
         self.numbers = RobustnessNumbers(names, radii, budgets, module.head)
+        absent = names if len(names) > 1 else []
+        self.dropped = {name: RobustnessNumbers([], radii, [], None) for name in absent}
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
@@ -143,10 +149,19 @@ class _Bounded(Measurement):
         with borrow(self.module), torch.no_grad():
             output = self.module({n: leaf.detach() for n, leaf in differentiable(inputs, self.module).items()})
         self.numbers.update(certificate, output, target)
+        for name, dropped in self.dropped.items():
+            without = certify_late_fusion(self.module, inputs, self.lipschitz, level=self.level, missing=[name])
+            dropped.update(without, output, target)
 
     @override
     def compute(self, reduce: Reduce) -> dict[str, float]:
-        return self.numbers.compute(reduce)
+        found = self.numbers.compute(reduce)
+        for name, dropped in self.dropped.items():
+            for key, value in dropped.compute(reduce).items():
+                what, _, where = key.partition("/joint")
+                if what in ("certified_accuracy", "certified_radius"):
+                    found[f"{what}_dropped/{name}{where}"] = value
+        return found
 
 
 class _Estimated(Measurement):

@@ -15,6 +15,9 @@ from lightning_crmt.fusion import Fusion
 from lightning_crmt.metrics import credited_radius
 from lightning_crmt.modality import FusionOutput, logits_of
 
+#: Up to so many classes each gets a key of its own; of more, the worst.
+MOST_CLASSES = 32
+
 
 class RobustnessNumbers:
     """Sums of what each sample contributes, and of right answers by class.
@@ -64,8 +67,11 @@ class RobustnessNumbers:
         by_class = {key: reduce(value, "sum") for key, value in self.by_class.items()}
         present = by_class.pop("samples")
         for radius, robust in by_class.items():
-            share = (robust / present)[present > 0]
-            numbers[f"{self.label}_accuracy_worst_class/joint@{radius}"] = share.min().item()
+            share = robust / present
+            numbers[f"{self.label}_accuracy_worst_class/joint@{radius}"] = share[present > 0].min().item()
+            if len(share) <= MOST_CLASSES:
+                of_class = {k: value for k, value in enumerate(share.tolist()) if present[k] > 0}
+                numbers |= {f"{self.label}_accuracy_of_class/{k}@{radius}": value for k, value in of_class.items()}
         return numbers
 
     def _per_sample(self, certificate: Certificate, output: FusionOutput | Tensor, target: Tensor) -> dict[str, Tensor]:

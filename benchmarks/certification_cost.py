@@ -1,0 +1,54 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a certificate costs beyond the forward pass, per sample, and how that grows with classes and modalities.
+
+python benchmarks/certification_cost.py
+
+Median over repeats of certify() and all radii, on one thread, with the constants computed before: they belong to the
+weights, not to the samples.
+"""
+
+import argparse
+import time
+from statistics import median
+
+import torch
+from torch import nn
+
+from lightning_crmt import LipschitzConstants, OrthogonalFusion, Soundness, certify
+
+
+def cost(num_classes: int, modalities: int, samples: int, repeats: int) -> float:
+    """Milliseconds per sample."""
+    names = [f"m{i}" for i in range(modalities)]
+    head = OrthogonalFusion(dict.fromkeys(names, 512), num_classes)
+    lipschitz = LipschitzConstants({name: torch.tensor(1.0) for name in names}, "encoder", Soundness.SOUND)
+    with torch.no_grad():
+        output = head({name: nn.functional.normalize(torch.randn(samples, 512)) for name in names})
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            certificate = certify(output, head, lipschitz)
+            certificate.radius()
+            for name in names:
+                certificate.radius([name])
+            times.append(time.perf_counter() - start)
+    return 1000 * median(times) / samples
+
+
+def main() -> None:
+    """Print a line per size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(f"{'K':>5}{'M':>4}{'ms a sample':>14}{'ns per K M':>13}")
+    for num_classes, modalities in [(10, 2), (31, 2), (100, 2), (309, 2), (10, 4), (100, 4)]:
+        found = cost(num_classes, modalities, arguments.samples, arguments.repeats)
+        print(f"{num_classes:>5}{modalities:>4}{found:>14.5f}{1e6 * found / num_classes / modalities:>13.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of what the observers logged, for whichever logger is there, or as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from typing_extensions import override
+
+from lightning_crmt.figures import robustness_figures
+
+
+class RobustnessFigures(Callback):
+    """Draws the curve over radii and the frontier over budgets after each test, and after the last validation of a fit.
+
+    The figures come from the numbers that ``CertifiedRobustness`` logged; list this after it. They go to Weights &
+    Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise.
+
+    >>> callback = RobustnessFigures()
+    """
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, "val")
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._draw(trainer, "val")
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, "test")
+
+    def _draw(self, trainer: Trainer, split: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(f"{split}/")}
+        for name, figure in robustness_figures(metrics).items():
+            taken = False
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(name, [figure])
+                    taken = True
+                elif isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(name, figure, trainer.global_step)
+                    taken = True
+            if not taken:
+                path = Path(trainer.log_dir or trainer.default_root_dir) / "figures" / f"{name.replace('/', '_')}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path, dpi=120)
