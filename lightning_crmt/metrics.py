@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -72,9 +73,9 @@ class _CertificateMetric(Metric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
+    @abstractmethod
     def values(self, certificate: Certificate, target: Tensor) -> Tensor:
         """What is averaged, ``(B,)``."""
-        raise NotImplementedError
 
     @override
     def update(self, certificate: Certificate, target: Tensor) -> None:

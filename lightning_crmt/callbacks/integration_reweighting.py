@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.callbacks.freezing import Freeze, check_strategy
+from lightning_crmt.callbacks.naming import crmt_module
 from lightning_crmt.callbacks.switch import Constants, mean_absolute_radius, measure_constants
 from lightning_crmt.callbacks.training_pass import TrainingPass
 from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.losses import Objective, integration_objective
 from lightning_crmt.modality import describe
-from lightning_crmt.module import CRMTMixin, StageObjective
+from lightning_crmt.module import StageObjective
 from lightning_crmt.soundness import Soundness
 
 
@@ -116,7 +117,7 @@ class IntegrationReweighting(Callback):
             return
         # A resumed run gets its constants back after this; a callback that is used again must not keep them.
         self.lipschitz, self._clip, self._norm, self._rates = None, None, None, []
-        module = _crmt_module(pl_module)
+        module = crmt_module(pl_module, self)
         module.check_parts()
         if not module.head.integration_parameters():
             raise TypeError(
@@ -147,7 +148,7 @@ class IntegrationReweighting(Callback):
                 f"after {steps} steps"
             )
         held = {id(parameter) for group in self._groups(trainer, pl_module) for parameter in group["params"]}
-        if any(id(parameter) not in held for parameter in _crmt_module(pl_module).head.integration_parameters()):
+        if any(id(parameter) not in held for parameter in crmt_module(pl_module, self).head.integration_parameters()):
             raise ValueError("the optimizer must hold the integration weights, `head.integration_parameters()`")
         if self.lipschitz is not None and trainer.current_epoch < switch:
             # Resumed from step 2 to train longer: step 1 goes on first, and the constants grow stale.
@@ -165,7 +166,7 @@ class IntegrationReweighting(Callback):
             self._measure(trainer, pl_module)
             self._rates = [float(group["lr"]) for group in self._groups(trainer, pl_module)]
             for optimizer in trainer.optimizers:
-                for parameter in _crmt_module(pl_module).head.integration_parameters():
+                for parameter in crmt_module(pl_module, self).head.integration_parameters():
                     # Moments gathered under step 1's loss would scale the first steps on the new one.
                     optimizer.state.pop(parameter, None)
         self._enter(pl_module)
@@ -185,13 +186,13 @@ class IntegrationReweighting(Callback):
     ) -> None:
         if self._borrowed is None or self._norm is None:
             return
-        if not _crmt_module(pl_module).crmt_loss_called:
+        if not crmt_module(pl_module, self).crmt_loss_called:
             raise RuntimeError(
                 "step 2 trains on what `crmt_loss` answers, but the training step did not call it: return "
                 "`self.crmt_loss(self(inputs), target)`, alone or among other terms"
             )
         with torch.no_grad():
-            weights = _crmt_module(pl_module).head.integration_parameters()
+            weights = crmt_module(pl_module, self).head.integration_parameters()
             norm = _joint_norm(weights)
             for weight in weights:
                 weight.mul_(self._norm / norm)
@@ -232,7 +233,7 @@ class IntegrationReweighting(Callback):
     # --- parts
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = _crmt_module(pl_module)
+        module = crmt_module(pl_module, self)
         data = TrainingPass(trainer, self.dataloader)
         with isolate_rng():
             lipschitz = measure_constants(trainer, module, data, self.constants)
@@ -243,7 +244,7 @@ class IntegrationReweighting(Callback):
         self.lipschitz = lipschitz
 
     def _enter(self, pl_module: LightningModule) -> None:
-        module = _crmt_module(pl_module)
+        module = crmt_module(pl_module, self)
         if self._borrowed is None:
             self._borrowed = Freeze(pl_module, but=module.head.integration_parameters())
             module.crmt_loss_called = False
@@ -262,22 +263,13 @@ class IntegrationReweighting(Callback):
         if self._borrowed is not None:
             self._borrowed.restore()
             self._borrowed = None
-            _crmt_module(pl_module).stage_objective = None
+            crmt_module(pl_module, self).stage_objective = None
 
     def _groups(self, trainer: Trainer, pl_module: LightningModule) -> list[dict[str, Any]]:
         """The groups of optimizers that hold integration weights."""
-        integration = {id(parameter) for parameter in _crmt_module(pl_module).head.integration_parameters()}
+        integration = {id(parameter) for parameter in crmt_module(pl_module, self).head.integration_parameters()}
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         return [group for group in groups if any(id(parameter) in integration for parameter in group["params"])]
-
-
-def _crmt_module(pl_module: LightningModule) -> CRMTMixin:
-    if not isinstance(pl_module, CRMTMixin):
-        raise TypeError(
-            "IntegrationReweighting trains the integration weights of a CRMT module; "
-            f"got {describe(pl_module)}: subclass CRMTModule, or put CRMTMixin before your own class"
-        )
-    return pl_module
 
 
 def _joint_norm(weights: list[nn.Parameter]) -> Tensor:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from lightning_crmt.modality import Inputs, check_modality_names, check_same_modalities, describe
@@ -99,3 +99,17 @@ class NamedModel(nn.Module):
             f"`inputs` = {self.names} do not tell how to call {type(self.module).__name__}.forward"
             f"{inspect.signature(self.module.forward)}: use the names of its parameters"
         )
+
+
+def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:
+    """``pl_module``, known to be a CRMT module.
+
+    Raises:
+        TypeError: naming the callback that needs one, if it is none.
+    """
+    if not isinstance(pl_module, CRMTMixin):
+        raise TypeError(
+            f"{type(callback).__name__} trains the encoders and head of a CRMT module, got {describe(pl_module)}: "
+            "subclass CRMTModule, or put CRMTMixin before your own class"
+        )
+    return pl_module

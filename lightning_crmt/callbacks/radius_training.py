@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_crmt.callbacks.naming import crmt_module
 from lightning_crmt.lipschitz import encoder_bounds
 from lightning_crmt.losses import radius_loss
-from lightning_crmt.modality import describe
 from lightning_crmt.module import CRMTMixin, StageObjective
 
 
@@ -48,11 +48,11 @@ class RadiusTraining(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            _crmt_module(pl_module).check_parts()
+            crmt_module(pl_module, self).check_parts()
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        module = _crmt_module(pl_module)
+        module = crmt_module(pl_module, self)
         if module.stage_objective is not self._own:  # step 2 has begun
             return
         if batch_idx == 0 or self._own is None:
@@ -73,12 +73,3 @@ class RadiusTraining(Callback):
         if isinstance(pl_module, CRMTMixin) and pl_module.stage_objective is self._own:
             pl_module.stage_objective = None
         self._own = None
-
-
-def _crmt_module(pl_module: LightningModule) -> CRMTMixin:
-    if not isinstance(pl_module, CRMTMixin):
-        raise TypeError(
-            f"RadiusTraining trains the encoders and head of a CRMT module; got {describe(pl_module)}: "
-            "subclass CRMTModule, or put CRMTMixin before your own class"
-        )
-    return pl_module
