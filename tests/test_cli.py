@@ -11,7 +11,8 @@ import yaml
 
 from lightning_crmt.cli import main
 
-CONFIG = Path(__file__).parent.parent / "examples" / "mfeat.yaml"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CONFIG = EXAMPLES / "mfeat.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,11 @@ def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
     shown = capsys.readouterr().out
     for key in ("test/accuracy/joint", "test/estimated_accuracy/mor@0.2", "test/accuracy_zeroed/mor"):
         assert key in shown
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_trains(path, tmp_path):
+    main(["fit", "--config", str(path), "--trainer.fast_dev_run=1", "--trainer.enable_progress_bar=false"])
 
 
 def test_as_a_module_in_its_own_process(tmp_path):
