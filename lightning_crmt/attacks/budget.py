@@ -145,6 +145,18 @@ class Budget:
         )
         return Budget(radius, modalities=None if several else self.modalities, norm=self.norm, box=self.box)
 
+    def scaled(self, factor: Radius) -> Budget:
+        """The budget with all radii multiplied by ``factor``, a number or one per sample.
+
+        >>> Budget({"audio": 0.1, "image": 0.3}).scaled(2.0)
+        Budget({'audio': 0.2, 'image': 0.6})
+        """
+        several = isinstance(self.radius, dict)
+        radius = (
+            {n: r * factor for n, r in self.radius.items()} if isinstance(self.radius, dict) else (self.radius * factor)
+        )
+        return Budget(radius, modalities=None if several else self.modalities, norm=self.norm, box=self.box)
+
     def project(self, delta: Perturbation, inputs: Inputs, factor: Radius = 1.0) -> Perturbation:
         """The perturbation nearest to ``delta`` within the box and ``factor`` times the budget.
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.geometry import Perturbation, choose, dot, times
 from lightning_crmt.attacks.oracle import Model, Oracle, rival_margin, under_attack
@@ -32,7 +34,7 @@ class Adversarial(NamedTuple):
     factor: Tensor
 
 
-class MinimumNorm:
+class MinimumNorm(Attack):
     r"""The smallest multiple of a budget that holds an input which fools the model (after Pintor et al., FMN, 2021).
 
     :math:`\min t` such that some :math:`\delta` in :math:`t` times the budget changes the prediction. With
@@ -71,6 +73,7 @@ class MinimumNorm:
         self.classes = classes
         self.seed = seed
 
+    @override
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
         """The perturbed inputs of :meth:`search`."""
         return self.search(model, inputs, target).inputs

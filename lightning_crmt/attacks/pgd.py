@@ -8,14 +8,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.geometry import Perturbation, choose
 from lightning_crmt.attacks.oracle import Model, Oracle, cross_entropy, rival_margin, under_attack
 from lightning_crmt.modality import Inputs
 
 
-class PGD:
+class PGD(Attack):
     r"""Projected gradient descent (after Madry et al., ICLR 2018) over several inputs.
 
     Steps along the steepest direction of the budget, projected back into it; each sample keeps the first input found
@@ -66,22 +68,9 @@ class PGD:
         self.step_size = step_size
         self.seed = seed
 
+    @override
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Perturbed inputs that fool the model where one was found; else the last try within the budget.
-
-        In the precision of the model's parameters, and on its device; a modality that is not attacked is the very
-        tensor that was given. The model, ``inputs`` and the global random state are left as they were.
-
-        Args:
-            model: a module, or anything from inputs by name to logits.
-            inputs: one tensor per modality.
-            target: class of each sample, ``(B,)``, that the attack leads away from.
-
-        Raises:
-            ValueError: if the budget does not fit the inputs, or inputs or logits are not finite.
-            TypeError: if a modality that is to be perturbed holds integers.
-            RuntimeError: if the model detaches its logits from an attacked modality.
-        """
+        """Perturbed inputs that fool the model where one was found; else the last try within the budget."""
         with under_attack(model, inputs, target, self.budget) as oracle:
             found = {name: oracle.inputs[name].clone() for name in oracle.attacked}
             robust = ~oracle.fooled(oracle.clean_logits)

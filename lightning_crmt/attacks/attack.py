@@ -1,0 +1,49 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every attack is: settings, and a pure function of model, inputs and target."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+from typing_extensions import Self
+
+from lightning_crmt.attacks.budget import Budget, Radius
+from lightning_crmt.attacks.oracle import Model
+from lightning_crmt.modality import Inputs
+
+
+class Attack(ABC):
+    """Settings only; nothing of a model or of data stays in it.
+
+    Attributes:
+        budget: what a perturbation may be; for a minimum-norm attack the unit it is measured in.
+    """
+
+    budget: Budget
+
+    @abstractmethod
+    def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        """Perturbed inputs that fool the model where such were found, within the budget.
+
+        In the precision of the model's parameters, and on its device; a modality that is not attacked is the very
+        tensor that was given. The model, ``inputs`` and the global random state are left as they were.
+
+        Args:
+            model: a module, or anything from inputs by name to logits.
+            inputs: one tensor per modality.
+            target: class of each sample, ``(B,)``, that the attack leads away from.
+
+        Raises:
+            ValueError: if the budget does not fit the inputs, or inputs or logits are not finite.
+            TypeError: if a modality that is to be perturbed holds integers.
+            RuntimeError: if the model detaches its logits from an attacked modality and the attack needs gradients.
+        """
+
+    def scaled(self, factor: Radius) -> Self:
+        """The same attack with all radii multiplied by ``factor``, a number or one per sample."""
+        other = copy.copy(self)
+        other.budget = self.budget.scaled(factor)
+        return other
