@@ -30,7 +30,8 @@ from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.version import __version__
 
 if TYPE_CHECKING:
-    from lightning_crmt.module import CRMTMixin, CRMTModule
+    from lightning_crmt.mixin import CRMTMixin
+    from lightning_crmt.module import CRMTModule
 
 __all__ = [
     "CRMTMixin",

@@ -15,12 +15,13 @@ from lightning_crmt.certification.inequality import own_class, sensitivities, si
 from lightning_crmt.fusion import Fusion
 from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.modality import FusionOutput, Inputs, check_logits, check_modality_names, check_target
+from lightning_crmt.targets import MixedTarget, Target
 
 #: How step 2 averages the bound over samples.
 Objective: TypeAlias = Literal["mean", "clipped"]
 
 
-def margin_regularization(scores: Inputs, target: Tensor, temperature: float = 1.0) -> Tensor:
+def margin_regularization(scores: Inputs, target: Target, temperature: float = 1.0) -> Tensor:
     r"""Margin regularisation, step 1 of CRMT (Yang et al., ICLR 2024): a smooth maximum of negative uni-modal margins.
 
     .. math:: L_1 = \frac 1 N \sum_i \log \sum_m \sum_{k \ne y_i} \exp\left( T (s_k^m(x_i) - s_{y_i}^m(x_i)) \right)
@@ -29,9 +30,12 @@ def margin_regularization(scores: Inputs, target: Tensor, temperature: float = 1
     exponentials alone overflow at scores near 88. A temperature T above 1 lets encoders of bounded slope, whose scores
     cannot grow, make the loss small; the paper has T = 1.
 
+    For mixed samples (CRMT-Mix) the score to beat is :math:`\lambda s_{y_a}^m + (1 - \lambda) s_{y_b}^m`, and k runs
+    over the classes that are neither :math:`y_a` nor :math:`y_b`. A sample that leaves no such class does not count.
+
     Args:
         scores: uni-modal scores by modality, each ``(B, K)``.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or those of mixed samples.
         temperature: T, above 0.
 
     Returns:
@@ -55,11 +59,20 @@ def margin_regularization(scores: Inputs, target: Tensor, temperature: float = 1
         raise ValueError(f"`scores` must have one shape (B, K), got {shapes}")
     stacked = torch.stack(list(scores.values()), dim=1)
     batch_size, _, num_classes = stacked.shape
-    check_target(target, num_classes, batch_size)
-    own = own_class(target, num_classes)[:, None, :].expand_as(stacked)
-    of_target = stacked.masked_select(own).reshape(batch_size, -1, 1)
-    rivals = (temperature * (stacked - of_target)).masked_fill(own, -math.inf)
-    return rivals.flatten(1).logsumexp(dim=1).mean()
+    first, second, share = target if isinstance(target, MixedTarget) else (target, target, 1.0)
+    check_target(first, num_classes, batch_size)
+    check_target(second, num_classes, batch_size)
+    own = own_class(first, num_classes) | own_class(second, num_classes)
+    counted = ~own.all(dim=1)
+    stacked, first, second, own = stacked[counted], first[counted], second[counted], own[counted]
+    of_target = share * _of_class(stacked, first) + (1 - share) * _of_class(stacked, second)
+    rivals = (temperature * (stacked - of_target)).masked_fill(own[:, None, :], -math.inf)
+    # The sum over none is 0, and keeps the graph.
+    return rivals.flatten(1).logsumexp(dim=1).sum() / max(len(rivals), 1)
+
+
+def _of_class(scores: Tensor, classes: Tensor) -> Tensor:
+    return scores.gather(2, classes[:, None, None].expand(-1, scores.shape[1], 1))
 
 
 class MarginRegularization(nn.Module):
@@ -79,7 +92,7 @@ class MarginRegularization(nn.Module):
             raise ValueError(f"`temperature` must be above 0, got {temperature}")
         self.temperature = temperature
 
-    def forward(self, scores: Inputs, target: Tensor) -> Tensor:
+    def forward(self, scores: Inputs, target: Target) -> Tensor:
         """See :func:`margin_regularization`."""
         return margin_regularization(scores, target, self.temperature)
 

@@ -22,10 +22,12 @@ class FusionOutput(NamedTuple):
     Attributes:
         logits: joint logits :math:`h`, shape ``(B, K)``.
         scores: uni-modal scores :math:`s^m` by modality, each ``(B, K)``.
+        features: what the head was given, by modality, ``(B, d_m)``; empty where the model does not say.
     """
 
     logits: Tensor
     scores: dict[str, Tensor]
+    features: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 def logits_of(output: Any) -> Tensor:

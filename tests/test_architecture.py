@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "lightning_crmt"
 
 #: From the ground up. A room may import those before it.
 ORDER = [
-    "version", "modality", "soundness", "borrowing", "orthogonal", "layers", "encoders", "fusion",
-    "lipschitz", "attacks", "certification", "losses", "metrics", "figures", "data", "module", "callbacks", "cli",
-    "__main__",
+    "version", "modality", "targets", "soundness", "borrowing", "orthogonal", "layers", "encoders", "fusion",
+    "lipschitz", "attacks", "certification", "losses", "metrics", "figures", "data", "mixin", "module", "callbacks",
+    "methods", "cli", "__main__",
 ]  # fmt: skip
 
 NUMERICAL = ORDER[: ORDER.index("losses") + 1]

@@ -21,8 +21,8 @@ from lightning_crmt.certification.late_fusion import certify_late_fusion
 from lightning_crmt.fusion import Fusion
 from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
 from lightning_crmt.lipschitz.estimate import margin_speeds
+from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, check_target, describe, logits_of
-from lightning_crmt.module import CRMTMixin
 from lightning_crmt.soundness import Soundness
 
 #: Where Lipschitz constants come from: bounds of the encoders at a level, or gradients on data.
@@ -134,7 +134,9 @@ class _Bounded(Measurement):
         self.module = module
         self.level = level
         self.lipschitz: LipschitzConstants | None = None
-        self.numbers = RobustnessNumbers(names, radii, budgets, module.head)
+        self.numbers = RobustnessNumbers(
+            names, radii, budgets, module.head if isinstance(module.head, Fusion) else None
+        )
         absent = names if len(names) > 1 else []
         self.dropped = {name: RobustnessNumbers([], radii, [], None) for name in absent}
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.callbacks.freezing import Freeze, check_strategy
-from lightning_crmt.callbacks.naming import crmt_module
+from lightning_crmt.callbacks.naming import crmt_module, late_fusion
 from lightning_crmt.callbacks.switch import Constants, mean_absolute_radius, measure_constants
 from lightning_crmt.callbacks.training_pass import TrainingPass
 from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.losses import Objective, integration_objective
+from lightning_crmt.mixin import StageObjective
 from lightning_crmt.modality import describe
-from lightning_crmt.module import StageObjective
 from lightning_crmt.soundness import Soundness
 
 
@@ -119,7 +119,7 @@ class IntegrationReweighting(Callback):
         self.lipschitz, self._clip, self._norm, self._rates = None, None, None, []
         module = crmt_module(pl_module, self)
         module.check_parts()
-        if not module.head.integration_parameters():
+        if not late_fusion(module, self).integration_parameters():
             raise TypeError(
                 "IntegrationReweighting needs a head with integration weights, such as OrthogonalFusion, "
                 f"got {type(module.head).__name__}"
@@ -252,7 +252,7 @@ class IntegrationReweighting(Callback):
         self._borrowed.freeze()
         loss = partial(
             integration_objective,
-            head=module.head,
+            head=late_fusion(module, self),
             lipschitz=self.lipschitz,
             objective=self.objective,
             clip=self._clip,

@@ -11,8 +11,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
+from lightning_crmt.fusion import Fusion
+from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs, check_modality_names, check_same_modalities, describe
-from lightning_crmt.module import CRMTMixin
 
 
 class NamedModel(nn.Module):
@@ -113,3 +114,17 @@ def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:
             "subclass CRMTModule, or put CRMTMixin before your own class"
         )
     return pl_module
+
+
+def late_fusion(module: CRMTMixin, callback: Callback) -> Fusion:
+    """The head of ``module``, known to be late fusion.
+
+    Raises:
+        TypeError: naming the callback that needs one, if it is another kind.
+    """
+    if not isinstance(module.head, Fusion):
+        raise TypeError(
+            f"{type(callback).__name__} needs late fusion, whose scores and integration weights make up the logits, "
+            f"as in OrthogonalFusion or LinearFusion; got {describe(module.head)}"
+        )
+    return module.head

@@ -8,12 +8,15 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.callbacks.naming import crmt_module
+from lightning_crmt.callbacks.naming import crmt_module, late_fusion
 from lightning_crmt.lipschitz import encoder_bounds
 from lightning_crmt.losses import radius_loss
-from lightning_crmt.module import CRMTMixin, StageObjective
+from lightning_crmt.mixin import CRMTMixin, StageObjective
+from lightning_crmt.modality import FusionOutput
+from lightning_crmt.targets import Target, over_mixture
 
 
 class RadiusTraining(Callback):
@@ -48,7 +51,9 @@ class RadiusTraining(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            crmt_module(pl_module, self).check_parts()
+            module = crmt_module(pl_module, self)
+            module.check_parts()
+            late_fusion(module, self)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -59,17 +64,21 @@ class RadiusTraining(Callback):
             inputs, _ = module.split_batch(batch)
             bounds = encoder_bounds(module.encoders, {name: tuple(value.shape[1:]) for name, value in inputs.items()})
             loss = partial(
-                radius_loss,
-                head=module.head,
+                _loss_of_mixture,
+                head=late_fusion(module, self),
                 lipschitz=bounds,
                 radius=self.radius,
                 temperature=self.temperature,
                 rho=self.rho,
             )
-            self._own = module.stage_objective = StageObjective("radius_loss", loss)
+            self._own = module.stage_objective = StageObjective("radius_loss", loss, with_methods=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(pl_module, CRMTMixin) and pl_module.stage_objective is self._own:
             pl_module.stage_objective = None
         self._own = None
+
+
+def _loss_of_mixture(output: FusionOutput, target: Target, **settings: Any) -> Tensor:
+    return over_mixture(lambda classes: radius_loss(output, classes, **settings), target)

@@ -11,9 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_crmt.borrowing import borrow
 from lightning_crmt.callbacks.training_pass import TrainingPass
+from lightning_crmt.fusion import Fusion
 from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds, estimate_lipschitz
 from lightning_crmt.losses import true_class_radii
-from lightning_crmt.module import CRMTMixin
+from lightning_crmt.mixin import CRMTMixin
 
 #: Estimated constants of scores, or sound ones of encoders.
 Constants: TypeAlias = Literal["estimated", "sound"]
@@ -42,6 +43,7 @@ def mean_absolute_radius(
 ) -> float:
     """Mean :math:`|r|` over the training samples of all processes, r the bound that step 2 optimises."""
     assert isinstance(module, LightningModule)
+    assert isinstance(module.head, Fusion)
     total = torch.zeros(2, device=module.device)
     with borrow(module), torch.no_grad():
         for batch in data.batches("Radii at the switch"):

@@ -5,25 +5,25 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_crmt.fusion.head import Head
 from lightning_crmt.modality import (
     FusionOutput,
     Inputs,
     check_batch,
-    check_modality_names,
     check_same_modalities,
     describe,
 )
 from lightning_crmt.orthogonal import Fixable, orthonormal_rows
 
 
-class Fusion(nn.Module, ABC):
+class Fusion(Head):
     r"""A head that fuses the features of all modalities by class-wise weighted uni-modal scores.
 
     .. math:: h_k = \sum_m a_k^m s_k^m + b_k, \qquad s_k^m = d_k^m \cdot z^m
@@ -40,15 +40,7 @@ class Fusion(nn.Module, ABC):
     bias: nn.Parameter
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int) -> None:
-        super().__init__()
-        check_modality_names("in_features", in_features)
-        if num_classes < 2:
-            raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
-        for name, size in in_features.items():
-            if size < 1:
-                raise ValueError(f"`in_features[{name!r}]` must be at least 1, got {size}")
-        self.in_features = dict(in_features)
-        self.num_classes = num_classes
+        super().__init__(in_features, num_classes)
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     @property
@@ -67,10 +59,6 @@ class Fusion(nn.Module, ABC):
         weights = self.integration_weights
         return {name: weights[name][:, None] * rows for name, rows in self.directions.items()}
 
-    def integration_parameters(self) -> list[nn.Parameter]:
-        """The parameters behind ``integration_weights``: what step 2 trains. Empty if the head has none."""
-        return []
-
     def fuse(self, scores: Inputs) -> Tensor:
         """Logits ``(B, K)`` from the scores of all modalities, or of some: an absent one adds nothing.
 
@@ -88,6 +76,13 @@ class Fusion(nn.Module, ABC):
                 logits = logits + weights[name] * score.to(logits.dtype)
         return logits
 
+    @override
+    def unimodal_logits(self, scores: Inputs) -> dict[str, Tensor]:
+        r"""The part of each modality in the logits, :math:`a_k^m s_k^m + b_k / M`; they add up to the logits."""
+        weights, share = self.integration_weights, len(self.in_features)
+        return {name: weights[name] * score + self.bias / share for name, score in scores.items()}
+
+    @override
     def forward(self, features: Inputs) -> FusionOutput:
         """Score and fuse features ``{m: (B, d_m)}``.
 
@@ -104,11 +99,7 @@ class Fusion(nn.Module, ABC):
                 )
         with torch.autocast(self.bias.device.type, enabled=False):
             scores = {name: features[name].to(rows.dtype) @ rows.mT for name, rows in self.directions.items()}
-        return FusionOutput(self.fuse(scores), scores)
-
-    @override
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, num_classes={self.num_classes}"
+        return FusionOutput(self.fuse(scores), scores, dict(features))
 
 
 class OrthogonalFusion(Fusion, Fixable):

@@ -1,0 +1,45 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Train on adversarial examples."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_crmt.attacks import Attack
+from lightning_crmt.attacks.oracle import Model
+from lightning_crmt.methods.method import Method
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import Inputs, describe
+from lightning_crmt.targets import Target
+
+
+class AdversarialTraining(Method):
+    r"""Adversarial training (Madry et al., ICLR 2018): every batch is replaced by what the attack makes of it.
+
+    .. math:: \min_\theta \frac 1 N \sum_i L(x_i + \delta_i, y_i), \qquad
+        \delta_i \approx \arg\max_{\delta \in \text{budget}} \mathrm{CE}(h(x_i + \delta), y_i)
+
+    With ``Budget(0.1)``, over all modalities jointly, and 5 steps on cross-entropy it is the paper's MMAT on joint
+    training, and CRMT-AT on ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision.
+
+    Args:
+        attack: any attack. One that stops at the first success makes weaker examples than one that goes on.
+
+    >>> from lightning_crmt.attacks import PGD, Budget
+    >>> method = AdversarialTraining(PGD(Budget(0.1), steps=5, loss="ce", step_size=0.2))
+    """
+
+    def __init__(self, attack: Attack) -> None:
+        if not isinstance(attack, Attack):
+            raise TypeError(f"`attack` must be an Attack such as PGD, got {describe(attack)}")
+        self.attack = attack
+
+    @override
+    def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
+        if not isinstance(target, Tensor):
+            raise ValueError("AdversarialTraining must come before Mixup: an attack leads away from one class")
+        return self.attack(cast(Model, module), inputs, target), target

@@ -1,0 +1,48 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Train on mixtures of samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_crmt.methods.method import Method
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import Inputs, describe
+from lightning_crmt.targets import MixedTarget, Target
+
+
+class Mixup(Method):
+    r"""Mixup (Zhang et al., ICLR 2018), with one share and one permutation for all modalities.
+
+    .. math:: \tilde x^m = \lambda x^m + (1 - \lambda) x_\pi^m, \qquad
+        L = \lambda \, \mathrm{CE}(h(\tilde x), y) + (1 - \lambda) \, \mathrm{CE}(h(\tilde x), y_\pi), \qquad
+        \lambda \sim \mathrm{Beta}(\alpha, \alpha)
+
+    The same permutation keeps the modalities of a sample together. CRMT's margin term takes mixed targets too, so that
+    on ``CRMTModule(rho=...)`` this is CRMT-Mix (Yang et al., ICLR 2024).
+
+    Args:
+        alpha: of the Beta distribution, above 0; 1 is uniform.
+
+    >>> method = Mixup(alpha=1.0)
+    """
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        if not alpha > 0:
+            raise ValueError(f"`alpha` must be above 0, got {alpha}")
+        self.alpha = alpha
+
+    @override
+    def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
+        if not isinstance(target, Tensor):
+            raise ValueError("a batch can be mixed once: keep one Mixup among the callbacks")
+        for name, value in inputs.items():
+            if not value.is_floating_point():
+                raise TypeError(f"`inputs[{name!r}]` must be floating point to be mixed, got {describe(value)}")
+        share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
+        order = torch.randperm(len(target)).to(target.device)
+        mixed = {name: share * value + (1 - share) * value[order] for name, value in inputs.items()}
+        return mixed, MixedTarget(target, target[order], share)

@@ -1,0 +1,46 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Targets of training: classes, or for mixed samples two classes and their shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
+
+
+class MixedTarget(NamedTuple):
+    r"""Classes of samples that were mixed: :math:`\lambda` parts of the first, :math:`1 - \lambda` of the second.
+
+    Attributes:
+        first: classes :math:`y_a`, ``(B,)``.
+        second: classes :math:`y_b`, ``(B,)``.
+        share: :math:`\lambda` in [0, 1], the same for the whole batch.
+    """
+
+    first: Tensor
+    second: Tensor
+    share: float
+
+
+#: Classes ``(B,)``, or those of mixed samples.
+Target: TypeAlias = Tensor | MixedTarget
+
+
+def over_mixture(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
+    r"""``loss(target)``; for mixed samples :math:`\lambda L(y_a) + (1 - \lambda) L(y_b)`.
+
+    >>> import torch
+    >>> target = MixedTarget(torch.tensor([0]), torch.tensor([1]), share=0.75)
+    >>> over_mixture(lambda y: y.float().mean(), target)
+    tensor(0.2500)
+    """
+    if isinstance(target, MixedTarget):
+        return target.share * loss(target.first) + (1 - target.share) * loss(target.second)
+    return loss(target)
+
+
+def size_of(target: Target) -> int:
+    """Number of samples."""
+    return len(target.first if isinstance(target, MixedTarget) else target)
