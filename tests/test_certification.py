@@ -492,7 +492,7 @@ def test_dropping_a_modality_needs_scores_and_a_head():
 @pytest.mark.parametrize("of", ["scores", "encoder"])
 def test_constants_without_weights_need_a_head(of):
     _, output, constants = problem(of)
-    with pytest.raises(ValueError, match=f"`head` is needed with Lipschitz constants of {of}, got None"):
+    with pytest.raises(ValueError, match=f"`head` must be late fusion with Lipschitz constants of {of}, got a None"):
         certify(output, None, constants)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_crmt.fusion import Fusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import at_least_single, check_same_modalities
+from lightning_crmt.modality import at_least_single, check_same_modalities, describe
 
 
 def sensitivities(lipschitz: LipschitzConstants, head: Fusion | None) -> dict[str, Tensor]:
@@ -35,8 +35,11 @@ def sensitivities(lipschitz: LipschitzConstants, head: Fusion | None) -> dict[st
     """
     if lipschitz.of == "margins":
         return dict(lipschitz.values)
-    if head is None:
-        raise ValueError(f"`head` is needed with Lipschitz constants of {lipschitz.of}, got None")
+    if not isinstance(head, Fusion):
+        raise ValueError(
+            f"`head` must be late fusion with Lipschitz constants of {lipschitz.of}, got {describe(head)}; "
+            "other models need constants of margins"
+        )
     check_same_modalities("lipschitz", lipschitz.modalities, head.in_features)
     found = {}
     for name, constant in lipschitz.values.items():

@@ -62,8 +62,9 @@ def certify_late_fusion(
     encoders, head = getattr(model, "encoders", None), getattr(model, "head", None)
     if not isinstance(encoders, Mapping | nn.ModuleDict) or not isinstance(head, Fusion):
         raise TypeError(
-            "`model` must have `encoders`, a mapping of modules, and `head`, a Fusion, "
-            f"got {describe(encoders)} and {describe(head)}"
+            "`model` must have `encoders`, a mapping of modules, and `head`, a Fusion, late fusion by a linear head; "
+            f"got {describe(encoders)} and {describe(head)}. Of another model radii can be estimated, not certified: "
+            "certify(output, None, estimate_lipschitz(model, batches, of='margins'))"
         )
     if lipschitz is None or level == "rigorous":
         check_inputs(inputs, encoders.keys())

@@ -2,7 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads: from the features of all modalities to logits and uni-modal scores."""
 
+from lightning_crmt.fusion.attention import AttentionFusion
 from lightning_crmt.fusion.head import Head
+from lightning_crmt.fusion.joint import FiLMFusion, GatedFusion, JointFusion
 from lightning_crmt.fusion.late import FixedFusion, Fusion, LinearFusion, OrthogonalFusion
 
-__all__ = ["FixedFusion", "Fusion", "Head", "LinearFusion", "OrthogonalFusion"]
+__all__ = [
+    "AttentionFusion",
+    "FiLMFusion",
+    "FixedFusion",
+    "Fusion",
+    "GatedFusion",
+    "Head",
+    "JointFusion",
+    "LinearFusion",
+    "OrthogonalFusion",
+]

@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fusions whose logits are no sum of uni-modal scores, and where their scores come from instead."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_crmt.fusion.head import Head
+from lightning_crmt.modality import FusionOutput, Inputs, check_batch, check_same_modalities, describe
+
+#: Where uni-modal scores come from: the head itself without the other modalities, or a linear head for each.
+Scores: TypeAlias = Literal["ablated", "auxiliary"]
+
+
+class JointFusion(Head):
+    """A head in which modalities interact before they are classified.
+
+    The scores of a modality are what the head answers when all others are absent (``scores="ablated"``, one more pass
+    through the head for each), or what a linear head of its own says about its features (``"auxiliary"``). Margin
+    regularisation and the methods that read scores work with either. The logits are no weighted sum of them, so there
+    are no integration weights for step 2, and no certificate from bounds of the encoders: radii can be estimated only.
+
+    Args:
+        in_features: size of the features of each modality, by name.
+        num_classes: number of classes K, at least 2.
+        scores: where uni-modal scores come from.
+    """
+
+    #: Whether features may be sequences ``(B, T, d_m)`` beside vectors ``(B, d_m)``.
+    takes_sequences = False
+
+    def __init__(self, in_features: Mapping[str, int], num_classes: int, scores: Scores = "ablated") -> None:
+        super().__init__(in_features, num_classes)
+        if scores not in ("ablated", "auxiliary"):
+            raise ValueError(f"`scores` must be 'ablated' or 'auxiliary', got {scores!r}")
+        heads = in_features if scores == "auxiliary" else {}
+        self.auxiliary = nn.ModuleDict({name: nn.Linear(size, num_classes) for name, size in heads.items()})
+
+    @abstractmethod
+    def joint_logits(self, features: Inputs) -> Tensor:
+        """Logits ``(B, K)`` from the features of all modalities, or of some: those left out are absent."""
+
+    @override
+    def forward(self, features: Inputs) -> FusionOutput:
+        """Logits and scores of features ``{m: (B, d_m)}``.
+
+        Raises:
+            ValueError: if a modality is missing or unknown, or features have another shape than the head takes.
+        """
+        check_same_modalities("features", features, self.in_features)
+        check_batch("features", features)
+        ranks, shape = ((2, 3), "(B, {0}) or (B, T, {0})") if self.takes_sequences else ((2,), "(B, {0})")
+        for name, size in self.in_features.items():
+            if features[name].dim() not in ranks or features[name].shape[-1] != size:
+                raise ValueError(
+                    f"`features[{name!r}]` must have shape {shape.format(size)}, as in `in_features`, "
+                    f"got {describe(features[name])}"
+                )
+        features = {name: features[name] for name in self.in_features}
+        return FusionOutput(self.joint_logits(features), self._scores(features), features)
+
+    def _scores(self, features: Inputs) -> dict[str, Tensor]:
+        if not self.auxiliary:
+            return {name: self.joint_logits({name: value}) for name, value in features.items()}
+        vectors = {name: value.mean(dim=1) if value.dim() == 3 else value for name, value in features.items()}
+        return {name: head(vectors[name]) for name, head in self.auxiliary.items()}
+
+
+class GatedFusion(JointFusion):
+    r"""Gated multi-modal units (Arevalo et al., ICLR workshop 2017): what passes of each modality, all decide.
+
+    .. math:: v = \sum_m \sigma(U^m [z^1, \dots, z^M]) \odot \tanh(V^m z^m), \qquad h = W v + b
+
+    Args:
+        in_features: size of the features of each modality, by name.
+        num_classes: number of classes K, at least 2.
+        width: size of v.
+        scores: where uni-modal scores come from; an absent modality has features 0 and adds nothing.
+
+    >>> head = GatedFusion({"audio": 16, "image": 32}, num_classes=10)
+    >>> output = head({"audio": torch.randn(4, 16), "image": torch.randn(4, 32)})
+    >>> output.logits.shape, output.scores["audio"].shape
+    (torch.Size([4, 10]), torch.Size([4, 10]))
+    """
+
+    def __init__(
+        self, in_features: Mapping[str, int], num_classes: int, width: int = 64, scores: Scores = "ablated"
+    ) -> None:
+        super().__init__(in_features, num_classes, scores)
+        total = sum(in_features.values())
+        self.values = nn.ModuleDict({name: nn.Linear(size, width, bias=False) for name, size in in_features.items()})
+        self.gates = nn.ModuleDict({name: nn.Linear(total, width) for name in in_features})
+        self.classifier = nn.Linear(width, num_classes)
+
+    @override
+    def joint_logits(self, features: Inputs) -> Tensor:
+        first = next(iter(features.values()))
+        blank = {name: first.new_zeros(len(first), size) for name, size in self.in_features.items()}
+        context = torch.cat([features.get(name, blank[name]) for name in self.in_features], dim=1)
+        passed = [self.gates[name](context).sigmoid() * self.values[name](z).tanh() for name, z in features.items()]
+        return self.classifier(torch.stack(passed).sum(dim=0))  # type: ignore[no-any-return]
+
+
+class FiLMFusion(JointFusion):
+    r"""Feature-wise linear modulation (Perez et al., AAAI 2018): one modality is scaled and shifted by the others.
+
+    .. math:: v \leftarrow (1 + \gamma^m(z^m)) \odot v + \beta^m(z^m) \quad\text{for each } m \ne \text{base},
+        \qquad v_0 = V z^{\text{base}}, \qquad h = W \, \mathrm{relu}(v) + b
+
+    with linear maps :math:`\gamma^m, \beta^m`.
+
+    Args:
+        in_features: size of the features of each modality, by name.
+        num_classes: number of classes K, at least 2.
+        base: the modality that is modulated; the first by default.
+        width: size of v.
+        scores: where uni-modal scores come from; an absent modality does not modulate, an absent base is 0.
+
+    >>> head = FiLMFusion({"audio": 16, "image": 32}, num_classes=10, base="image")
+    >>> head({"audio": torch.randn(4, 16), "image": torch.randn(4, 32)}).logits.shape
+    torch.Size([4, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: Mapping[str, int],
+        num_classes: int,
+        base: str | None = None,
+        width: int = 64,
+        scores: Scores = "ablated",
+    ) -> None:
+        super().__init__(in_features, num_classes, scores)
+        self.base = next(iter(in_features)) if base is None else base
+        if self.base not in in_features:
+            raise ValueError(f"`base` must be one of {list(in_features)}, got {base!r}")
+        self.value = nn.Linear(in_features[self.base], width)
+        others = {name: size for name, size in in_features.items() if name != self.base}
+        self.modulation = nn.ModuleDict({name: nn.Linear(size, 2 * width) for name, size in others.items()})
+        self.classifier = nn.Linear(width, num_classes)
+
+    @override
+    def joint_logits(self, features: Inputs) -> Tensor:
+        first = next(iter(features.values()))
+        base = features.get(self.base)
+        value = first.new_zeros(len(first), self.value.out_features) if base is None else self.value(base)
+        for name, modulation in self.modulation.items():
+            if name in features:
+                scale, shift = modulation(features[name]).chunk(2, dim=1)
+                value = (1 + scale) * value + shift
+        return self.classifier(value.relu())  # type: ignore[no-any-return]
