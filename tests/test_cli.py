@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_crmt import methods
 from lightning_crmt.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -124,3 +125,26 @@ def test_version(capsys):
         main(["--version"])
     assert stop.value.code == 0
     assert "0.1.0" in capsys.readouterr().out
+
+
+def test_methods_are_listed_with_a_line_each(capsys):
+    main(["methods"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(set(methods.__all__) - {"Method"})
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_method_trains(path, tmp_path):
+    base = EXAMPLES / "methods" / "base.yaml"
+    configs = ["--config", str(base)] + ([] if path == base else ["--config", str(path)])
+    main(["fit", *configs, "--trainer.fast_dev_run=1", "--trainer.enable_progress_bar=false"])
+
+
+def test_methods_compose_on_the_command_line(tmp_path, capsys):
+    files = [EXAMPLES / "methods" / f"{name}.yaml" for name in ("base", "crmt_at", "crmt_mix")]
+    with pytest.raises(SystemExit):
+        main(["fit", *(f"--config={path}" for path in files), "--print_config"])
+    callbacks = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    kinds = [callback["class_path"].rpartition(".")[2] for callback in callbacks]
+    assert kinds.index("AdversarialTraining") < kinds.index("Mixup")
