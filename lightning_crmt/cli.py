@@ -22,7 +22,7 @@ def main(args: ArgsType = None) -> None:
     """
     given = sys.argv[1:] if args is None else args
     if given == ["methods"]:
-        print(listing())  # noqa: T201: what was asked for
+        print(listing())  # noqa: T201
         return
     LightningCLI(
         LightningModule,
