@@ -5,21 +5,39 @@
 from __future__ import annotations
 
 import inspect
+from types import ModuleType
 
-from lightning_crmt import methods
+from lightning_crmt import fusion, methods
 
 
 def listing() -> str:
-    """One line for each method: its name, and the first line of its documentation.
+    """The methods of training, and the heads, with a line each: name, and the first line of the documentation.
 
     >>> print(listing())  # doctest: +ELLIPSIS
-    AdversarialTraining ... Adversarial training (Madry et al., ICLR 2018)...
+    Methods of training, for `trainer.callbacks`:
+    ...
+    Mixup ... Mixup (Zhang et al., ICLR 2018)...
+    Heads, for `model.head`:
+    ...
     """
-    found = {name: getattr(methods, name) for name in sorted(methods.__all__)}
-    described = {
+    parts = [
+        "Methods of training, for `trainer.callbacks`:",
+        *_lines(methods, methods.Method, ""),
+        "",
+        "Heads, for `model.head`:",
+        *_lines(fusion, fusion.Head, "in_features"),  # not those made from another head
+    ]
+    return "\n".join(parts)
+
+
+def _lines(room: ModuleType, base: type, argument: str) -> list[str]:
+    kinds = {name: getattr(room, name) for name in sorted(room.__all__)}
+    kinds = {name: kind for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, base)}
+    usable = {
         name: (inspect.getdoc(kind) or "").partition("\n")[0]
-        for name, kind in found.items()
-        if inspect.isclass(kind) and kind is not methods.Method
+        for name, kind in kinds.items()
+        if kind is not base and not inspect.isabstract(kind)
+        if not argument or argument in inspect.signature(kind).parameters
     }
-    width = max(map(len, described))
-    return "\n".join(f"{name:<{width}}  {line}" for name, line in described.items())
+    width = max(map(len, usable))
+    return [f"  {name:<{width}}  {line}" for name, line in usable.items()]

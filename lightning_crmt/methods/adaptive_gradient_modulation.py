@@ -1,0 +1,236 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Modulate the gradient that flows through each modality's own response."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_crmt.callbacks.naming import crmt_module
+from lightning_crmt.methods.batch_sums import BatchSums, losses
+from lightning_crmt.methods.epoch_range import check_epochs, within
+from lightning_crmt.methods.features import features_of
+from lightning_crmt.methods.method import Method
+from lightning_crmt.methods.modality_parts import check_modalities_to_compare, check_steps_in_reach
+from lightning_crmt.methods.separate_gradients import SeparateGradients
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.targets import Target, over_mixture, size_of
+
+#: A probability below this counts as this, as in the released code.
+_LEAST = 1e-8
+#: The largest difference of ratios that counts, as in the released code; the factor is exponential in it.
+_LARGEST = 10.0
+
+
+class AdaptiveGradientModulation(Method):
+    r"""Adaptive gradient modulation (AGM of Li et al., ICCV 2023): slows a modality that is ahead of its history.
+
+    Li, Li, Hu, Lei, Li and Zhou, Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, ICCV 2023,
+    arXiv 2308.07686.
+
+    .. math:: \phi_m = \sum_{S \not\ni m} \tfrac{|S|! (M - |S| - 1)!}{M!} \left( f(S \cup m) - f(S) \right), \quad
+        f(\emptyset) = 0, \qquad \ell_m = \mathrm{CE}(\phi_m, y), \qquad
+        r_m = \exp \left( \tfrac{M}{M - 1} (\bar \ell - \ell_m) \right), \qquad
+        \kappa_m = \exp(\alpha \min(\tau_m - r_m, 10))
+
+    f(S) are the logits with the inputs of all modalities but S at zero; :math:`\bar \ell` is the mean over modalities,
+    and :math:`\tau_m` is :math:`r_m` of the mean of :math:`\ell_m` over the steps so far, 1 in the first. The
+    responses add up to the logits, and the gradient that flows through :math:`\phi_m` is multiplied by
+    :math:`\kappa_m`, in encoders and head: above 1 for a modality that is behind, below 1 for one that is ahead. The
+    losses are over the effective batch, and probabilities below 1e-8 count as that.
+
+    As in the released code, for any number of modalities, with two differences. A present modality has the features
+    of the training pass in every f(S), not those of another pass in evaluation mode, so that the responses are those of
+    one function; the zeros do pass their encoder, and the head that sees them, in evaluation mode, which leaves
+    BatchNorm's statistics alone. And the released code then clips the norm of all gradients to 1 where the head's are
+    large: choose ``Trainer(gradient_clip_val=1.0)``, which acts after this. Terms of the loss that do not go through
+    the logits, such as CRMT's margin regularisation, are not modulated.
+
+    It costs :math:`2^M - 1` passes of the head, and with gradient accumulation, where the factors are known only when
+    the gradients are there, M more backward passes. Mixed samples count with the shares of their two classes. Under
+    fp16 the factors act on unscaled gradients, or on the loss itself; a step that the scaler skips counts in the means.
+
+    Args:
+        alpha: how strongly, above 0; 2.5 on AV-MNIST and 1.5 on CREMA-D, as recalled from the experiments.
+        start_epoch: the first epoch that is modulated, counted from 0.
+        end_epoch: the last one; all to the end by default.
+
+    Raises:
+        ValueError: if an argument is out of range; before training, if there is one modality only, or optimization is
+            manual; in training, if the head does not say which features it was given.
+
+    >>> method = AdaptiveGradientModulation(alpha=1.5)
+    """
+
+    def __init__(self, alpha: float = 1.5, start_epoch: int = 0, end_epoch: int | None = None) -> None:
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise ValueError(f"`alpha` must be above 0, got {alpha}")
+        check_epochs(start_epoch, end_epoch)
+        self.alpha = alpha
+        self.start_epoch = start_epoch
+        self.end_epoch = end_epoch
+        #: The factors :math:`\kappa_m` of the last step.
+        self.coefficients: dict[str, float] = {}
+        self._blank: dict[str, Tensor] = {}
+        self._sums = BatchSums()
+        self._flows = SeparateGradients()
+        self._means: dict[str, float] = {}
+        self._steps = 0
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            check_modalities_to_compare(crmt_module(pl_module, self), self)
+            check_steps_in_reach(trainer, pl_module, self)
+            self._sums.clear()
+            self._flows.clear()
+            self._means, self._steps, self.coefficients = {}, 0, {}
+
+    @override
+    def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
+        self._blank = {name: torch.zeros_like(value[:1]) for name, value in inputs.items()}
+        return inputs, target
+
+    @override
+    def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
+        assert isinstance(module, LightningModule)
+        trainer = module.trainer
+        if not (torch.is_grad_enabled() and within(trainer.current_epoch, self.start_epoch, self.end_epoch)):
+            return None
+        responses = self._responses(module, output)
+        self._sums.add(losses(responses, target, least=_LEAST), size_of(target))
+        pull = _gradient_at_logits(module, output, target)
+        # The gradient of each is what flows through one response.
+        flows = {name: (pull * response).sum() for name, response in responses.items()}
+        if trainer.accumulate_grad_batches > 1:
+            parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            for name, flow in flows.items():
+                self._flows.add(name, flow, parameters, trainer)
+            return None
+        self._advance(trainer)
+        excess = torch.stack([(self.coefficients[name] - 1) * flow for name, flow in flows.items()]).sum()
+        return excess - excess.detach()  # a gradient, and no loss
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if not self._flows:
+            return
+        self._advance(trainer)
+        for name, (parameters, gradients) in self._flows.take(trainer).items():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=self.coefficients[name] - 1)
+
+    # --- state: plain numbers
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": dict(self._means), "steps": self._steps}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._means, self._steps = dict(state_dict["means"]), state_dict["steps"]
+
+    # --- parts
+
+    def _advance(self, trainer: Trainer) -> None:
+        """From the losses of the effective batch to its factors; and the means take it in."""
+        sums, size = self._sums.take(trainer)
+        now = {name: value / size for name, value in sums.items()}
+        # Before the first step all means are 0: equal.
+        means = self._means or dict.fromkeys(now, 0.0)
+        self.coefficients = response_coefficients(now, means, self.alpha)
+        self._steps += 1
+        self._means = {name: means[name] + (value - means[name]) / self._steps for name, value in now.items()}
+
+    def _responses(self, module: CRMTMixin, output: FusionOutput) -> dict[str, Tensor]:
+        names = list(module.encoders.keys())
+        given = features_of(output, self)
+        if set(self._blank) != set(names):
+            raise ValueError(
+                "AdaptiveGradientModulation needs to see the batch: a `training_step` of your own must begin with "
+                "`inputs, target = self.training_batch(batch)`"
+            )
+        with _evaluating([*module.encoders.values(), module.head]):
+            zeros = {name: module.encoders[name](self._blank[name]) for name in names}
+            values: dict[frozenset[str], Tensor] = {frozenset(names): output.logits}
+            for size in range(1, len(names)):
+                for present in combinations(names, size):
+                    features = {
+                        name: given[name] if name in present else zeros[name].expand_as(given[name]) for name in names
+                    }
+                    values[frozenset(present)] = module.head(features).logits
+        return shapley_responses(values)
+
+
+def shapley_responses(values: Mapping[frozenset[str], Tensor]) -> dict[str, Tensor]:
+    """Shapley values of each modality from the value of every set but the empty one, whose value is 0.
+
+    >>> values = {frozenset("a"): torch.tensor(1.0), frozenset("v"): torch.tensor(2.0)}
+    >>> shapley_responses({**values, frozenset("av"): torch.tensor(5.0)})
+    {'a': tensor(2.), 'v': tensor(3.)}
+    """
+    everyone = sorted(frozenset().union(*values))
+    count = len(everyone)
+    found = {}
+    for name in everyone:
+        parts = []
+        for present, value in values.items():
+            others = len(present) - 1 if name in present else len(present)
+            weight = math.factorial(others) * math.factorial(count - others - 1) / math.factorial(count)
+            parts.append(weight * value if name in present else -weight * value)
+        found[name] = torch.stack(parts).sum(dim=0)
+    return found
+
+
+def response_coefficients(now: Mapping[str, float], means: Mapping[str, float], alpha: float) -> dict[str, float]:
+    r"""The factors :math:`\kappa_m` from the losses of a step and their means over the steps before it.
+
+    >>> found = response_coefficients({"audio": 1.0, "image": 2.0}, {"audio": 1.5, "image": 1.5}, alpha=0.5)
+    >>> found["audio"] == math.exp(0.5 * (1 - math.e)), found["image"] == math.exp(0.5 * (1 - math.exp(-1)))
+    (True, True)
+    """
+    ratios, usual = _ratios(now), _ratios(means)
+    return {name: math.exp(alpha * min(usual[name] - ratios[name], _LARGEST)) for name in now}
+
+
+def _ratios(values: Mapping[str, float]) -> dict[str, float]:
+    count = len(values)
+    mean = sum(values.values()) / count
+    return {name: math.exp(count / (count - 1) * (mean - value)) for name, value in values.items()}
+
+
+def _gradient_at_logits(module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
+    """Gradient of the stage's loss with respect to the logits."""
+    logits = output.logits.detach().requires_grad_(True)
+    if module.stage_objective is None:
+        loss = over_mixture(lambda y: nn.functional.cross_entropy(logits, y), target)
+    else:
+        loss = module.stage_objective.loss(output._replace(logits=logits), target)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return gradient
+
+
+@contextmanager
+def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every part in its own mode again, which may differ among them."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,0 +1,79 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""How well each modality alone does on the validation data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_crmt.callbacks.naming import crmt_module
+from lightning_crmt.methods.batch_sums import BatchSums, losses
+from lightning_crmt.methods.method import Method
+
+
+class Unimodal(NamedTuple):
+    """Numbers by modality, over all validation samples.
+
+    Attributes:
+        losses: mean cross-entropy of the modality's own logits.
+        accuracies: share of samples that they get right.
+    """
+
+    losses: dict[str, float]
+    accuracies: dict[str, float]
+
+
+class UnimodalValidation:
+    """Gathers the numbers batch by batch, over the first validation loader.
+
+    It runs the module once more on each batch, so that a validation step of the user's own need not report anything.
+
+    Args:
+        method: the method that wants to know; it is asked whether it is active.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self._losses = BatchSums()
+        self._right = BatchSums()
+
+    def start(self) -> None:
+        """Begin anew."""
+        self._losses.clear()
+        self._right.clear()
+
+    def update(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int) -> None:
+        """Take in one batch."""
+        if trainer.sanity_checking or dataloader_idx > 0 or not self.method.active(pl_module):
+            return
+        module = crmt_module(pl_module, self.method)
+        inputs, target = module.split_batch(batch)
+        with torch.no_grad():
+            logits = module.head.unimodal_logits(module(inputs).scores)
+        self._losses.add(losses(logits, target), len(target))
+        right = {name: (each.argmax(dim=1) == target).float().sum() for name, each in logits.items()}
+        self._right.add(right, len(target))
+
+    def compute(self, trainer: Trainer) -> Unimodal | None:
+        """The numbers over all processes; None if there was nothing to gather."""
+        if not self._losses:
+            return None
+        sums, size = self._losses.take(trainer)
+        right, _ = self._right.take(trainer)
+        return Unimodal(
+            {name: value / size for name, value in sums.items()},
+            {name: value / size for name, value in right.items()},
+        )
+
+
+def check_validation(trainer: Trainer, method: Method) -> None:
+    """Refuse a fit without validation.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    if not sum(trainer.num_val_batches):
+        raise ValueError(f"{type(method).__name__} needs validation data in the fit, got none")
