@@ -24,7 +24,17 @@ def main(args: ArgsType = None) -> None:
     if given == ["methods"]:
         print(listing())  # noqa: T201
         return
-    LightningCLI(
+    command_line(args)
+
+
+def command_line(args: ArgsType = None, run: bool = True) -> LightningCLI:
+    """LightningCLI as this package sets it up.
+
+    Args:
+        args: the words of the command line, by default those typed.
+        run: execute the subcommand; else take no subcommand, and only make model, data and Trainer.
+    """
+    return LightningCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -38,4 +48,5 @@ def main(args: ArgsType = None) -> None:
             "epilog": "lightning-crmt methods: list the methods of training with a line for each.",
         },
         args=args,
+        run=run,
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_crmt import methods
 from lightning_crmt.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -127,11 +126,12 @@ def test_version(capsys):
     assert "0.1.0" in capsys.readouterr().out
 
 
-def test_methods_are_listed_with_a_line_each(capsys):
+def test_methods_and_heads_are_listed_with_a_line_each(capsys):
     main(["methods"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(set(methods.__all__) - {"Method"})
-    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert {"Mixup", "GradientModulation", "OrthogonalFusion", "GatedFusion"} <= shown.keys()
+    assert not {"Method", "Fusion", "Head", "JointFusion"} & shown.keys()
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in shown.values())
 
 
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "methods").glob("*.yaml")), ids=lambda path: path.stem)
