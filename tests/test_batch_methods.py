@@ -232,3 +232,18 @@ def test_unimodal_logits_add_up_to_the_logits():
         nn.init.normal_(head.bias)
         output = head({"a": torch.randn(3, 5), "b": torch.randn(3, 6), "c": torch.randn(3, 7)})
         assert torch.allclose(sum(head.unimodal_logits(output.scores).values()), output.logits, atol=1e-5)
+
+
+def test_a_fit_that_fails_leaves_no_method_behind(make_model, make_trainer, data):
+    class Failing(Method):
+        def term(self, module, output, target):
+            raise ArithmeticError("on purpose")
+
+    module = make_model()
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        make_trainer(Mixup(), Failing()).fit(module, data)
+    assert list(module.methods) == []
+
+
+def test_mixup_in_half_precision(make_model, make_trainer, data):
+    make_trainer(Mixup(), precision="bf16-true", max_epochs=1, limit_val_batches=0).fit(make_model(rho=0.0), data)

@@ -67,7 +67,7 @@ def _copy_of_training_loader(trainer: Trainer) -> DataLoader[Any]:
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise TypeError(
-            "the Lipschitz pass can rebuild a single DataLoader for training, "
+            "a pass over the training data can rebuild a single DataLoader for training, "
             f"got {describe(loader)}; pass `dataloader=` with batches like those of training"
         )
     dataset: Dataset[Any] = loader.dataset
@@ -75,7 +75,7 @@ def _copy_of_training_loader(trainer: Trainer) -> DataLoader[Any]:
         dataset = Subset(dataset, list(loader.sampler.indices))
     elif not isinstance(loader.sampler, _ALL_SAMPLES) and not isinstance(dataset, IterableDataset):
         raise TypeError(
-            f"the Lipschitz pass cannot know which samples a {type(loader.sampler).__name__} leaves out; "
+            f"a pass over the training data cannot know which samples a {type(loader.sampler).__name__} leaves out; "
             "pass `dataloader=` with batches like those of training"
         )
     sampler: Sampler[int] | None = None
@@ -85,7 +85,7 @@ def _copy_of_training_loader(trainer: Trainer) -> DataLoader[Any]:
         )
     if loader.batch_sampler is not None and not hasattr(loader.batch_sampler, "batch_size"):
         raise TypeError(
-            f"the Lipschitz pass cannot rebuild a {type(loader.batch_sampler).__name__}; "
+            f"a pass over the training data cannot rebuild a {type(loader.batch_sampler).__name__}; "
             "pass `dataloader=` with batches like those of training"
         )
     batch_size = getattr(loader.batch_sampler, "batch_size", None)  # None: the data set yields whole batches

@@ -3,12 +3,15 @@
 """Heads: from the features of all modalities to logits and uni-modal scores."""
 
 from lightning_crmt.fusion.attention import AttentionFusion
+from lightning_crmt.fusion.cosine import CosineFusion
 from lightning_crmt.fusion.head import Head
 from lightning_crmt.fusion.joint import FiLMFusion, GatedFusion, JointFusion
 from lightning_crmt.fusion.late import FixedFusion, Fusion, LinearFusion, OrthogonalFusion
+from lightning_crmt.fusion.memory import MemoryFusion
 
 __all__ = [
     "AttentionFusion",
+    "CosineFusion",
     "FiLMFusion",
     "FixedFusion",
     "Fusion",
@@ -16,5 +19,6 @@ __all__ = [
     "Head",
     "JointFusion",
     "LinearFusion",
+    "MemoryFusion",
     "OrthogonalFusion",
 ]

@@ -2,9 +2,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways of training that people compare with, one small file each: a callback under a CRMT module, or a head."""
 
+from lightning_crmt.methods.adaptive_gradient_modulation import AdaptiveGradientModulation
 from lightning_crmt.methods.adversarial_training import AdversarialTraining
+from lightning_crmt.methods.blending_weights import blending_weights
+from lightning_crmt.methods.feature_memory import FeatureMemory
+from lightning_crmt.methods.gradient_blending import GradientBlending
+from lightning_crmt.methods.gradient_modulation import GradientModulation
 from lightning_crmt.methods.method import Method
+from lightning_crmt.methods.minimal_similarity import MinimalSimilarity
 from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.methods.modality_dropout import ModalityDropout
+from lightning_crmt.methods.modality_early_stopping import ModalityEarlyStopping
+from lightning_crmt.methods.modality_specific_rates import ModalitySpecificRates
+from lightning_crmt.methods.pareto_gradients import ParetoGradients
+from lightning_crmt.methods.prototypical_rebalancing import PrototypicalRebalancing
+from lightning_crmt.methods.relearning import Relearning
+from lightning_crmt.methods.teacher_features import TeacherFeatures
+from lightning_crmt.methods.unimodal_losses import UnimodalLosses
+from lightning_crmt.methods.vulnerability_penalty import VulnerabilityPenalty
 
-__all__ = ["AdversarialTraining", "Method", "Mixup", "ModalityDropout"]
+__all__ = [
+    "AdaptiveGradientModulation",
+    "AdversarialTraining",
+    "FeatureMemory",
+    "GradientBlending",
+    "GradientModulation",
+    "Method",
+    "MinimalSimilarity",
+    "Mixup",
+    "ModalityDropout",
+    "ModalityEarlyStopping",
+    "ModalitySpecificRates",
+    "ParetoGradients",
+    "PrototypicalRebalancing",
+    "Relearning",
+    "TeacherFeatures",
+    "UnimodalLosses",
+    "VulnerabilityPenalty",
+    "blending_weights",
+]

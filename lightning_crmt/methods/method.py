@@ -36,6 +36,11 @@ class Method(Callback):
         if isinstance(pl_module, CRMTMixin):
             pl_module.methods = [method for method in pl_module.methods if method is not self]
 
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The Trainer does not tear down what failed, and the module may be trained again.
+        self.teardown(trainer, pl_module, "fit")
+
     def active(self, pl_module: LightningModule) -> bool:
         """Whether the method takes part in the current stage."""
         return self in crmt_module(pl_module, self).active_methods()

@@ -42,7 +42,8 @@ class Mixup(Method):
         for name, value in inputs.items():
             if not value.is_floating_point():
                 raise TypeError(f"`inputs[{name!r}]` must be floating point to be mixed, got {describe(value)}")
-        share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
+        concentration = torch.tensor(self.alpha, dtype=torch.float32)  # half precision has no gamma distribution
+        share = float(torch.distributions.Beta(concentration, concentration).sample())
         order = torch.randperm(len(target)).to(target.device)
         mixed = {name: share * value + (1 - share) * value[order] for name, value in inputs.items()}
         return mixed, MixedTarget(target, target[order], share)

@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Keep the features of the modalities apart."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_crmt.callbacks.naming import crmt_module
+from lightning_crmt.methods.features import as_vectors, features_of
+from lightning_crmt.methods.method import Method
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import FusionOutput, at_least_single
+from lightning_crmt.targets import Target
+
+
+class MinimalSimilarity(Method):
+    r"""Dissimilarity constraint (MinSim of Tian and Xu, CVPR 2021, arXiv 2104.02000): features of modalities differ.
+
+    .. math:: L = \mathrm{CE}(h, y) + w \, \frac 1 N \sum_i \frac 2 {M (M - 1)} \sum_{m < n} \cos(z_i^m, z_i^n)
+
+    with features :math:`z^m` of shape ``(B, d)``. The paper has two modalities and weight 1; the mean over pairs is the
+    natural form for more. It does not look at targets, so mixed samples are like others. The other half of the paper's
+    defence is :class:`FeatureMemory`.
+
+    Args:
+        weight: w, at least 0.
+
+    Raises:
+        ValueError: if the weight is negative; on ``setup``, for a single modality or features of different sizes.
+
+    >>> method = MinimalSimilarity(weight=1.0)
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        if not weight >= 0:
+            raise ValueError(f"`weight` must be at least 0, got {weight}")
+        self.weight = weight
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        sizes = crmt_module(pl_module, self).head.in_features
+        if stage == "fit" and (len(sizes) < 2 or len(set(sizes.values())) != 1):
+            raise ValueError(
+                "MinimalSimilarity compares features by their angle: two modalities or more must have features of one "
+                f"size, got {sizes}"
+            )
+
+    @override
+    def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
+        features = as_vectors(features_of(output, self))
+        with torch.autocast(output.logits.device.type, enabled=False):
+            vectors = [at_least_single(value) for value in features.values()]
+            similarities = [nn.functional.cosine_similarity(a, b, dim=1).mean() for a, b in combinations(vectors, 2)]
+            return self.weight * torch.stack(similarities).mean()

@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Stay near what encoders learned that were trained alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_crmt.callbacks.naming import crmt_module
+from lightning_crmt.methods.features import features_of
+from lightning_crmt.methods.method import Method
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, describe
+from lightning_crmt.targets import MixedTarget, Target
+
+
+class TeacherFeatures(Method):
+    r"""Uni-modal teachers (UMT of Du et al., ICML 2023, arXiv 2305.01233): features follow encoders trained alone.
+
+    .. math:: L = \mathrm{CE}(h, y) + \sum_m \lambda_m \, \frac 1 N \sum_i \lVert z_i^m - t_i^m \rVert_2^2
+
+    with features :math:`z^m` and those of the teacher :math:`t^m`, both ``(B, d_m)``. (``torch.nn.MSELoss`` divides by
+    :math:`d_m` as well.) Teachers are copies, frozen, in evaluation mode, on the module's device; they are no part of
+    it and are not saved.
+
+    Teachers see the batch as it is at this callback's place: before ``AdversarialTraining`` the clean one, after it the
+    attacked. After ``Mixup`` they see the mixed one, as they must.
+
+    Args:
+        teachers: encoders by modality, for all of them or some.
+        checkpoints: paths of Lightning checkpoints by modality, of CRMT modules whose encoder of that name has the
+            architecture of the module's own. A file that holds more than tensors and plain Python is refused.
+        weight: :math:`\lambda_m`, a number or one by modality, at least 0.
+
+    Raises:
+        ValueError: if an argument is out of range, or a modality has no teacher or two; on ``setup``, if it is unknown,
+            or the checkpoint does not hold its encoder; in training, if features have different shapes.
+        TypeError: if a teacher is no module.
+
+    >>> method = TeacherFeatures(checkpoints={"audio": "audio.ckpt", "image": "image.ckpt"}, weight=0.1)
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, nn.Module] | None = None,
+        checkpoints: Mapping[str, str] | None = None,
+        weight: float | Mapping[str, float] = 1.0,
+    ) -> None:
+        self.teachers = dict(teachers or {})
+        self.checkpoints = dict(checkpoints or {})
+        self.weight = weight
+        for name, teacher in self.teachers.items():
+            if not isinstance(teacher, nn.Module):
+                raise TypeError(f"`teachers[{name!r}]` must be a module, got {describe(teacher)}")
+        names = [*self.teachers, *self.checkpoints]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"give one teacher per modality, in `teachers` or `checkpoints`; got {names}")
+        if isinstance(weight, Mapping) and set(weight) != set(names):
+            raise ValueError(f"`weight` must be a number or hold the modalities with a teacher {names}, got {weight}")
+        for each in weight.values() if isinstance(weight, Mapping) else [weight]:
+            if not each >= 0:
+                raise ValueError(f"`weight` must be at least 0, got {weight}")
+        self._frozen: dict[str, nn.Module] = {}
+        self._wanted: dict[str, Tensor] = {}
+        self._saw_mixture = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        encoders = crmt_module(pl_module, self).encoders
+        unknown = [name for name in [*self.teachers, *self.checkpoints] if name not in encoders]
+        if unknown:
+            raise ValueError(f"teachers must be of the modalities {list(encoders.keys())}, got {unknown}")
+        self._frozen = {name: deepcopy(teacher) for name, teacher in self.teachers.items()}
+        for name, path in self.checkpoints.items():
+            self._frozen[name] = _encoder_of_checkpoint(deepcopy(encoders[name]), name, path)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, teacher in self._frozen.items():
+            teacher = trainer.precision_plugin.convert_module(teacher)
+            self._frozen[name] = teacher.to(pl_module.device).eval().requires_grad_(False)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._frozen, self._wanted = {}, {}
+
+    @override
+    def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
+        with torch.no_grad():
+            self._wanted = {name: teacher(inputs[name]) for name, teacher in self._frozen.items()}
+        self._saw_mixture = isinstance(target, MixedTarget)
+        return inputs, target
+
+    @override
+    def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
+        if not self._wanted:
+            raise RuntimeError("TeacherFeatures needs `training_batch` before `crmt_loss`: its teachers saw no batch")
+        if isinstance(target, MixedTarget) and not self._saw_mixture:
+            raise ValueError(
+                "TeacherFeatures must come after Mixup: its teachers must see the samples that are trained on"
+            )
+        features = features_of(output, self)
+        losses = []
+        for name, wanted in self._wanted.items():
+            if not isinstance(wanted, Tensor) or wanted.shape != features[name].shape:
+                raise ValueError(
+                    f"the teacher of {name!r} must give features of shape {tuple(features[name].shape)}, as the "
+                    f"encoder does, got {describe(wanted)}"
+                )
+            weight = self.weight[name] if isinstance(self.weight, Mapping) else self.weight
+            distance = at_least_single(features[name]) - at_least_single(wanted)
+            losses.append(weight * distance.flatten(1).square().sum(dim=1).mean())
+        return torch.stack(losses).sum()
+
+
+def _encoder_of_checkpoint(encoder: nn.Module, name: str, path: str) -> nn.Module:
+    """``encoder`` with the values that a checkpoint has for the modality."""
+    state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
+    prefix = f"encoders.{name}."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    expected = encoder.state_dict()
+    if own.keys() != expected.keys() or any(own[key].shape != value.shape for key, value in expected.items()):
+        held = {key: tuple(value.shape) for key, value in own.items()} or f"no {prefix}*"
+        raise ValueError(
+            f"`checkpoints[{name!r}]` must hold an encoder like the module's own, "
+            f"{ {key: tuple(value.shape) for key, value in expected.items()} }; {path} holds {held}"
+        )
+    encoder.load_state_dict(own)
+    return encoder
