@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
 # Classes are found in YAML by their short names once their modules are imported.
-from lightning_crmt import callbacks, data, encoders, module  # noqa: F401
+from lightning_crmt import attacks, callbacks, data, encoders, module  # noqa: F401
 from lightning_crmt.version import __version__
 
 
