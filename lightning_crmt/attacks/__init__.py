@@ -15,6 +15,7 @@ from lightning_crmt.attacks.pgd import PGD
 from lightning_crmt.attacks.presets import paper_fgm, paper_pgd, strongest
 from lightning_crmt.attacks.random_noise import RandomNoise
 from lightning_crmt.attacks.random_search import RandomSearch
+from lightning_crmt.attacks.second_opinion import AutoAttack, FoolboxDDN
 
 __all__ = [
     "APGD",
@@ -22,9 +23,11 @@ __all__ = [
     "PGD",
     "Adversarial",
     "Attack",
+    "AutoAttack",
     "Box",
     "Budget",
     "Ensemble",
+    "FoolboxDDN",
     "MinimumNorm",
     "MinimumNormEnsemble",
     "MissingModality",
