@@ -282,9 +282,13 @@ class Budget:
 
     def _radii(self, delta: Perturbation, factor: Radius) -> dict[str, Tensor]:
         first = next(iter(delta.values()))
-        scale = torch.as_tensor(factor, dtype=torch.float64, device=first.device)
-        radii = {}
-        for name in delta:
-            radius = self.radius[name] if isinstance(self.radius, dict) else self.radius
-            radii[name] = (torch.as_tensor(radius, dtype=torch.float64, device=first.device) * scale).expand(len(first))
-        return radii
+
+        def each(radius: Radius) -> Tensor:
+            if isinstance(radius, Tensor) or isinstance(factor, Tensor):
+                wide = [torch.as_tensor(r, dtype=torch.float64, device=first.device) for r in (radius, factor)]
+                return (wide[0] * wide[1]).expand(len(first))
+            return torch.full((len(first),), radius * factor, dtype=torch.float64, device=first.device)
+
+        if isinstance(self.radius, dict):
+            return {name: each(self.radius[name]) for name in delta}
+        return dict.fromkeys(delta, each(self.radius))

@@ -42,6 +42,8 @@ def norms_of(delta: Perturbation, norm: Literal["l2", "linf"], joint: bool) -> d
     norms = {
         name: torch.linalg.vector_norm(d.flatten(1), order, dim=1, dtype=torch.float64) for name, d in delta.items()
     }
+    if len(norms) == 1:
+        return norms
     return dict.fromkeys(norms, torch.linalg.vector_norm(torch.stack(list(norms.values())), dim=0)) if joint else norms
 
 
@@ -52,7 +54,7 @@ def longest_within(direction: Perturbation, radius: Tensor, room: Room, at_most:
     farthest along u: the conditions of Karush, Kuhn and Tucker give both this form.
     """
     norm = norms_of(direction, "l2", joint=True)[next(iter(direction))]
-    scale = torch.where(norm > 0, radius / norm.clamp(min=1e-300), 0.0).clamp(max=at_most)
+    scale = (radius / norm).clamp_(max=at_most).masked_fill_(norm == 0, 0.0)
     scaled = _stretched(direction, scale)
     if not any(name in room for name in direction):
         return scaled
@@ -79,12 +81,12 @@ def nudged_towards(clean: Tensor, moved: Tensor, delta: Tensor) -> Tensor:
 
 
 def _stretched(direction: Perturbation, scale: Tensor) -> Perturbation:
-    # In two steps in single precision: the scale of a tiny gradient need not fit there.
-    half = scale.sqrt()
-    return {
-        name: times(d, scale) if d.dtype is torch.float64 else times(d, half).mul_(like(half, d))
-        for name, d in direction.items()
-    }
+    # What a tiny gradient would be multiplied by need not fit in single precision.
+    return {name: d * like(scale, d).clamp(max=_most(d)).to(d.dtype) for name, d in direction.items()}
+
+
+def _most(value: Tensor) -> float:
+    return float(torch.finfo(value.dtype).max)
 
 
 def _squares(value: Perturbation) -> Tensor:

@@ -92,7 +92,9 @@ class Oracle:
             if each is None:
                 self._check_unused(name)
             slope = torch.zeros_like(leaf) if each is None else each
-            gradient[name] = at_least_single(slope.detach()).nan_to_num(0.0, 0.0, 0.0)
+            # Its own copy unless it is one: an expanded gradient cannot be written to.
+            slope = at_least_single(slope.detach()).contiguous()
+            gradient[name] = slope.nan_to_num_(0.0, 0.0, 0.0)
         return logits.detach(), losses.detach().double(), gradient
 
     def _check_unused(self, name: str) -> None:
