@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_crmt.callbacks import CertifiedRobustness, MissingModalities
+from lightning_crmt.attacks import PGD, Budget
+from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, MissingModalities
 from lightning_crmt.data import UCIMultiFeatures
 
 
@@ -59,6 +60,7 @@ def main(max_epochs: int = 20) -> dict[str, float]:
         max_epochs=max_epochs,
         callbacks=[
             CertifiedRobustness(radii=[0.1, 0.2], constants="estimated", inputs=names, every_n_epochs=10),
+            AdversarialRobustness({"pgd": PGD(Budget(0.1), steps=10)}, inputs=names, every_n_epochs=10),
             MissingModalities(inputs=names, every_n_epochs=10),
         ],
         logger=False,

@@ -6,30 +6,49 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_AT_RADIUS = re.compile(r"(?P<split>[^/]+)/(?P<label>certified|estimated)_accuracy/(?P<what>[^/@=]+)@(?P<radius>[^/]+)")
+_AT_RADIUS = re.compile(
+    r"(?P<split>[^/]+)/(?P<label>certified|estimated|robust)_accuracy/(?P<what>[^/@=]+)@(?P<radius>[^/=]+)"
+)
 _AT_BUDGETS = re.compile(
     r"(?P<split>[^/]+)/(?P<label>certified|estimated)_accuracy/(?P<m>[^/=]+)=(?P<r>[^/+]+)\+(?P<n>[^/=]+)=(?P<s>[^/+]+)"
 )
 _AXIS = {
     "certified": "right, and certified to stay so",
     "estimated": "right, and estimated to stay so (no guarantee)",
+    "robust": "right under this attack\n(an upper bound of robustness)",
+}
+_RADIUS = "l2 radius, in units of the inputs"
+_LINE = {
+    "certified": ("certified to stay right (lower bound)", "tab:blue", "-"),
+    "estimated": ("estimated to stay right (no guarantee)", "tab:gray", ":"),
 }
 
+#: Accuracy by radius.
+Curve: TypeAlias = Mapping[float, float]
+#: What an attack perturbs, ``"joint"`` or the name of a modality, in l2, and the radius of its budget.
+Threat: TypeAlias = tuple[str, float]
 
-def robustness_figures(metrics: Mapping[str, float]) -> dict[str, Figure]:
-    """What the numbers of ``CertifiedRobustness`` can show, by a name for each figure.
 
-    - ``split/label_curve``: accuracy over the radius, a curve for each threat, from two radii on;
+def robustness_figures(metrics: Mapping[str, float], threats: Mapping[str, Threat] | None = None) -> dict[str, Figure]:
+    """What the numbers of ``CertifiedRobustness`` and ``AdversarialRobustness`` can show, by a name for each figure.
+
+    - ``split/label_curve``: accuracy over the radius, a curve for each threat or, under ``split/robust_curve``, for
+      each attack, from two radii on;
+    - ``split/bounds_joint``, or the name of a modality: what is certified, below, and what attacks on the same threat
+      left, above, in one picture;
     - ``split/label_frontier``: accuracy over separate budgets of two modalities, and the frontiers along which it is
       the same, from a grid of at least 2 x 2 budgets on.
 
     Args:
-        metrics: numbers by key, as a Trainer holds them in ``callback_metrics``.
+        metrics: numbers by key, as a Trainer holds them in ``callback_metrics``; those to be drawn in one picture are
+            of the same samples.
+        threats: what the attacks perturb, by their names; those left out go into no common picture.
 
     Raises:
         ModuleNotFoundError: naming the extra, if matplotlib is not installed.
@@ -38,18 +57,29 @@ def robustness_figures(metrics: Mapping[str, float]) -> dict[str, Figure]:
     ['val/certified_curve']
     """
     figures = {}
-    curves: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
+    curves: dict[str, dict[str, dict[str, dict[float, float]]]] = {}
     grids: dict[tuple[str, str, str, str], dict[tuple[float, float], float]] = {}
     for key, value in metrics.items():
         if match := _AT_RADIUS.fullmatch(key):
-            curve = curves.setdefault((match["split"], match["label"]), {}).setdefault(match["what"], {})
-            curve[float(match["radius"])] = float(value)
+            found = curves.setdefault(match["split"], {}).setdefault(match["label"], {})
+            found.setdefault(match["what"], {})[float(match["radius"])] = float(value)
         elif match := _AT_BUDGETS.fullmatch(key):
             grid = grids.setdefault((match["split"], match["label"], match["m"], match["n"]), {})
             grid[float(match["r"]), float(match["s"])] = float(value)
-    for (split, label), found in curves.items():
-        if any(len(curve) > 1 for curve in found.values()):
-            figures[f"{split}/{label}_curve"] = radius_curve(found, label)
+    for split, by_label in curves.items():
+        for attacked in by_label.get("robust", {}).values():
+            if f"{split}/clean_accuracy/joint" in metrics:
+                attacked.setdefault(0.0, float(metrics[f"{split}/clean_accuracy/joint"]))
+        for label, found in by_label.items():
+            if any(len(curve) > 1 + (label == "robust") for curve in found.values()):
+                figures[f"{split}/{label}_curve"] = radius_curve(found, label)
+        for what in by_label.get("certified", {}) | by_label.get("estimated", {}):
+            lower = {label: by_label[label][what] for label in _LINE if what in by_label.get(label, {})}
+            units = {name: unit for name, (threat, unit) in (threats or {}).items() if threat == what}
+            attacks = {name: curve for name, curve in by_label.get("robust", {}).items() if name in units}
+            upper = {n: {float(f"{r * units[n]:g}"): a for r, a in curve.items()} for n, curve in attacks.items()}
+            if upper and any(len(curve) > 1 for curve in lower.values()):
+                figures[f"{split}/bounds_{what}"] = bounds_figure(lower, upper, what)
     for (split, label, first, second), cells in grids.items():
         rows, columns = sorted({r for r, _ in cells}), sorted({s for _, s in cells})
         if len(rows) > 1 and len(columns) > 1 and all((r, s) in cells for r in rows for s in columns):
@@ -58,22 +88,50 @@ def robustness_figures(metrics: Mapping[str, float]) -> dict[str, Figure]:
     return figures
 
 
-def radius_curve(curves: Mapping[str, Mapping[float, float]], label: str) -> Figure:
+def radius_curve(curves: Mapping[str, Curve], label: str) -> Figure:
     """Accuracy over the radius, a curve for each threat.
 
     Args:
-        curves: by threat, accuracy by radius.
-        label: ``"certified"`` or ``"estimated"``, which the axis says.
+        curves: by threat or by attack, accuracy by radius.
+        label: ``"certified"``, ``"estimated"`` or, for attacks, ``"robust"``, which the axis says.
     """
     figure = _new_figure()
     axes = figure.subplots()
-    for what, curve in curves.items():
-        points = sorted(curve.items())
-        title = "all together" if what == "joint" else f"{what} alone"
-        axes.plot([r for r, _ in points], [a for _, a in points], marker=".", label=title)
-    axes.set(xlabel="l2 radius, in units of the inputs", ylabel=_AXIS[label], ylim=(0, 1))
+    for (what, curve), marker in zip(curves.items(), cycle("ovs^D"), strict=False):
+        title = what if label == "robust" else _perturbed(what)
+        axes.plot(*_points(curve), marker=marker, markersize=4, alpha=0.8, label=title)
+    unit = "radius of the attack, as a multiple of its budget" if label == "robust" else _RADIUS
+    axes.set(xlabel=unit, ylabel=_AXIS[label], ylim=(0, 1))
     axes.grid(alpha=0.3)
-    axes.legend(title="perturbed")
+    axes.legend(title="attack" if label == "robust" else "perturbed")
+    return figure
+
+
+def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: str) -> Figure:
+    """What is certified and what attacks left, over the radius: the truth lies between the two.
+
+    Args:
+        lower: accuracy by radius, of ``"certified"`` or ``"estimated"`` radii, or both.
+        upper: accuracy by radius under each attack.
+        what: ``"joint"`` or the name of the modality that is perturbed.
+    """
+    figure = _new_figure()
+    axes = figure.subplots()
+    for (name, curve), colour in zip(upper.items(), cycle(["red", "orange", "brown", "pink"]), strict=False):
+        title = f"right under the attack {name} (upper bound)"
+        axes.plot(*_points(curve), marker="v", markersize=5, color=f"tab:{colour}", label=title)
+    for label, curve in lower.items():
+        title, colour, style = _LINE[label]
+        axes.plot(*_points(curve), style, marker="^", markersize=4, color=colour, label=title)
+    if "certified" in lower:
+        # Only at radii that both have: between them nothing was measured.
+        least = {r: min(curve[r] for curve in upper.values() if r in curve) for curve in upper.values() for r in curve}
+        shared = sorted(r for r in lower["certified"] if r in least)
+        below, above = [lower["certified"][r] for r in shared], [least[r] for r in shared]
+        axes.fill_between(shared, below, above, color="tab:blue", alpha=0.12, label="in between: not known")
+    axes.set(xlabel=_RADIUS, ylabel="share of samples", ylim=(0, 1), title=f"perturbed: {_perturbed(what)}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     return figure
 
 
@@ -98,6 +156,15 @@ def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, seco
     axes.set(xlabel=f"l2 radius of {first}", ylabel=f"l2 radius of {second}")
     figure.colorbar(colours, label=_AXIS[label])
     return figure
+
+
+def _perturbed(what: str) -> str:
+    return "all modalities together" if what == "joint" else f"{what} alone"
+
+
+def _points(curve: Curve) -> tuple[list[float], list[float]]:
+    radii = sorted(curve)
+    return radii, [curve[r] for r in radii]
 
 
 def _new_figure() -> Figure:

@@ -29,6 +29,11 @@ def edited(tmp_path, edit):
     return path
 
 
+def attacks_of(config):
+    (found,) = [c for c in config["trainer"]["callbacks"] if c["class_path"] == "AdversarialRobustness"]
+    return found["init_args"]["attacks"]
+
+
 def error_of(capsys, *args):
     with pytest.raises(SystemExit) as stop:
         main([str(arg) for arg in args])
@@ -48,7 +53,8 @@ def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
     capsys.readouterr()
     main(["test", *config, f"--ckpt_path={checkpoint}"])
     shown = capsys.readouterr().out
-    for key in ("test/accuracy/joint", "test/estimated_accuracy/mor@0.2", "test/accuracy_zeroed/mor"):
+    keys = "accuracy/joint", "estimated_accuracy/mor@0.2", "accuracy_zeroed/mor", "robust_accuracy/pgd@0.2"
+    for key in (f"test/{key}" for key in keys):
         assert key in shown
 
 
@@ -66,6 +72,31 @@ def test_as_a_module_in_its_own_process(tmp_path):
     assert printed["trainer"]["max_epochs"] == 50
 
 
+def test_attacks_by_long_and_short_names(tmp_path, capsys):
+    def attack(config):
+        long = {"class_path": "lightning_crmt.attacks.Budget", "init_args": {"radius": {"fou": 0.1, "mor": 0.2}}}
+        attacks_of(config).update(
+            {
+                "long": {"class_path": "lightning_crmt.attacks.PGD", "init_args": {"budget": long, "steps": 2}},
+                "gone": {"class_path": "MissingModality", "init_args": {"represent": {"mor": 0.5}}},
+                "several": {
+                    "class_path": "Ensemble",
+                    "init_args": {
+                        "attacks": [
+                            {"class_path": "FGM", "init_args": {"budget": {"radius": 1, "modalities": ["mor"]}}}
+                        ]
+                    },
+                },
+            }
+        )
+
+    config = edited(tmp_path, attack)
+    main(["test", "--config", str(config), "--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false"])
+    shown = capsys.readouterr().out
+    for key in ("pgd@0.3", "long@0.1", "gone", "several@0.2"):
+        assert f"test/robust_accuracy/{key} " in shown
+
+
 @pytest.mark.parametrize(
     ("where", "key"),
     [
@@ -75,6 +106,9 @@ def test_as_a_module_in_its_own_process(tmp_path):
         (lambda c: c["trainer"], "max_epoch"),
         (lambda c: c["trainer"]["callbacks"][0]["init_args"], "last_epoch"),
         (lambda c: c["trainer"]["callbacks"][1]["init_args"], "radius"),
+        (lambda c: attacks_of(c), "step"),
+        (lambda c: attacks_of(c)["pgd"]["init_args"], "stps"),
+        (lambda c: attacks_of(c)["pgd"]["init_args"]["budget"], "modality"),
         (lambda c: c, "modell"),
     ],
 )

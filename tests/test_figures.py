@@ -4,7 +4,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_crmt import CRMTModule
-from lightning_crmt.callbacks import CertifiedRobustness, RobustnessFigures
+from lightning_crmt.attacks import PGD, Budget, MissingModality
+from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, RobustnessFigures
 from lightning_crmt.encoders import LipschitzMLP
 from lightning_crmt.figures import robustness_figures
 
@@ -32,8 +33,82 @@ def test_curves_show_the_numbers():
     (figure,) = robustness_figures(metrics).values()
     (axes,) = figure.axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert lines == {"all together": [[0.05, 0.8], [0.1, 0.7]], "audio alone": [[0.1, 0.75]]}
+    assert lines == {"all modalities together": [[0.05, 0.8], [0.1, 0.7]], "audio alone": [[0.1, 0.75]]}
     assert axes.get_ylabel() == "right, and certified to stay so"
+
+
+ATTACKED = {
+    "val/clean_accuracy/joint": 0.9,
+    "val/robust_accuracy/pgd@0.1": 0.8,
+    "val/robust_accuracy/pgd@0.2": 0.7,
+    "val/robust_accuracy/noise@0.1": 0.88,
+    "val/robust_accuracy/pgd-image@0.2": 0.85,
+    "val/robust_accuracy/both@audio=0.1+image=0.3": 0.6,
+}
+
+
+def drawn(figure):
+    return {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+
+
+def test_attacks_have_a_curve_each_from_the_clean_accuracy_on():
+    (name,), (figure,) = zip(*robustness_figures(ATTACKED).items(), strict=True)
+    assert name == "val/robust_curve"
+    assert drawn(figure) == {
+        "pgd": [[0, 0.9], [0.1, 0.8], [0.2, 0.7]],
+        "noise": [[0, 0.9], [0.1, 0.88]],
+        "pgd-image": [[0, 0.9], [0.2, 0.85]],
+    }
+    assert figure.axes[0].get_ylabel() == "right under this attack\n(an upper bound of robustness)"
+    one_radius = {key: value for key, value in ATTACKED.items() if "pgd@0.2" not in key}
+    assert robustness_figures(one_radius) == {}
+
+
+def test_bounds_of_the_same_threat_share_a_picture():
+    metrics = ATTACKED | {
+        "val/robust_accuracy/small@3": 0.71,
+        "val/certified_accuracy/joint@0.1": 0.6,
+        "val/certified_accuracy/joint@0.2": 0.5,
+        "val/certified_accuracy/audio@0.1": 0.7,
+        "val/certified_accuracy/audio@0.2": 0.6,
+        "val/estimated_accuracy/joint@0.1": 0.75,
+        "test/certified_accuracy/joint@0.1": 0.4,
+        "test/certified_accuracy/joint@0.2": 0.3,
+    }
+    threats = {"pgd": ("joint", 1.0), "noise": ("joint", 2.0), "small": ("joint", 0.1), "pgd-image": ("image", 1.0)}
+    found = robustness_figures(metrics, threats)
+    assert [name for name in found if "bounds" in name] == ["val/bounds_joint"]
+    assert drawn(found["val/bounds_joint"]) == {
+        "right under the attack pgd (upper bound)": [[0, 0.9], [0.1, 0.8], [0.2, 0.7]],
+        "right under the attack noise (upper bound)": [[0, 0.9], [0.2, 0.88]],
+        "right under the attack small (upper bound)": [[0, 0.9], [0.3, 0.71]],
+        "certified to stay right (lower bound)": [[0.1, 0.6], [0.2, 0.5]],
+        "estimated to stay right (no guarantee)": [[0.1, 0.75]],
+    }
+    (between,) = found["val/bounds_joint"].axes[0].collections
+    corners = {tuple(point) for point in between.get_paths()[0].vertices.round(6).tolist()}
+    assert corners == {(0.1, 0.6), (0.1, 0.8), (0.2, 0.5), (0.2, 0.7)}, "up to the strongest attack at each radius"
+    assert not [name for name in robustness_figures(metrics) if "bounds" in name], "of unknown threats"
+
+
+@pytest.mark.parametrize(("limit", "together"), [(None, True), (1, False)])
+def test_the_callback_knows_what_attacks_perturb(limit, together, data, make_trainer, tmp_path):
+    attacks = {
+        "pgd": PGD(Budget(0.5), steps=3),
+        "pgd-fou": PGD(Budget(1.0, modalities=["fou"]), steps=3),
+        "linf": PGD(Budget(0.1, norm="linf"), steps=3),
+        "product": PGD(Budget({"fou": 0.1, "mor": 0.1}), steps=3),
+        "gone": MissingModality(),
+    }
+    attacking = AdversarialRobustness(attacks, radii=[0.02, 0.04], max_batches=limit)
+    attacking._check = lambda *args: None
+    assert attacking.threats == {"pgd": ("joint", 0.5), "pgd-fou": ("fou", 1.0)}
+    assert AdversarialRobustness({"pgd": PGD(Budget(0.5))}).threats == {"pgd": ("joint", 1.0)}, "the key says 0.5"
+    observers = [CertifiedRobustness([0.01, 0.02]), attacking, RobustnessFigures()]
+    make_trainer(*observers).test(model(), datamodule=data, verbose=False)
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    bounds = {"test_bounds_joint", "test_bounds_fou"} if together else set()
+    assert names == {"test_certified_curve", "test_robust_curve"} | bounds
 
 
 def test_estimates_say_so():
@@ -54,8 +129,8 @@ def test_files_where_no_logger_takes_figures(constants, data, make_trainer, tmp_
     trainer = make_trainer(*callbacks(constants), logger=CSVLogger(tmp_path, name="", version=""), max_epochs=1)
     trainer.fit(model(), datamodule=data)
     trainer.test(trainer.lightning_module, datamodule=data, verbose=False)
-    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {f"{s}_{label}_{what}.png" for s in ("val", "test") for what in ("curve", "frontier_fou_mor")}
+    files = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert files == {f"{s}_{label}_{what}.png" for s in ("val", "test") for what in ("curve", "frontier_fou_mor")}
 
 
 def test_weights_and_biases_gets_them(data, make_trainer, tmp_path, monkeypatch):

@@ -13,7 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler
 
 from lightning_crmt import CRMTModule, LinearFusion, Soundness, estimate_lipschitz, integration_objective
-from lightning_crmt.callbacks import CertifiedRobustness, IntegrationReweighting, MissingModalities
+from lightning_crmt.attacks import PGD, Budget, MinimumNorm
+from lightning_crmt.callbacks import (
+    AdversarialRobustness,
+    CertifiedRobustness,
+    IntegrationReweighting,
+    MissingModalities,
+)
 from lightning_crmt.encoders import LipschitzMLP
 from lightning_crmt.losses import true_class_radii
 
@@ -196,7 +202,18 @@ def test_observers_leave_no_trace(make_model, data, make_trainer):
     assert (
         changed(
             fit(),
-            fit(Estimated([0.1]), MissingModalities(), MissingModalities("dropped")),
+            fit(
+                Estimated([0.1]),
+                MissingModalities(),
+                MissingModalities("dropped"),
+                AdversarialRobustness(
+                    {
+                        "pgd": PGD(Budget(0.1), steps=3, restarts=2),
+                        "near": MinimumNorm(Budget(1.0), steps=2, restarts=1),
+                    },
+                    max_batches=1,
+                ),
+            ),
         )
         == set()
     )

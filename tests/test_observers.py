@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_crmt import CRMTModule, LinearFusion
+from lightning_crmt.attacks import mean_inputs
 from lightning_crmt.callbacks import CertifiedRobustness, MissingModalities
 from lightning_crmt.certification.late_fusion import certify_late_fusion
 from lightning_crmt.encoders import MLP, LipschitzMLP
@@ -177,8 +178,8 @@ def test_missing_subsets_by_zeros_and_by_dropping(data, make_trainer):
     observers = [MissingModalities("zeroed"), MissingModalities("dropped", max_missing=1)]
     (found,) = make_trainer(*observers).test(model, datamodule=data, verbose=False)
     zeroed = {key.split("/")[2] for key in found if "zeroed" in key}
-    assert zeroed == {"fou", "mor", "kar", "fou+mor", "fou+kar", "mor+kar"}
-    assert {key.split("/")[2] for key in found if "dropped" in key} == {"fou", "mor", "kar"}
+    assert zeroed == {"fou", "mor", "kar", "fou+mor", "fou+kar", "mor+kar", "worst"}
+    assert {key.split("/")[2] for key in found if "dropped" in key} == {"fou", "mor", "kar", "worst"}
     part = data.parts["test"]
     scores = model.eval()(part.inputs).scores
     weights, bias = model.head.integration_weights, model.head.bias
@@ -188,6 +189,34 @@ def test_missing_subsets_by_zeros_and_by_dropping(data, make_trainer):
     blind = {name: x if name == "kar" else torch.zeros_like(x) for name, x in part.inputs.items()}
     expected = (model(blind).logits.argmax(1) == part.target).float().mean().item()
     assert found["test/accuracy_zeroed/fou+mor"] == pytest.approx(expected)
+
+
+def test_the_worst_is_right_whatever_is_missing_and_values_may_stand_for_it(make_model, data, make_trainer):
+    model = make_model()
+    make_trainer(max_epochs=8, limit_val_batches=0).fit(model, datamodule=data)
+    means = mean_inputs(data.train_dataloader())
+    observers = [MissingModalities(), MissingModalities({"mor": means["mor"], "fou": 0.1})]
+    (found,) = make_trainer(*observers).test(model, datamodule=data, verbose=False)
+    part = data.parts["test"]
+    model.eval()
+    stands = {
+        "zeroed": {"fou": torch.zeros(76), "mor": torch.zeros(6)},
+        "imputed": {"fou": torch.full((76,), 0.1), "mor": means["mor"].float()},
+    }
+    for kind, stand in stands.items():
+        right = model(part.inputs).logits.argmax(1) == part.target
+        for name, x in part.inputs.items():
+            without = model({**part.inputs, name: stand[name].expand_as(x)}).logits.argmax(1) == part.target
+            assert found[f"test/accuracy_{kind}/{name}"] == pytest.approx(without.float().mean().item())
+            right &= without
+        assert found[f"test/accuracy_{kind}/worst"] == pytest.approx(right.float().mean().item())
+        assert right.any()
+        assert right.float().mean() < min(found[f"test/accuracy_{kind}/{name}"] for name in ("fou", "mor"))
+
+
+def test_a_value_for_some_modalities_leaves_the_others_alone(make_model, data, make_trainer):
+    (found,) = make_trainer(MissingModalities({"mor": -1})).test(make_model(), datamodule=data, verbose=False)
+    assert {key for key in found if "imputed" in key} == {"test/accuracy_imputed/mor", "test/accuracy_imputed/worst"}
 
 
 def test_measured_every_n_epochs_logged_every_epoch(make_model, data, make_trainer, tmp_path):
@@ -263,7 +292,16 @@ def test_a_model_that_diverged_has_radius_zero_and_the_run_goes_on(data, make_tr
             TypeError,
             "`inputs` must be a sequence of names, got the string",
         ),
-        (lambda: MissingModalities("noise"), ValueError, "`represent` must be 'zeroed' or 'dropped', got 'noise'"),
+        (
+            lambda: MissingModalities("noise"),
+            ValueError,
+            "`represent` must be 'zeroed', 'dropped' or values by modality, got 'no",
+        ),
+        (
+            lambda: MissingModalities({}),
+            ValueError,
+            "`represent` must be 'zeroed', 'dropped' or values by modality, got {}",
+        ),
         (lambda: MissingModalities(max_missing=0), ValueError, "`max_missing` must be at least 1, got 0"),
     ],
 )
@@ -285,6 +323,12 @@ def test_bad_settings_are_refused(callback, error, message):
         (CertifiedRobustness(inputs=("a", "b"), constants="rigorous"), TypeError, "choose constants='estimated'"),
         (Estimated(inputs=("a", "b"), budgets=[{"c": 1.0}]), ValueError, "among ['a', 'b'], got ['c']"),
         (MissingModalities("dropped", inputs=("a", "b")), TypeError, "needs a module with a fusion head as `head`"),
+        (
+            MissingModalities({"c": 1.0}, inputs=("a", "b")),
+            ValueError,
+            "`represent` must name modalities among ['a', 'b']",
+        ),
+        (MissingModalities({"b": torch.zeros(2)}, inputs=("a", "b")), ValueError, "or have the shape (3,) of a sample"),
     ],
 )
 def test_what_does_not_fit_the_module_is_refused(callback, error, message, make_trainer):

@@ -13,7 +13,13 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_crmt import CRMTModule
-from lightning_crmt.callbacks import CertifiedRobustness, IntegrationReweighting, MissingModalities
+from lightning_crmt.attacks import PGD, Budget, MinimumNorm
+from lightning_crmt.callbacks import (
+    AdversarialRobustness,
+    CertifiedRobustness,
+    IntegrationReweighting,
+    MissingModalities,
+)
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
@@ -32,10 +38,17 @@ def main(strategy, processes, batch_size, folder):
     data = UCIMultiFeatures(views=("fou", "mor"), batch_size=int(batch_size))
     model = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10, rho=0.3)
     step_2, switch = IntegrationReweighting(last_epochs=4), AtTheSwitch()
+    attacks = {
+        "pgd": PGD(Budget(0.1), steps=5),
+        "near": MinimumNorm(Budget(1.0, modalities=["fou"]), steps=3, restarts=1),
+    }
     trainer = Trainer(
         accelerator="cpu", strategy=strategy, devices=int(processes), max_epochs=8, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[switch, step_2, CertifiedRobustness([0.1], constants="estimated"), MissingModalities()],
+        callbacks=[
+            switch, step_2, CertifiedRobustness([0.1], constants="estimated"), MissingModalities(),
+            AdversarialRobustness(attacks, every_n_epochs=20),
+        ],
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}

@@ -7,12 +7,14 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from lightning_crmt.attacks.budget import Budget, Radius
-from lightning_crmt.attacks.oracle import Model
-from lightning_crmt.modality import Inputs
+from lightning_crmt.attacks.oracle import Model, as_taken_by, holder_of
+from lightning_crmt.borrowing import borrow
+from lightning_crmt.modality import Inputs, logits_of
 
 
 class Attack(ABC):
@@ -42,8 +44,24 @@ class Attack(ABC):
             RuntimeError: if the model detaches its logits from an attacked modality and the attack needs gradients.
         """
 
+    def logits(self, model: Model, inputs: Inputs, target: Tensor) -> Tensor:
+        """What the model answers under the attack, ``(B, K)``, in evaluation mode and without autocast.
+
+        By default its logits for the perturbed inputs. An attack on something else than inputs says here what it does:
+        :class:`~lightning_crmt.attacks.MissingModality` may leave a modality out of the fusion.
+        """
+        perturbed = self(model, inputs, target)
+        with borrow(holder_of(model)), torch.no_grad():
+            return logits_of(model(as_taken_by(model, perturbed)))
+
     def scaled(self, factor: Radius) -> Self:
         """The same attack with all radii multiplied by ``factor``, a number or one per sample."""
         other = copy.copy(self)
         other.budget = self.budget.scaled(factor)
+        return other
+
+    def select(self, rows: Tensor) -> Self:
+        """The same attack on some of the samples: radii given per sample are those of ``rows``."""
+        other = copy.copy(self)
+        other.budget = self.budget.select(rows)
         return other

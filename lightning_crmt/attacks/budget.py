@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lightning_crmt.attacks.box import Box
 from lightning_crmt.attacks.geometry import (
     Perturbation,
     Room,
@@ -40,7 +42,8 @@ class Budget:
         radius: a number, one per sample ``(B,)``, or either by modality.
         modalities: with a single radius, those that are perturbed; all by default.
         norm: ``"l2"``, or ``"linf"`` for the l-infinity norm of each modality.
-        box: lowest and highest value an input may take after the attack, by modality.
+        box: lowest and highest value an input may take after the attack, by modality; as a
+            :class:`~lightning_crmt.attacks.Box` in units from before a normalisation.
 
     Raises:
         ValueError: if a radius is negative, NaN or infinite, a box is empty, or arguments contradict each other.
@@ -55,7 +58,7 @@ class Budget:
         *,
         modalities: Sequence[str] | None = None,
         norm: Literal["l2", "linf"] = "l2",
-        box: Mapping[str, tuple[float, float]] | None = None,
+        box: Mapping[str, tuple[float, float] | Box] | None = None,
     ) -> None:
         if norm not in ("l2", "linf"):
             raise ValueError(f"`norm` must be 'l2' or 'linf', got {norm!r}")
@@ -71,13 +74,10 @@ class Budget:
             given = torch.as_tensor(value)
             if given.dim() > 1 or not bool(((given >= 0) & (given < torch.inf)).all()):
                 raise ValueError(f"`radius` must be finite and at least 0, a number or one per sample, got {radius}")
-        for name, (low, high) in (box or {}).items():
-            if not low < high:
-                raise ValueError(f"`box[{name!r}]` must be (low, high) with low < high, got {(low, high)}")
         self.radius = dict(radius) if isinstance(radius, Mapping) else radius
         self.modalities = None if modalities is None else list(modalities)
         self.norm = norm
-        self.box = dict(box or {})
+        self.box = {name: each if isinstance(each, Box) else Box(*each) for name, each in (box or {}).items()}
 
     def __repr__(self) -> str:
         parts = [repr(self.radius)]
@@ -120,11 +120,11 @@ class Budget:
                 raise ValueError(
                     f"`radius` must be a number or one for each of {len(value)} samples, got {len(radius)}"
                 )
-        for name, (low, high) in self.box.items():
-            if bool((inputs[name] < low).any()) or bool((inputs[name] > high).any()):
+        for name, box in self.box.items():
+            if not box.contains(inputs[name]):
                 found = tuple(bound.item() for bound in inputs[name].aminmax())
                 raise ValueError(
-                    f"`inputs[{name!r}]` must lie in its box {(low, high)} before the attack, got values in {found}"
+                    f"`inputs[{name!r}]` must lie in its box {box} before the attack, got values in {found}"
                 )
         return chosen
 
@@ -139,11 +139,12 @@ class Budget:
             one_each = isinstance(radius, Tensor) and radius.dim() == 1
             return radius[rows.to(radius.device)] if one_each and isinstance(radius, Tensor) else radius
 
-        several = isinstance(self.radius, dict)
-        radius = (
-            {n: chosen(r) for n, r in self.radius.items()} if isinstance(self.radius, dict) else chosen(self.radius)
-        )
-        return Budget(radius, modalities=None if several else self.modalities, norm=self.norm, box=self.box)
+        other = copy.copy(self)
+        if isinstance(self.radius, dict):
+            other.radius = {name: chosen(radius) for name, radius in self.radius.items()}
+        else:
+            other.radius = chosen(self.radius)
+        return other
 
     def scaled(self, factor: Radius) -> Budget:
         """The budget with all radii multiplied by ``factor``, a number or one per sample.
@@ -184,12 +185,15 @@ class Budget:
         >>> Budget(2.0).steepest(g, x)
         ({'audio': tensor([[1.2000, 1.6000]], dtype=torch.float64)}, tensor([10.], dtype=torch.float64))
         """
-        if self.norm == "linf":
-            radii = self._radii(gradient, factor)
-            best = self._boxed({name: times(g.double().sign(), radii[name]) for name, g in gradient.items()}, inputs)
-        else:
-            best = self._longest(gradient, inputs, factor, at_most=torch.inf)
+        best = self.ahead(gradient, inputs, factor)
         return best, dot(best, gradient)
+
+    def ahead(self, gradient: Perturbation, inputs: Inputs, factor: Radius = 1.0) -> Perturbation:
+        """The first of what :meth:`steepest` answers."""
+        if self.norm == "l2":
+            return self._longest(gradient, inputs, factor, at_most=torch.inf)
+        radii = self._radii(gradient, factor)
+        return self._boxed({name: times(g.sign(), radii[name]) for name, g in gradient.items()}, inputs)
 
     def size(self, delta: Perturbation) -> Tensor:
         """The smallest factor of the budget that contains ``delta``, ``(B,)``, in float64; 1 on its border.
@@ -226,15 +230,26 @@ class Budget:
         >>> Budget(7.0).apply({"audio": torch.full((1, 1), 7.0)}, x)["audio"] - x["audio"]
         tensor([[0.]])
         """
-        moved = {name: (inputs[name].double() + d).to(inputs[name].dtype) for name, d in delta.items()}
-        for name, (low, high) in self.box.items():
-            if name in moved:
-                moved[name] = moved[name].clamp(low, high)
+        moved = self.near(delta, inputs)
         too_far = self.size(self.difference(moved, inputs)) > self.size(delta)
         if bool(too_far.any()):
             inward = {name: nudged_towards(inputs[name], moved[name], d) for name, d in delta.items()}
-            moved = {name: choose(too_far, inward[name], moved[name]) for name in delta}
+            moved |= {name: choose(too_far, inward[name], moved[name]) for name in delta}
+        return moved
+
+    def near(self, delta: Perturbation, inputs: Inputs) -> dict[str, Tensor]:
+        """``inputs`` plus ``delta``, rounded to nearest, in the box; rounding may lead out of the budget."""
+        moved = {name: (inputs[name] + d).to(inputs[name].dtype) for name, d in delta.items()}
+        for name in (name for name in self.box if name in moved):
+            low, high = (bound.to(moved[name].dtype) for bound in self.box[name].bounds(inputs[name]))
+            moved[name] = moved[name].clamp(torch.minimum(low, inputs[name]), torch.maximum(high, inputs[name]))
         return {name: moved.get(name, value) for name, value in inputs.items()}
+
+    def is_coarse(self, inputs: Inputs) -> bool:
+        """Whether the inputs' precision is coarse next to the budget: rounding moves them by a thousandth of it."""
+        names = list(self.difference(inputs, inputs))
+        rounding = {name: inputs[name] * torch.finfo(inputs[name].dtype).eps for name in names}
+        return bool((self.size(rounding) > 1e-3).any())
 
     def difference(self, moved: Inputs, inputs: Inputs) -> Perturbation:
         """What was changed, in float64, by attacked modality: what a search is measured by."""
@@ -244,10 +259,8 @@ class Budget:
     def _longest(self, delta: Perturbation, inputs: Inputs, factor: Radius, at_most: float) -> Perturbation:
         radii = self._radii(delta, factor)
         if self.norm == "linf":
-            limits = {name: like(radii[name], d) for name, d in delta.items()}
-            return self._boxed(
-                {name: d.double().clamp(-limits[name], limits[name]) for name, d in delta.items()}, inputs
-            )
+            limits = {name: like(radii[name], d).to(d.dtype) for name, d in delta.items()}
+            return self._boxed({name: d.clamp(-limits[name], limits[name]) for name, d in delta.items()}, inputs)
         groups = [list(delta)] if self.joint else [[name] for name in delta]
         room = self._room(inputs, delta)
         found: Perturbation = {}
@@ -260,14 +273,22 @@ class Budget:
         return {name: d.clamp(*room[name]) if name in room else d for name, d in delta.items()}
 
     def _room(self, inputs: Inputs, delta: Perturbation) -> Room:
-        boxed = {name: inputs[name].double() for name in self.box if name in delta}
-        return {name: (self.box[name][0] - value, self.box[name][1] - value) for name, value in boxed.items()}
+        room = {}
+        for name in (name for name in self.box if name in delta):
+            low, high = (bound.to(delta[name].dtype) for bound in self.box[name].bounds(inputs[name]))
+            clean = inputs[name].to(delta[name].dtype)
+            room[name] = (low - clean).clamp(max=0), (high - clean).clamp(min=0)  # a clean input may stay as it is
+        return room
 
     def _radii(self, delta: Perturbation, factor: Radius) -> dict[str, Tensor]:
         first = next(iter(delta.values()))
-        scale = torch.as_tensor(factor, dtype=torch.float64, device=first.device)
-        radii = {}
-        for name in delta:
-            radius = self.radius[name] if isinstance(self.radius, dict) else self.radius
-            radii[name] = (torch.as_tensor(radius, dtype=torch.float64, device=first.device) * scale).expand(len(first))
-        return radii
+
+        def each(radius: Radius) -> Tensor:
+            if isinstance(radius, Tensor) or isinstance(factor, Tensor):
+                wide = [torch.as_tensor(r, dtype=torch.float64, device=first.device) for r in (radius, factor)]
+                return (wide[0] * wide[1]).expand(len(first))
+            return torch.full((len(first),), radius * factor, dtype=torch.float64, device=first.device)
+
+        if isinstance(self.radius, dict):
+            return {name: each(self.radius[name]) for name in delta}
+        return dict.fromkeys(delta, each(self.radius))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Perturbations of several modalities as vectors, one per sample, in double precision."""
+"""Perturbations of several modalities as vectors, one per sample; norms and products in double precision."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Room: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def times(value: Tensor, per_sample: Tensor) -> Tensor:
-    """``value`` of shape ``(B, ...)`` times a number per sample ``(B,)``."""
-    return value * like(per_sample, value)
+    """``value`` of shape ``(B, ...)`` times a number per sample ``(B,)``, in the precision of ``value``."""
+    return value * like(per_sample, value).to(value.dtype)
 
 
 def like(per_sample: Tensor, value: Tensor) -> Tensor:
@@ -39,7 +39,11 @@ def dot(one: Perturbation, other: Perturbation) -> Tensor:
 def norms_of(delta: Perturbation, norm: Literal["l2", "linf"], joint: bool) -> dict[str, Tensor]:
     """Norm of each modality, or for each the norm of all together; ``(B,)``."""
     order = 2 if norm == "l2" else torch.inf
-    norms = {name: torch.linalg.vector_norm(d.flatten(1).double(), order, dim=1) for name, d in delta.items()}
+    norms = {
+        name: torch.linalg.vector_norm(d.flatten(1), order, dim=1, dtype=torch.float64) for name, d in delta.items()
+    }
+    if len(norms) == 1:
+        return norms
     return dict.fromkeys(norms, torch.linalg.vector_norm(torch.stack(list(norms.values())), dim=0)) if joint else norms
 
 
@@ -49,10 +53,9 @@ def longest_within(direction: Perturbation, radius: Tensor, room: Room, at_most:
     For ``at_most=1`` that is the projection of u onto the ball cut by the box, for infinity the point of it that is
     farthest along u: the conditions of Karush, Kuhn and Tucker give both this form.
     """
-    direction = {name: d.double() for name, d in direction.items()}
     norm = norms_of(direction, "l2", joint=True)[next(iter(direction))]
-    scale = torch.where(norm > 0, radius / norm.clamp(min=1e-300), 0.0).clamp(max=at_most)
-    scaled = {name: times(d, scale) for name, d in direction.items()}
+    scale = (radius / norm).clamp_(max=at_most).masked_fill_(norm == 0, 0.0)
+    scaled = _stretched(direction, scale)
     if not any(name in room for name in direction):
         return scaled
     while True:
@@ -66,7 +69,7 @@ def longest_within(direction: Perturbation, radius: Tensor, room: Room, at_most:
         if not bool(grows.any()):
             return clipped
         scale = torch.where(grows, wanted, scale)
-        scaled = {name: times(d, scale) for name, d in direction.items()}
+        scaled = _stretched(direction, scale)
 
 
 def nudged_towards(clean: Tensor, moved: Tensor, delta: Tensor) -> Tensor:
@@ -77,5 +80,14 @@ def nudged_towards(clean: Tensor, moved: Tensor, delta: Tensor) -> Tensor:
     return torch.where(over, closer, moved)
 
 
+def _stretched(direction: Perturbation, scale: Tensor) -> Perturbation:
+    # What a tiny gradient would be multiplied by need not fit in single precision.
+    return {name: d * like(scale, d).clamp(max=_most(d)).to(d.dtype) for name, d in direction.items()}
+
+
+def _most(value: Tensor) -> float:
+    return float(torch.finfo(value.dtype).max)
+
+
 def _squares(value: Perturbation) -> Tensor:
-    return torch.stack([d.square().flatten(1).sum(dim=1) for d in value.values()]).sum(dim=0)
+    return torch.stack([d.square().flatten(1).sum(dim=1, dtype=torch.float64) for d in value.values()]).sum(dim=0)

@@ -14,7 +14,8 @@ from typing_extensions import override
 from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.geometry import Perturbation, choose, dot, times
-from lightning_crmt.attacks.oracle import Model, Oracle, rival_margin, under_attack
+from lightning_crmt.attacks.objective import rival_margin
+from lightning_crmt.attacks.oracle import Model, Oracle, under_attack
 from lightning_crmt.modality import Inputs
 
 #: A factor of any budget that nothing needs, and that single precision holds.

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.geometry import Perturbation
 from lightning_crmt.borrowing import borrow, device_of, differentiable
-from lightning_crmt.modality import Inputs, check_batch, check_logits, check_target, logits_of, require_finite
+from lightning_crmt.modality import (
+    Inputs,
+    at_least_single,
+    check_batch,
+    check_logits,
+    check_target,
+    logits_of,
+    require_finite,
+)
 
 #: Anything from inputs by name to logits, in one of the forms that ``logits_of`` knows.
 Model: TypeAlias = Callable[[dict[str, Tensor]], Any]
@@ -36,16 +44,11 @@ class Oracle:
         size = check_batch("inputs", inputs)
         require_finite("inputs", inputs)
         self.attacked = budget.attacked(inputs)
-        holder = _holder(model)
-        device = device_of(holder) if isinstance(model, nn.Module) else next(iter(inputs.values())).device
-        floating = {name: value for name, value in inputs.items() if value.is_floating_point()}
-        copies = {name: leaf.detach().to(device) for name, leaf in differentiable(floating, holder).items()}
-        copies |= {name: value.to(device, copy=True) for name, value in inputs.items() if name not in copies}
-        self.inputs = {name: copies[name] for name in inputs}
+        self.inputs = as_taken_by(model, inputs)
         self.clean_logits = self.logits(self.inputs)
         check_logits(self.clean_logits, "the logits of clean inputs")
         check_target(target, self.clean_logits.shape[1], size)
-        self.target = target.detach().clone().to(device)
+        self.target = target.detach().clone().to(self.clean_logits.device)
         self._unused: set[str] = set()
 
     def select(self, rows: Tensor) -> Oracle:
@@ -89,7 +92,9 @@ class Oracle:
             if each is None:
                 self._check_unused(name)
             slope = torch.zeros_like(leaf) if each is None else each
-            gradient[name] = slope.detach().double().nan_to_num(0.0, 0.0, 0.0)
+            # Its own copy unless it is one: an expanded gradient cannot be written to.
+            slope = at_least_single(slope.detach()).contiguous()
+            gradient[name] = slope.nan_to_num_(0.0, 0.0, 0.0)
         return logits.detach(), losses.detach().double(), gradient
 
     def _check_unused(self, name: str) -> None:
@@ -107,26 +112,20 @@ class Oracle:
 @contextmanager
 def under_attack(model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> Iterator[Oracle]:
     """Lend ``model`` to a search; a callable that is no module is taken as it is."""
-    with borrow(_holder(model)):
+    with borrow(holder_of(model)):
         yield Oracle(model, inputs, target, budget)
 
 
-def _holder(model: Model) -> nn.Module:
+def as_taken_by(model: Model, inputs: Inputs) -> dict[str, Tensor]:
+    """Copies of ``inputs`` on the model's device, those that are floating point in its precision."""
+    holder = holder_of(model)
+    device = device_of(holder) if isinstance(model, nn.Module) else next(iter(inputs.values())).device
+    floating = {name: value for name, value in inputs.items() if value.is_floating_point()}
+    copies = {name: leaf.detach().to(device) for name, leaf in differentiable(floating, holder).items()}
+    copies |= {name: value.to(device, copy=True) for name, value in inputs.items() if name not in copies}
+    return {name: copies[name] for name in inputs}
+
+
+def holder_of(model: Model) -> nn.Module:
+    """What ``borrow`` can take: the module, or an empty one for a callable that is none."""
     return model if isinstance(model, nn.Module) else nn.Module()
-
-
-def rival_margin(target: Tensor, rival: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """To be raised above 0: the logit of ``rival``, by default of the strongest, minus that of the target."""
-
-    def loss(logits: Tensor) -> Tensor:
-        own = logits.gather(1, target[:, None]).squeeze(1)
-        if rival is not None:
-            return logits.gather(1, rival[:, None]).squeeze(1) - own
-        return logits.scatter(1, target[:, None], -torch.inf).amax(dim=1) - own
-
-    return loss
-
-
-def cross_entropy(target: Tensor) -> Callable[[Tensor], Tensor]:
-    """Cross-entropy of the target, to be raised."""
-    return lambda logits: nn.functional.cross_entropy(logits, target, reduction="none")

@@ -4,35 +4,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.budget import Budget
-from lightning_crmt.attacks.geometry import Perturbation, choose
-from lightning_crmt.attacks.oracle import Model, Oracle, cross_entropy, rival_margin, under_attack
+from lightning_crmt.attacks.fixed_budget import FixedBudget, at_least_one
+from lightning_crmt.attacks.geometry import Perturbation, norms_of, times
+from lightning_crmt.attacks.objective import Loss, Objective
+from lightning_crmt.attacks.oracle import Oracle
+from lightning_crmt.attacks.walk import Walk, follow
 from lightning_crmt.modality import Inputs
 
 
-class PGD(Attack):
+class PGD(FixedBudget):
     r"""Projected gradient descent (after Madry et al., ICLR 2018) over several inputs.
 
-    Steps along the steepest direction of the budget, projected back into it; each sample keeps the first input found
-    that fools the model. The first restart begins at the clean input, the others at random within the budget.
+    .. math:: \delta \leftarrow \Pi\big(\delta + \eta \arg\max_{u} \langle g, u \rangle\big), \qquad
+        g \leftarrow \mu g + \nabla L / \|\nabla L\|
+
+    with u and the projection in the budget, so that a joint l2 ball takes the gradient normalised over all modalities
+    together, a product of balls each by itself, l-infinity its sign. Each sample keeps the first input found that fools
+    the model. The first restart begins at the clean input, the others at random within the budget.
 
     Args:
         budget: what a perturbation may be.
         steps: gradient steps per restart.
         restarts: number of starts.
-        loss: what is raised: ``"margin"``, the strongest rival's logit minus the target's, or ``"ce"``.
-        targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost; needs ``loss="margin"``.
-        step_size: in units of the budget's radius; 2.5 / steps by default, decaying to a tenth.
+        loss: what is raised: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
+        targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost; not with ``"ce"``.
+        step_size: of the first step, in units of the budget's radius; 2.5 / steps by default.
         seed: of the random starts.
+        classes: with ``targeted``, aim at so many wrong classes with the largest logits; all by default.
+        momentum: :math:`\mu`, below 1 (Dong et al., CVPR 2018).
+        decay: step sizes fall linearly towards this share of the first; 1 keeps them constant.
 
-    >>> import torch
+    Raises:
+        ValueError: for settings out of range; on call, if the model has too few classes for ``"dlr"``.
+
     >>> from lightning_crmt import LinearFusion
     >>> head = LinearFusion({"audio": 4}, num_classes=3)
     >>> x = {"audio": torch.randn(5, 4)}
@@ -46,68 +55,57 @@ class PGD(Attack):
         budget: Budget,
         steps: int = 40,
         restarts: int = 1,
-        loss: Literal["margin", "ce"] = "margin",
+        loss: Loss = "margin",
         targeted: bool = False,
         step_size: float | None = None,
         seed: int = 0,
+        classes: int | None = None,
+        momentum: float = 0.0,
+        decay: float = 0.1,
     ) -> None:
-        for name, value in {"steps": steps, "restarts": restarts}.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
-        if loss not in ("margin", "ce"):
-            raise ValueError(f"`loss` must be 'margin' or 'ce', got {loss!r}")
-        if targeted and loss != "margin":
-            raise ValueError(f"`targeted` needs loss='margin', got {loss!r}")
+        super().__init__(budget, loss=loss, targeted=targeted, classes=classes, restarts=restarts, seed=seed)
+        at_least_one(steps=steps)
         if step_size is not None and not step_size > 0:
             raise ValueError(f"`step_size` must be above 0, got {step_size}")
-        self.budget = budget
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be at least 0 and below 1, got {momentum}")
+        if not 0 < decay <= 1:
+            raise ValueError(f"`decay` must be above 0 and at most 1, got {decay}")
         self.steps = steps
-        self.restarts = restarts
-        self.loss = loss
-        self.targeted = targeted
         self.step_size = step_size
-        self.seed = seed
+        self.momentum = momentum
+        self.decay = decay
 
     @override
-    def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Perturbed inputs that fool the model where one was found; else the last try within the budget."""
-        with under_attack(model, inputs, target, self.budget) as oracle:
-            found = {name: oracle.inputs[name].clone() for name in oracle.attacked}
-            robust = ~oracle.fooled(oracle.clean_logits)
-            generator = torch.Generator().manual_seed(self.seed)
-            for start in range(self.restarts):
-                begin = self.budget.random(oracle.inputs, generator, factor=0.0 if start == 0 else 1.0)
-                for rival in oracle.rivals() if self.targeted else [None]:
-                    rows = robust.nonzero().squeeze(1)  # what fell already costs nothing more
-                    if len(rows):
-                        delta = {name: d[rows] for name, d in begin.items()}
-                        tried, fooled = self._descend(oracle.select(rows), delta, rows, rival)
-                        for name, value in found.items():
-                            value[rows] = tried[name]
-                        robust[rows] = ~fooled
-            return {name: found.get(name, value) for name, value in inputs.items()}
-
-    def _descend(
-        self, oracle: Oracle, delta: Perturbation, rows: Tensor, rival: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        budget = self.budget.select(rows)
-        margin = rival_margin(oracle.target, None if rival is None else rival[rows])
-        loss = cross_entropy(oracle.target) if self.loss == "ce" else margin
+    def _search(
+        self, oracle: Oracle, budget: Budget, delta: Perturbation, objective: Objective, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         first = 2.5 / self.steps if self.step_size is None else self.step_size
-        kept, done = oracle.inputs, torch.zeros_like(oracle.target, dtype=torch.bool)
-        for step in range(self.steps):
-            tried = budget.apply(delta, oracle.inputs)
-            logits, _, gradient = oracle.gradient(tried, loss)
-            kept = {name: choose(done, kept[name], tried[name]) for name in tried}
-            done = done | oracle.fooled(logits)
-            if bool(done.all()):
-                break
-            ahead, _ = budget.steepest(gradient, oracle.inputs)
-            size = first * (1 - 0.9 * step / self.steps)
-            delta = budget.project({name: d + size * ahead[name] for name, d in delta.items()}, oracle.inputs)
-        else:
-            tried = budget.apply(delta, oracle.inputs)
-            kept = {name: choose(done, kept[name], tried[name]) for name in tried}
-        # What counts is what is stored, under the public forward. The logits above came with a graph, for which some
-        # layers take another path: they only say where to stop.
-        return kept, oracle.fooled(oracle.logits(kept))
+        sizes = [first * (1 - (1 - self.decay) * step / self.steps) for step in range(self.steps)]
+        return follow(_Descent(budget, oracle.inputs, delta, sizes, self.momentum), oracle, objective, self.steps)
+
+
+class _Descent(Walk):
+    def __init__(
+        self, budget: Budget, inputs: Inputs, delta: Perturbation, sizes: list[float], momentum: float
+    ) -> None:
+        super().__init__(budget, inputs, delta)
+        self.sizes, self.momentum = iter(sizes), momentum
+        self.velocity: Perturbation = {}
+
+    @override
+    def advance(self, loss: Tensor, gradient: Perturbation) -> None:
+        if self.momentum > 0:
+            norm = norms_of(gradient, "l2", joint=True)[next(iter(gradient))].clamp(min=1e-300)
+            fresh = {name: times(each.double(), 1 / norm).to(each.dtype) for name, each in gradient.items()}
+            old = self.velocity or {name: torch.zeros_like(each) for name, each in fresh.items()}
+            gradient = self.velocity = {name: self.momentum * old[name] + each for name, each in fresh.items()}
+        ahead = self.budget.ahead(gradient, self.inputs)
+        size = next(self.sizes)
+        moved = {name: torch.add(self.delta[name], each, alpha=size) for name, each in ahead.items()}
+        self.delta = self.budget.project(moved, self.inputs)
+
+    @override
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        self.velocity = {name: each[rows] for name, each in self.velocity.items()}

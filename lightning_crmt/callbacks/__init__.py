@@ -3,10 +3,18 @@
 """Callbacks, one deed each. Those that observe never change training; only
 ``IntegrationReweighting`` and ``RadiusTraining`` act."""
 
+from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
 from lightning_crmt.callbacks.radius_training import RadiusTraining
 from lightning_crmt.callbacks.robustness_figures import RobustnessFigures
 
-__all__ = ["CertifiedRobustness", "IntegrationReweighting", "MissingModalities", "RadiusTraining", "RobustnessFigures"]
+__all__ = [
+    "AdversarialRobustness",
+    "CertifiedRobustness",
+    "IntegrationReweighting",
+    "MissingModalities",
+    "RadiusTraining",
+    "RobustnessFigures",
+]

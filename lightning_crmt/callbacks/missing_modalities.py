@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Literal
 
@@ -12,21 +13,26 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_crmt.attacks.missing import Stand
 from lightning_crmt.borrowing import borrow
 from lightning_crmt.callbacks.naming import NamedModel
 from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
 from lightning_crmt.fusion import Fusion
-from lightning_crmt.modality import FusionOutput, check_target, logits_of
+from lightning_crmt.modality import FusionOutput, check_target, describe, logits_of
 
 
 class MissingModalities(Observer):
     """Logs the accuracy when one or more modalities are missing, for every subset that leaves at least one.
 
     What stands for a missing modality is part of the key: ``val/accuracy_zeroed/audio`` when its input is all zeros,
-    ``val/accuracy_dropped/audio`` when its score is left out of the fusion. Several are joined by ``+``.
+    ``val/accuracy_imputed/audio`` when it is a value of yours, ``val/accuracy_dropped/audio`` when its score is left
+    out of the fusion. Several are joined by ``+``. ``val/accuracy_zeroed/worst`` is the share of samples that are right
+    with nothing missing, and whichever of these subsets is.
 
     Args:
-        represent: ``"zeroed"``, for any model, or ``"dropped"``, for modules with a fusion head.
+        represent: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as
+            :func:`~lightning_crmt.attacks.mean_inputs` computes; only those named are ever missing. ``"dropped"``, for
+            modules with a fusion head.
         max_missing: largest number of modalities missing at once; all but one by default.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
         every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
@@ -42,73 +48,103 @@ class MissingModalities(Observer):
 
     def __init__(
         self,
-        represent: Literal["zeroed", "dropped"] = "zeroed",
+        represent: Literal["zeroed", "dropped"] | Mapping[str, Stand] = "zeroed",
         max_missing: int | None = None,
         inputs: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
     ) -> None:
         super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        if represent not in ("zeroed", "dropped"):
-            raise ValueError(f"`represent` must be 'zeroed' or 'dropped', got {represent!r}")
+        if not (isinstance(represent, Mapping) and represent) and represent not in ("zeroed", "dropped"):
+            raise ValueError(f"`represent` must be 'zeroed', 'dropped' or values by modality, got {represent!r}")
         if max_missing is not None and max_missing < 1:
             raise ValueError(f"`max_missing` must be at least 1, got {max_missing}")
-        self.represent = represent
+        self.represent = dict(represent) if isinstance(represent, Mapping) else represent
         self.max_missing = max_missing
 
     @property
     @override
     def state_key(self) -> str:
         # One of each kind may observe the same fit.
-        return f"{type(self).__qualname__}[{self.represent}]"
+        return f"{type(self).__qualname__}[{self._kind}]"
+
+    @property
+    def _kind(self) -> str:
+        return "imputed" if isinstance(self.represent, dict) else self.represent
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
+        values = self.represent if isinstance(self.represent, dict) else dict.fromkeys(model.names, 0.0)
+        if unknown := [name for name in values if name not in model.names]:
+            raise ValueError(f"`represent` must name modalities among {model.names}, got {unknown}")
         largest = len(model.names) - 1
         if self.max_missing is not None:
             largest = min(largest, self.max_missing)
-        subsets = [subset for size in range(1, largest + 1) for subset in combinations(model.names, size)]
+        subsets = [subset for size in range(largest + 1) for subset in combinations(values, size)]
         head = getattr(model.module, "head", None)
-        if self.represent == "zeroed":
-            return _Accuracies(model, subsets, None)
+        if self.represent != "dropped":
+            return _Accuracies(model, subsets, self._kind, partial(_logits_with, values))
         if not isinstance(head, Fusion):
             raise TypeError(
                 "`represent='dropped'` needs a module with a fusion head as `head`, "
                 f"got {type(model.module).__name__}; use 'zeroed'"
             )
-        return _Accuracies(model, subsets, head)
+        return _Accuracies(model, subsets, self._kind, partial(_logits_without, head))
 
 
 class _Accuracies(Measurement):
-    """Counts right answers for each missing subset; by the head if one is given, else by zeroed inputs."""
+    """Counts right answers for each missing subset, the first of which is empty, and for all of them at once."""
 
-    def __init__(self, model: NamedModel, subsets: Sequence[tuple[str, ...]], head: Fusion | None) -> None:
+    def __init__(
+        self,
+        model: NamedModel,
+        subsets: Sequence[tuple[str, ...]],
+        kind: str,
+        logits: Callable[[NamedModel, tuple[str, ...], dict[str, Tensor]], Tensor],
+    ) -> None:
         self.model = model
         self.subsets = subsets
-        self.head = head
-        self.total: Tensor | None = None  # right answers by subset, then the number of samples
+        self.kind = kind
+        self.logits = logits
+        self.total: Tensor | None = None  # right answers by subset, under all of them, then the number of samples
 
+    @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         with borrow(self.model), torch.no_grad():
-            logits = [self._logits_without(subset, inputs) for subset in self.subsets]
+            logits = [self.logits(self.model, subset, inputs) for subset in self.subsets]
         check_target(target, logits[0].shape[1], len(logits[0]))
-        right = [(each.argmax(dim=1) == target).sum() for each in logits]
-        counts = torch.stack([*right, torch.full_like(target.sum(), len(target))]).float()
+        right = torch.stack([each.argmax(dim=1) == target for each in logits])
+        counts = torch.cat([right, right.all(dim=0)[None], torch.ones_like(right[:1])]).sum(dim=1).float()
         self.total = counts if self.total is None else self.total + counts
 
+    @override
     def compute(self, reduce: Reduce) -> dict[str, float]:
         assert self.total is not None
         *right, samples = reduce(self.total, "sum").tolist()
-        kind = "zeroed" if self.head is None else "dropped"
-        return {
-            f"accuracy_{kind}/{'+'.join(subset)}": count / samples
-            for subset, count in zip(self.subsets, right, strict=True)
-        }
+        names = ["+".join(subset) for subset in self.subsets] + ["worst"]
+        found = {f"accuracy_{self.kind}/{name}": count / samples for name, count in zip(names, right, strict=True)}
+        del found[f"accuracy_{self.kind}/"]  # with nothing missing it is the plain accuracy
+        return found
 
-    def _logits_without(self, subset: tuple[str, ...], inputs: dict[str, Tensor]) -> Tensor:
-        if self.head is None:
-            zeroed = {name: torch.zeros_like(x) if name in subset else x for name, x in inputs.items()}
-            return logits_of(self.model(zeroed))
-        output = self.model(inputs)
-        assert isinstance(output, FusionOutput)
-        return self.head.fuse({name: score for name, score in output.scores.items() if name not in subset})
+
+def _logits_with(
+    values: Mapping[str, Stand], model: NamedModel, subset: tuple[str, ...], inputs: dict[str, Tensor]
+) -> Tensor:
+    stand = {name: _as_missing(name, values[name], inputs[name]) for name in subset}
+    return logits_of(model(inputs | stand))
+
+
+def _logits_without(head: Fusion, model: NamedModel, subset: tuple[str, ...], inputs: dict[str, Tensor]) -> Tensor:
+    output = model(inputs)
+    assert isinstance(output, FusionOutput)
+    return head.fuse({name: score for name, score in output.scores.items() if name not in subset})
+
+
+def _as_missing(name: str, value: Stand, given: Tensor) -> Tensor:
+    stand = torch.as_tensor(value).to(given)
+    if stand.dim() > 0 and stand.shape != given.shape[1:]:
+        raise ValueError(
+            f"`represent[{name!r}]` must be a number or have the shape {tuple(given.shape[1:])} of a sample, "
+            f"got {describe(stand)}"
+        )
+    return stand.expand_as(given)

@@ -10,14 +10,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
-from lightning_crmt.figures import robustness_figures
+from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
+from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
+from lightning_crmt.figures import Threat, robustness_figures
 
 
 class RobustnessFigures(Callback):
     """Draws the curve over radii and the frontier over budgets after each test, and after the last validation of a fit.
 
-    The figures come from the numbers that ``CertifiedRobustness`` logged; list this after it. They go to Weights &
-    Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise.
+    The figures come from the numbers that ``CertifiedRobustness`` and ``AdversarialRobustness`` logged; list this after
+    them. What they say of the same threat goes into one picture, if both have the same ``max_batches``. Figures go to
+    Weights & Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise.
 
     >>> callback = RobustnessFigures()
     """
@@ -39,7 +42,7 @@ class RobustnessFigures(Callback):
         if not trainer.is_global_zero:
             return
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(f"{split}/")}
-        for name, figure in robustness_figures(metrics).items():
+        for name, figure in robustness_figures(metrics, _threats(trainer)).items():
             taken = False
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
@@ -52,3 +55,11 @@ class RobustnessFigures(Callback):
                 path = Path(trainer.log_dir or trainer.default_root_dir) / "figures" / f"{name.replace('/', '_')}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(path, dpi=120)
+
+
+def _threats(trainer: Trainer) -> dict[str, Threat]:
+    """What attacks perturb, of those that saw the same samples as the certificates."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    limits = {each.max_batches for each in callbacks if isinstance(each, CertifiedRobustness)}
+    attacking = [each for each in callbacks if isinstance(each, AdversarialRobustness) and {each.max_batches} == limits]
+    return {name: threat for each in attacking for name, threat in each.threats.items()}

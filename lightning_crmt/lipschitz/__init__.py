@@ -5,6 +5,7 @@
 from lightning_crmt.lipschitz.bound import encoder_bounds, lipschitz_bound
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.estimate import estimate_lipschitz
+from lightning_crmt.lipschitz.probes import ProbeSearch
 from lightning_crmt.lipschitz.registry import NoBoundError, Place, lipschitz_rule
 from lightning_crmt.lipschitz.rigorous import ForwardError, encoder_errors, forward_error
 
@@ -13,6 +14,7 @@ __all__ = [
     "LipschitzConstants",
     "NoBoundError",
     "Place",
+    "ProbeSearch",
     "encoder_bounds",
     "encoder_errors",
     "estimate_lipschitz",

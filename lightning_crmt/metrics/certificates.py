@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics over certificates, in the manner of torchmetrics: pure functions, and classes that sum them up."""
+"""Metrics over certificates: lower bounds of the robustness, or estimates that say so."""
 
 from __future__ import annotations
 

@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""One step along the gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_crmt.attacks.budget import Budget
+from lightning_crmt.attacks.fixed_budget import FixedBudget
+from lightning_crmt.attacks.geometry import Perturbation
+from lightning_crmt.attacks.objective import Loss, Objective
+from lightning_crmt.attacks.oracle import Oracle
+
+
+class FGM(FixedBudget):
+    r"""The fast gradient method (after Goodfellow et al., ICLR 2015) over several inputs.
+
+    One step from the clean input, as far as the budget goes:
+    :math:`\delta = \arg\max_\delta \langle \nabla L(x), \delta \rangle`; in l2 along the gradient, in l-infinity along
+    its sign. The weakest of all attacks on curved models, exact on linear ones.
+
+    Args:
+        budget: what a perturbation may be.
+        loss: what is raised: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        targeted: a step towards each wrong class in turn; needs another loss than ``"ce"``.
+        classes: with ``targeted``, so many wrong classes with the largest logits; all by default.
+
+    Raises:
+        ValueError: for settings out of range; on call, if the model has too few classes for ``"dlr"``.
+
+    >>> from lightning_crmt import LinearFusion
+    >>> head = LinearFusion({"audio": 4}, num_classes=2)
+    >>> x = {"audio": torch.randn(5, 4)}
+    >>> moved = FGM(Budget(0.1))(head, x, head(x).logits.argmax(1))
+    >>> torch.allclose((moved["audio"] - x["audio"]).norm(dim=1), torch.tensor(0.1))
+    True
+    """
+
+    def __init__(self, budget: Budget, loss: Loss = "ce", targeted: bool = False, classes: int | None = None) -> None:
+        super().__init__(budget, loss=loss, targeted=targeted, classes=classes)
+
+    @override
+    def _search(
+        self, oracle: Oracle, budget: Budget, delta: Perturbation, objective: Objective, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        gradient = oracle.gradient(oracle.inputs, objective)[2]
+        return budget.apply(budget.steepest(gradient, oracle.inputs)[0], oracle.inputs)

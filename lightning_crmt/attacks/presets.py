@@ -1,0 +1,66 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ready settings: the attacks of the paper, and the strongest that are here."""
+
+from __future__ import annotations
+
+from lightning_crmt.attacks.apgd import APGD
+from lightning_crmt.attacks.budget import Budget
+from lightning_crmt.attacks.ensemble import Ensemble
+from lightning_crmt.attacks.fgm import FGM
+from lightning_crmt.attacks.minimum_norm import MinimumNorm
+from lightning_crmt.attacks.pgd import PGD
+
+
+def paper_fgm(budget: Budget) -> FGM:
+    """The one-step attack that CRMT was evaluated with (Yang et al., ICLR 2024): cross-entropy, full radius.
+
+    The paper's l2 radii are in units of normalised inputs, and joint where it attacks all modalities.
+
+    >>> paper_fgm(Budget(0.5)).loss
+    'ce'
+    """
+    return FGM(budget, loss="ce")
+
+
+def paper_pgd(budget: Budget) -> PGD:
+    r"""The iterated attack that CRMT was evaluated with (Yang et al., ICLR 2024): four steps of :math:`\epsilon / 3`.
+
+    Cross-entropy, the gradient normalised over all attacked modalities together, from the clean input, no restart: a
+    weak attack, to compare with the paper's numbers and not to judge a model by.
+
+    >>> paper_pgd(Budget(0.5)).steps
+    4
+    """
+    return PGD(budget, steps=4, step_size=1 / 3, decay=1.0, loss="ce")
+
+
+def strongest(budget: Budget, steps: int = 40, classes: int | None = 9, restarts: int = 1, seed: int = 0) -> Ensemble:
+    """What to judge a model by: cheap attacks first, each on the samples that the ones before left standing.
+
+    :class:`PGD` in ten steps; :class:`APGD` on the margin; on cross-entropy, whose gradient sees all classes; aimed at
+    each wrong class; from random starts at the four strongest; and :class:`MinimumNorm`, which walks along the boundary
+    instead of up the loss, towards these four. A sample that stands to the end costs some 17 gradients for each of
+    ``steps``.
+
+    Args:
+        budget: what a perturbation may be.
+        steps: of each :class:`APGD`, and twice those of :class:`MinimumNorm`; at least 2.
+        classes: aim at so many wrong classes with the largest logits; all for None.
+        restarts: number of the random starts.
+        seed: of the random starts.
+
+    >>> strongest(Budget(0.5)).budget
+    Budget(0.5)
+    """
+    few = 4 if classes is None else min(4, classes)
+    return Ensemble(
+        [
+            PGD(budget, steps=10),
+            APGD(budget, steps=steps),
+            APGD(budget, steps=steps, loss="ce"),
+            APGD(budget, steps=steps, targeted=True, classes=classes),
+            APGD(budget, steps, restarts, targeted=True, classes=few, random_start=True, seed=seed),
+            MinimumNorm(budget, steps=max(1, steps // 2), restarts=1, classes=few, seed=seed),
+        ]
+    )

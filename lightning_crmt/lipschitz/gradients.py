@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients with respect to every modality at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_crmt.modality import Inputs
+
+
+def input_gradients(value: Tensor, inputs: Inputs, last: bool) -> dict[str, Tensor]:
+    """Flattened gradients ``(B, size of x^m)``; zeros where the value does not depend on the input.
+
+    Args:
+        value: one number, computed from ``inputs``.
+        inputs: the leaves, by name.
+        last: whether the graph may be used up.
+
+    >>> leaf = torch.ones(2, 3, requires_grad=True)
+    >>> input_gradients(leaf.square().sum(), {"audio": leaf}, last=True)["audio"][0]
+    tensor([2., 2., 2.])
+    """
+    found: tuple[Tensor | None, ...] = (None,) * len(inputs)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(inputs.values()), retain_graph=not last, allow_unused=True)
+    return {
+        name: (torch.zeros_like(leaf) if gradient is None else gradient).flatten(1)
+        for (name, leaf), gradient in zip(inputs.items(), found, strict=True)
+    }

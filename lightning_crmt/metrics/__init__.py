@@ -1,0 +1,29 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics in the manner of torchmetrics: pure functions, and classes that sum them up.
+
+Those over certificates are lower bounds of the robustness, or estimates that say so; those over attacks upper bounds.
+"""
+
+from lightning_crmt.metrics.attacks import MeanAdversarialDistance, RobustAccuracy, credited_distance, withstood
+from lightning_crmt.metrics.certificates import (
+    CertifiedAccuracy,
+    EstimatedAccuracy,
+    MeanCertifiedRadius,
+    MeanEstimatedRadius,
+    credited_radius,
+    robust_at,
+)
+
+__all__ = [
+    "CertifiedAccuracy",
+    "EstimatedAccuracy",
+    "MeanAdversarialDistance",
+    "MeanCertifiedRadius",
+    "MeanEstimatedRadius",
+    "RobustAccuracy",
+    "credited_distance",
+    "credited_radius",
+    "robust_at",
+    "withstood",
+]
