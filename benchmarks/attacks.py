@@ -27,15 +27,16 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from certified import AdversarialTraining, train
+from certified import train
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
 from lightning_crmt import CRMTModule, LinearFusion
-from lightning_crmt.attacks import Budget, MinimumNorm, strongest
+from lightning_crmt.attacks import Budget, LossAscent, MinimumNorm, strongest
 from lightning_crmt.attacks.second_opinion import AutoAttack, FoolboxDDN
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.data.module import MultimodalDataset
+from lightning_crmt.methods import AdversarialTraining
 
 RADII = {
     "JT": (0.02, 0.05, 0.1),
@@ -75,10 +76,10 @@ def trained(row: str) -> tuple[CRMTModule, dict[str, Tensor], Tensor]:
     else:
         seed_everything(0, verbose=False)
         data = Halves(views=("pix",), seed=0)
-        kind = AdversarialTraining if row.endswith("AT") else CRMTModule
-        model = kind({"upper": encoder(), "lower": encoder()}, num_classes=10, rho=0, head=LinearFusion)
+        callbacks = [AdversarialTraining(LossAscent(Budget(0.1)))] if row.endswith("AT") else []
+        model = CRMTModule({"upper": encoder(), "lower": encoder()}, num_classes=10, rho=0, head=LinearFusion)
         trainer = Trainer(
-            max_epochs=8, limit_val_batches=0, logger=False, enable_checkpointing=False,
+            max_epochs=8, callbacks=callbacks, limit_val_batches=0, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
         )  # fmt: skip
         trainer.fit(model, datamodule=data)

@@ -24,38 +24,17 @@ from statistics import mean, stdev
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_crmt import CRMTModule, LinearFusion
-from lightning_crmt.attacks import PGD, Budget, MinimumNorm
-from lightning_crmt.borrowing import borrow, differentiable
+from lightning_crmt.attacks import PGD, Budget, LossAscent, MinimumNorm
 from lightning_crmt.callbacks import RadiusTraining
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP, LipschitzMLP
+from lightning_crmt.methods import AdversarialTraining
 
 RADII = (0.1, 0.2, 0.3)
 VIEWS = ("fou", "mor")
-
-
-class AdversarialTraining(CRMTModule):
-    """Cross-entropy on adversarial batches: seven steps up the loss within the joint ball, none of them spared.
-
-    An attack for evaluation stops once a sample is fooled; training wants the largest loss.
-    """
-
-    def training_step(self, batch: tuple[dict[str, Tensor], Tensor], batch_idx: int) -> Tensor:
-        inputs, target = batch
-        budget = Budget(0.1)
-        delta = {name: torch.zeros_like(value) for name, value in inputs.items()}
-        for _ in range(7):
-            with borrow(self):
-                leaves = differentiable(budget.apply(delta, inputs), self)
-                loss = torch.nn.functional.cross_entropy(self(leaves).logits, target, reduction="sum")
-                gradient = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-            ahead, _ = budget.steepest(gradient, inputs)
-            delta = budget.project({name: d + 0.35 * ahead[name] for name, d in delta.items()}, inputs)
-        return self.crmt_loss(self(budget.apply(delta, inputs)), target)
 
 
 def train(row: str, seed: int, data: UCIMultiFeatures) -> CRMTModule:
@@ -73,8 +52,11 @@ def train(row: str, seed: int, data: UCIMultiFeatures) -> CRMTModule:
         )
         callbacks.append(RadiusTraining(radius=0.2))
     else:
-        epochs, kind = 40, CRMTModule if row == "JT" else AdversarialTraining
-        model = kind({"fou": MLP(76, 64, (128,)), "mor": MLP(6, 64, (128,))}, num_classes=10, rho=0, head=LinearFusion)
+        epochs = 40
+        callbacks += [AdversarialTraining(LossAscent(Budget(0.1), steps=7, step_size=0.35))] if row == "AT" else []
+        model = CRMTModule(
+            {"fou": MLP(76, 64, (128,)), "mor": MLP(6, 64, (128,))}, num_classes=10, rho=0, head=LinearFusion
+        )
     trainer = Trainer(
         max_epochs=epochs, callbacks=callbacks, limit_val_batches=0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",

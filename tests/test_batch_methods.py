@@ -10,13 +10,13 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_crmt import LinearFusion, OrthogonalFusion, margin_regularization
-from lightning_crmt.attacks import PGD, Budget
+from lightning_crmt.attacks import Budget, LossAscent
 from lightning_crmt.callbacks import IntegrationReweighting, RadiusTraining
 from lightning_crmt.methods import AdversarialTraining, Method, Mixup, ModalityDropout
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import MixedTarget, over_mixture
 
-ATTACK = PGD(Budget(0.1), steps=5, loss="ce", step_size=0.2)
+ATTACK = LossAscent(Budget(0.1))
 
 
 class Watching(Method):
@@ -212,7 +212,7 @@ def test_a_module_of_another_kind_is_refused(make_trainer, data):
         (lambda: ModalityDropout(1.0), ValueError, "`probability` must be at least 0 and below 1"),
         (lambda: ModalityDropout({"fou": -0.1}), ValueError, "`probability` must be at least 0"),
         (lambda: ModalityDropout({"fou": 0.1}).transform(None, *batch()), ValueError, "without 'mor'"),
-        (lambda: AdversarialTraining("pgd"), TypeError, "`attack` must be an Attack such as PGD, got a str"),
+        (lambda: AdversarialTraining("pgd"), TypeError, "`attack` must be an Attack such as LossAscent, got a str"),
         (
             lambda: Mixup().transform(None, {"text": torch.ones(2, 3, dtype=torch.long)}, torch.tensor([0, 1])),
             TypeError,

@@ -9,6 +9,7 @@ from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.ensemble import Ensemble, MinimumNormEnsemble
 from lightning_crmt.attacks.fgm import FGM
 from lightning_crmt.attacks.hygiene import suspicions
+from lightning_crmt.attacks.loss_ascent import LossAscent
 from lightning_crmt.attacks.minimum_norm import Adversarial, MinimumNorm
 from lightning_crmt.attacks.missing import MissingModality, mean_inputs
 from lightning_crmt.attacks.pgd import PGD
@@ -28,6 +29,7 @@ __all__ = [
     "Budget",
     "Ensemble",
     "FoolboxDDN",
+    "LossAscent",
     "MinimumNorm",
     "MinimumNormEnsemble",
     "MissingModality",

@@ -82,10 +82,12 @@ class PGD(FixedBudget):
     ) -> dict[str, Tensor]:
         first = 2.5 / self.steps if self.step_size is None else self.step_size
         sizes = [first * (1 - (1 - self.decay) * step / self.steps) for step in range(self.steps)]
-        return follow(_Descent(budget, oracle.inputs, delta, sizes, self.momentum), oracle, objective, self.steps)
+        return follow(Descent(budget, oracle.inputs, delta, sizes, self.momentum), oracle, objective, self.steps)
 
 
-class _Descent(Walk):
+class Descent(Walk):
+    """Steps of given sizes, in units of the budget's radius, along the steepest direction, with momentum."""
+
     def __init__(
         self, budget: Budget, inputs: Inputs, delta: Perturbation, sizes: list[float], momentum: float
     ) -> None:

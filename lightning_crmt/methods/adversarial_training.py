@@ -23,19 +23,19 @@ class AdversarialTraining(Method):
     .. math:: \min_\theta \frac 1 N \sum_i L(x_i + \delta_i, y_i), \qquad
         \delta_i \approx \arg\max_{\delta \in \text{budget}} \mathrm{CE}(h(x_i + \delta), y_i)
 
-    With ``Budget(0.1)``, over all modalities jointly, and 5 steps on cross-entropy it is the paper's MMAT on joint
-    training, and CRMT-AT on ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision.
+    With ``LossAscent(Budget(0.1))``, all modalities in one ball, it is the paper's MMAT under joint training, and
+    CRMT-AT under ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision.
 
     Args:
-        attack: any attack. One that stops at the first success makes weaker examples than one that goes on.
+        attack: any attack; one made for evaluation, that stops where a sample is fooled, makes weaker examples.
 
-    >>> from lightning_crmt.attacks import PGD, Budget
-    >>> method = AdversarialTraining(PGD(Budget(0.1), steps=5, loss="ce", step_size=0.2))
+    >>> from lightning_crmt.attacks import Budget, LossAscent
+    >>> method = AdversarialTraining(LossAscent(Budget(0.1)))
     """
 
     def __init__(self, attack: Attack) -> None:
         if not isinstance(attack, Attack):
-            raise TypeError(f"`attack` must be an Attack such as PGD, got {describe(attack)}")
+            raise TypeError(f"`attack` must be an Attack such as LossAscent, got {describe(attack)}")
         self.attack = attack
 
     @override
