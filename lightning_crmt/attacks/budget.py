@@ -174,6 +174,10 @@ class Budget:
         """
         return self._longest(delta, inputs, factor, at_most=1.0)
 
+    def project_(self, delta: Perturbation, inputs: Inputs) -> Perturbation:
+        """:meth:`project`, which may use the memory of ``delta``."""
+        return self._longest(delta, inputs, 1.0, at_most=1.0, in_place=True)
+
     def steepest(self, gradient: Perturbation, inputs: Inputs, factor: Radius = 1.0) -> tuple[Perturbation, Tensor]:
         r"""Where in the budget, and its box, a loss with this gradient grows most to first order, and by how much.
 
@@ -256,7 +260,9 @@ class Budget:
         names = list(self.radius) if isinstance(self.radius, dict) else (self.modalities or list(inputs))
         return {name: moved[name].double() - inputs[name].double() for name in names}
 
-    def _longest(self, delta: Perturbation, inputs: Inputs, factor: Radius, at_most: float) -> Perturbation:
+    def _longest(
+        self, delta: Perturbation, inputs: Inputs, factor: Radius, at_most: float, in_place: bool = False
+    ) -> Perturbation:
         radii = self._radii(delta, factor)
         if self.norm == "linf":
             limits = {name: like(radii[name], d).to(d.dtype) for name, d in delta.items()}
@@ -265,7 +271,7 @@ class Budget:
         room = self._room(inputs, delta)
         found: Perturbation = {}
         for group in groups:
-            found |= longest_within({name: delta[name] for name in group}, radii[group[0]], room, at_most)
+            found |= longest_within({name: delta[name] for name in group}, radii[group[0]], room, at_most, in_place)
         return {name: found[name] for name in delta}
 
     def _boxed(self, delta: Perturbation, inputs: Inputs) -> Perturbation:

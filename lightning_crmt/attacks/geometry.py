@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Perturbations of several modalities as vectors, one per sample; norms and products in double precision."""
+"""Perturbations of several modalities as vectors, one per sample."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def dot(one: Perturbation, other: Perturbation) -> Tensor:
 def norms_of(delta: Perturbation, norm: Literal["l2", "linf"], joint: bool) -> dict[str, Tensor]:
     """Norm of each modality, or for each the norm of all together; ``(B,)``."""
     order = 2 if norm == "l2" else torch.inf
+    # In double precision: the squares of a tiny gradient vanish in single.
     norms = {
         name: torch.linalg.vector_norm(d.flatten(1), order, dim=1, dtype=torch.float64) for name, d in delta.items()
     }
@@ -47,7 +48,9 @@ def norms_of(delta: Perturbation, norm: Literal["l2", "linf"], joint: bool) -> d
     return dict.fromkeys(norms, torch.linalg.vector_norm(torch.stack(list(norms.values())), dim=0)) if joint else norms
 
 
-def longest_within(direction: Perturbation, radius: Tensor, room: Room, at_most: float) -> Perturbation:
+def longest_within(
+    direction: Perturbation, radius: Tensor, room: Room, at_most: float, in_place: bool = False
+) -> Perturbation:
     r"""The longest :math:`\mathrm{clip}(c \, u)` of joint l2 norm at most ``radius``, :math:`0 \le c \le` ``at_most``.
 
     For ``at_most=1`` that is the projection of u onto the ball cut by the box, for infinity the point of it that is
@@ -55,9 +58,9 @@ def longest_within(direction: Perturbation, radius: Tensor, room: Room, at_most:
     """
     norm = norms_of(direction, "l2", joint=True)[next(iter(direction))]
     scale = (radius / norm).clamp_(max=at_most).masked_fill_(norm == 0, 0.0)
-    scaled = _stretched(direction, scale)
     if not any(name in room for name in direction):
-        return scaled
+        return _stretched(direction, scale, in_place)
+    scaled = _stretched(direction, scale)
     while True:
         # What the clipped entries do not use of the radius is left to the others; each round clips more of them.
         clipped = {name: d.clamp(*room[name]) if name in room else d for name, d in scaled.items()}
@@ -80,9 +83,10 @@ def nudged_towards(clean: Tensor, moved: Tensor, delta: Tensor) -> Tensor:
     return torch.where(over, closer, moved)
 
 
-def _stretched(direction: Perturbation, scale: Tensor) -> Perturbation:
+def _stretched(direction: Perturbation, scale: Tensor, in_place: bool = False) -> Perturbation:
     # What a tiny gradient would be multiplied by need not fit in single precision.
-    return {name: d * like(scale, d).clamp(max=_most(d)).to(d.dtype) for name, d in direction.items()}
+    factors = {name: like(scale, d).clamp(max=_most(d)).to(d.dtype) for name, d in direction.items()}
+    return {name: d.mul_(factors[name]) if in_place else d * factors[name] for name, d in direction.items()}
 
 
 def _most(value: Tensor) -> float:

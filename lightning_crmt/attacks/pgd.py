@@ -104,8 +104,9 @@ class Descent(Walk):
             gradient = self.velocity = {name: self.momentum * old[name] + each for name, each in fresh.items()}
         ahead = self.budget.ahead(gradient, self.inputs)
         size = next(self.sizes)
-        moved = {name: torch.add(self.delta[name], each, alpha=size) for name, each in ahead.items()}
-        self.delta = self.budget.project(moved, self.inputs)
+        # In place: fresh memory costs more than these sums.
+        moved = {name: each.mul_(size).add_(self.delta[name]) for name, each in ahead.items()}
+        self.delta = self.budget.project_(moved, self.inputs)
 
     @override
     def select(self, rows: Tensor) -> None:
