@@ -4,6 +4,7 @@
 
 import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 
 from lightning_crmt import FusionOutput, LinearFusion, OrthogonalFusion, ProbeSearch, Soundness, estimate_lipschitz
 from lightning_crmt.lipschitz.pairs import pair_norms
-from lightning_crmt.lipschitz.screen import Screen
+from lightning_crmt.lipschitz.screen import Prediction, Screen
 
 SIZES = {"image": (1, 8, 8), "audio": (20,)}
 CLASSES = 12
@@ -105,20 +106,21 @@ def test_most_gradients_are_not_taken(monkeypatch):
     assert 64 * CLASSES <= sum(taken) < 2048 * CLASSES / 2
 
 
-@pytest.mark.parametrize("risk", [0.01, 10.0])
-def test_nothing_found_is_above_the_exhaustive_maximum(risk):
+@pytest.mark.parametrize("caution", [0.5, 4.0])
+def test_nothing_found_is_above_the_exhaustive_maximum(caution):
     batches = split(samples(512, seed=3)[0])
     for model in (untrained(), trained()):
         exhaustive = estimate_lipschitz(model, batches).values
-        assert_not_above(estimate_lipschitz(model, batches, search=ProbeSearch(probes=2, risk=risk)).values, exhaustive)
+        search = ProbeSearch(probes=2, caution=caution)
+        assert_not_above(estimate_lipschitz(model, batches, search=search).values, exhaustive)
 
 
-def test_less_risk_finds_no_less():
+def test_more_caution_finds_no_less():
     batches = split(samples(seed=4)[0])
     exhaustive = estimate_lipschitz(untrained(), batches).values
     gaps = []
-    for risk in (1e-6, 200.0):
-        found = estimate_lipschitz(untrained(), batches, search=ProbeSearch(pilots=8, risk=risk)).values
+    for caution in (6.0, 0.01):
+        found = estimate_lipschitz(untrained(), batches, search=ProbeSearch(pilots=8, caution=caution)).values
         gaps.append(max(float((1 - found[name] / exhaustive[name]).max()) for name in SIZES))
     assert gaps[0] < 0.01 < gaps[1]
 
@@ -239,11 +241,11 @@ def test_bad_settings():
         estimate_lipschitz(trained(), batches, search=8)
     with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
         estimate_lipschitz(trained(), [], search=ProbeSearch())
-    for name in ("probes", "pool", "risk", "caution"):
+    for name in ("probes", "pool", "caution"):
         with pytest.raises(ValueError, match=f"`{name}` must be positive, got 0"):
             ProbeSearch(**{name: 0})
-    with pytest.raises(ValueError, match="`risk` must be positive, got nan"):
-        ProbeSearch(risk=float("nan"))
+    with pytest.raises(ValueError, match="`caution` must be positive, got nan"):
+        ProbeSearch(caution=float("nan"))
     with pytest.raises(ValueError, match="`pilots` must be at least 8, got 7"):
         ProbeSearch(pilots=7)
 
@@ -265,11 +267,33 @@ def test_pairs_are_those_asked_for():
     assert taken < 30 * 5
 
 
+def test_modalities_with_nothing_to_do_are_not_differentiated():
+    seen = []
+
+    def scores_of(x):
+        seen.append({name: value.requires_grad for name, value in x.items()})
+        return {name: value.square() for name, value in x.items()}
+
+    inputs = {name: torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) for name in ("a", "b")}
+    pairs = {"a": torch.zeros(20, 2, dtype=torch.bool), "b": torch.arange(40).view(20, 2) % 3 == 0}
+    norms, _ = pair_norms(scores_of, inputs, pairs, batch_size=8)
+    assert_close(norms["b"][pairs["b"]], 2 * inputs["b"][pairs["b"]].abs())
+    assert not norms["a"].any()
+    assert all(flags == {"a": False, "b": True} for flags in seen)
+    assert not any(value.requires_grad for value in inputs.values())
+
+
+def test_the_lead_is_counted_in_standard_deviations():
+    visible, hidden = torch.tensor([[0.0], [9.0], [0.0]]), torch.tensor([[0.0], [0.0], [torch.nan]])
+    lead = Prediction(visible, hidden, torch.full((3, 1), 0.1)).lead(torch.tensor([2.0]))
+    assert_close(lead, torch.tensor([[-10 * math.log(2)], [torch.inf], [torch.inf]]))
+
+
 def test_a_screen_knows_how_wrong_it_is():
     generator = torch.Generator().manual_seed(0)
     inner = torch.randn(700, 3, generator=generator)
-    gradients = torch.tanh(inner @ torch.randn(3, 5 * 6, generator=generator)).unflatten(1, (5, 6)) + 2
-    norms, slopes, scores = gradients.norm(dim=2), gradients[..., :2], inner @ torch.randn(3, 5, generator=generator)
+    gradients = torch.tanh(inner @ torch.randn(3, 5 * 6, generator=generator)).unflatten(1, (6, 5)) + 2
+    norms, slopes, scores = gradients.norm(dim=1), gradients[:, :2], inner @ torch.randn(3, 5, generator=generator)
     screen = Screen(slopes[:100], scores[:100], norms[:100])
     seen = screen.predict(slopes[100:], scores[100:])
     predicted = (seen.visible + (2 * seen.hidden).exp()).sqrt()

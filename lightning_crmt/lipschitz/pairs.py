@@ -51,10 +51,12 @@ def pair_norms(
             name: mask[rows[name]].argsort(dim=1, descending=True, stable=True)[:, :turns]
             for name, mask in left.items()
         }
-        leaves = {name: value[rows[name]].requires_grad_(True) for name, value in inputs.items()}
-        scores = scores_of(leaves)
+        batch = {name: value[rows[name]] for name, value in inputs.items()}
+        # A modality with nothing left to do only comes along.
+        leaves = {name: value.requires_grad_(True) for name, value in batch.items() if counts[name].any()}
+        scores = scores_of(batch)
         for turn in range(turns):
-            at = {name: chosen[:, turn] for name, chosen in classes.items()}
+            at = {name: classes[name][:, turn] for name in leaves}
             total = torch.stack([scores[name].gather(1, k[:, None]).sum() for name, k in at.items()]).sum()
             for name, gradient in input_gradients(total, leaves, last=turn == turns - 1).items():
                 norms[name][rows[name], at[name]] = gradient.norm(dim=1)

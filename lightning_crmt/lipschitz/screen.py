@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -33,14 +32,14 @@ class Prediction(NamedTuple):
     hidden: Tensor
     deviation: Tensor
 
-    def chance(self, bar: Tensor, caution: float = 1.0) -> Tensor:
-        """Probability that each norm exceeds ``bar``, ``(K,)``, with ``caution`` times the deviation.
+    def lead(self, bar: Tensor) -> Tensor:
+        """By how many standard deviations each norm is expected to exceed ``bar``, ``(K,)``.
 
-        It is 1 where a slope or score is not a number: that must not hide its sample.
+        It is infinite where a slope or score is not a number: that must not hide its sample.
         """
         missing = (bar.square() - self.visible).clamp(min=0).log() / 2
-        chance: Tensor = torch.special.ndtr((self.hidden - missing) / (caution * self.deviation))
-        return chance.nan_to_num(nan=1.0)
+        lead: Tensor = (self.hidden - missing) / self.deviation
+        return lead.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 class Screen:
@@ -56,16 +55,16 @@ class Screen:
     leave-one-out error, so what is claimed of new samples was seen on the known ones.
 
     Args:
-        slopes: of the samples to learn from, ``(n, K, r)``.
+        slopes: of the samples to learn from, ``(n, r, K)``.
         scores: of these, ``(n, K)``.
         norms: their exact gradient norms, ``(n, K)``.
 
     >>> generator = torch.Generator().manual_seed(0)
-    >>> gradients = torch.randn(40, 2, 3, generator=generator)
-    >>> slopes, scores, norms = gradients[..., :2], gradients[..., 0], gradients.norm(dim=2)
+    >>> gradients = torch.randn(40, 3, 2, generator=generator)
+    >>> slopes, scores, norms = gradients[:, :2], gradients[:, 0], gradients.norm(dim=1)
     >>> screen = Screen(slopes[:30], scores[:30], norms[:30])
-    >>> chance = screen.predict(slopes[30:], scores[30:]).chance(norms[30:].amax(dim=0))
-    >>> bool((chance.gather(0, norms[30:].argmax(dim=0)[None]) > 0.01).all())
+    >>> lead = screen.predict(slopes[30:], scores[30:]).lead(norms[30:].amax(dim=0))
+    >>> bool((lead.gather(0, norms[30:].argmax(dim=0)[None]) > -3).all())
     True
     """
 
@@ -73,16 +72,19 @@ class Screen:
         self.tiny = torch.finfo(norms.dtype).tiny ** 0.5
         top = norms.amax(dim=0)
         self.moving = top > 0
-        self.slope_scale = slopes.square().sum(dim=2).mean(dim=0).sqrt().clamp(min=self.tiny)
-        self.centres = [(slopes / self.slope_scale[:, None]).flatten(1).mean(dim=0), scores.mean(dim=0)]
-        self.spread = (scores - self.centres[1]).square().sum(dim=1).mean().sqrt().clamp(min=self.tiny)
-        self.samples = self._place(slopes, scores)
+        visible = slopes.square().sum(dim=1)
+        self.slope_scale = visible.mean(dim=0).sqrt().clamp(min=self.tiny)
+        self.centre = scores.mean(dim=0)
+        spread = (scores - self.centre).square().sum(dim=1).mean().sqrt().clamp(min=self.tiny)
+        # Samples as points at a mean squared length of 1: half of it from the slopes, half from the scores.
+        self.weights = [1 / (2 * scores.shape[1] * self.slope_scale.square()), 1 / (2 * spread.square())]
+        self.samples = [(slopes * self.weights[0]).flatten(1), (scores - self.centre) * self.weights[1]]
+        self.lengths = self._lengths(visible, scores)
         norms = torch.maximum(norms, _FAR * top).clamp(min=self.tiny)
-        visible = slopes.square().sum(dim=2)
         hidden = torch.maximum(norms.square() - visible, _LEAST * norms.square()).log() / 2
-        log_visible = self._log_visible(slopes)
+        log_visible = self._log_visible(visible)
 
-        distances = torch.cdist(self.samples, self.samples).square()
+        distances = self._distances(slopes, scores, visible)
         best = torch.inf
         for width in _WIDTHS:
             values, vectors = torch.linalg.eigh((-width * distances).exp())
@@ -110,24 +112,27 @@ class Screen:
         """What can be told of the norms of new samples; the less sure, the less they are like the known ones.
 
         Args:
-            slopes: of the new samples, ``(n, K, r)``.
+            slopes: of the new samples, ``(n, r, K)``.
             scores: of these, ``(n, K)``.
         """
-        kernel = (-self.width * torch.cdist(self._place(slopes, scores), self.samples).square()).exp()
+        visible = slopes.square().sum(dim=1)
+        kernel = (-self.width * self._distances(slopes, scores, visible)).exp()
         unknown = (1 - ((kernel @ self.inverse) * kernel).sum(dim=1)).clamp(min=0)
         deviation = (1 + unknown / self.penalty).sqrt()[:, None] * self.deviation
         # Nothing is known of a class that stood still at every known sample.
         deviation = torch.where(self.moving, deviation, torch.inf)
-        hidden = self.mean + self.share * self._log_visible(slopes) + kernel @ self.dual
-        return Prediction(slopes.square().sum(dim=2), hidden, deviation.clamp(min=self.tiny))
+        hidden = self.mean + self.share * self._log_visible(visible) + kernel @ self.dual
+        return Prediction(visible, hidden, deviation.clamp(min=self.tiny))
 
-    def _log_visible(self, slopes: Tensor) -> Tensor:
-        relative: Tensor = slopes.norm(dim=2) / self.slope_scale
+    def _log_visible(self, visible: Tensor) -> Tensor:
+        relative: Tensor = visible.sqrt() / self.slope_scale
         return relative.clamp(min=0.05).log()
 
-    def _place(self, slopes: Tensor, scores: Tensor) -> Tensor:
-        """Samples as points at a mean squared distance of about 1 from their centre."""
-        at = (slopes / self.slope_scale[:, None]).flatten(1) - self.centres[0]
-        return torch.cat(
-            [at / math.sqrt(len(self.slope_scale)), (scores - self.centres[1]) / self.spread], dim=1
-        ) / math.sqrt(2)
+    def _lengths(self, visible: Tensor, scores: Tensor) -> Tensor:
+        """Squared lengths of samples as points."""
+        return visible @ self.weights[0] + (scores - self.centre).square().sum(dim=1) * self.weights[1]
+
+    def _distances(self, slopes: Tensor, scores: Tensor, visible: Tensor) -> Tensor:
+        """Squared distances to the known samples, by inner products: slopes are too many to be copied and scaled."""
+        inner = slopes.flatten(1) @ self.samples[0].mT + (scores - self.centre) @ self.samples[1].mT
+        return (self._lengths(visible, scores)[:, None] + self.lengths - 2 * inner).clamp(min=0)
