@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_crmt.certification import Certificate, certify_late_fusion
@@ -85,6 +86,8 @@ class CRMTMixin:
     stage_objective: StageObjective | None = None
     #: Methods of training that callbacks have put under this module, in their order.
     methods: Sequence[TrainingMethod] = ()
+    #: Whether a training step has asked for the batch of the methods.
+    training_batch_called: bool = False
     #: Whether a training step has asked for the loss in this stage.
     crmt_loss_called: bool = False
 
@@ -92,6 +95,13 @@ class CRMTMixin:
     log: Callable[..., None]
     log_dict: Callable[..., None]
     __call__: Callable[..., FusionOutput]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Checks the order of the bases."""
+        super().__init_subclass__(**kwargs)
+        bases = cls.__mro__
+        if LightningModule in bases and bases.index(LightningModule) < bases.index(CRMTMixin):
+            raise TypeError(f"{cls.__name__} must have CRMTMixin before LightningModule among its bases")
 
     def forward(self, inputs: Inputs) -> FusionOutput:
         """Logits and uni-modal scores of a batch.
@@ -113,6 +123,7 @@ class CRMTMixin:
 
     def training_batch(self, batch: Any) -> tuple[Inputs, Target]:
         """``split_batch``, and what the methods of training make of it: adversarial inputs, mixtures of samples."""
+        self.training_batch_called = True
         inputs, target = self.split_batch(batch)
         transformed: tuple[Inputs, Target] = inputs, target
         for method in self.active_methods():
@@ -206,6 +217,13 @@ class CRMTMixin:
         head, encoders = getattr(self, "head", None), getattr(self, "encoders", None)
         if not isinstance(encoders, Mapping | nn.ModuleDict):
             raise TypeError(f"`encoders` must map names of modalities to modules, got {describe(encoders)}")
+        assert isinstance(self, nn.Module)
+        known = set(self.parameters())
+        if not all(parameter in known for encoder in encoders.values() for parameter in encoder.parameters()):
+            raise TypeError(
+                "`encoders` must be an nn.ModuleDict: the parameters of a plain dict are not the module's, so that "
+                "neither optimizers nor checkpoints know them"
+            )
         if not isinstance(head, Head):
             raise TypeError(f"`head` must be a fusion head such as OrthogonalFusion, got {describe(head)}")
         check_same_modalities("encoders", encoders.keys(), head.in_features)
@@ -216,7 +234,7 @@ class CRMTMixin:
         """Checks the parts."""
         super().on_fit_start()  # type: ignore[misc]
         self.check_parts()
-        self.crmt_loss_called = False
+        self.crmt_loss_called = self.training_batch_called = False
 
     def on_train_end(self) -> None:
         """Warns if nothing asked for the CRMT loss during the fit."""

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_crmt import LinearFusion, OrthogonalFusion, margin_regularization
+from lightning_crmt import CRMTModule, LinearFusion, OrthogonalFusion, margin_regularization
 from lightning_crmt.attacks import Budget, LossAscent
 from lightning_crmt.callbacks import IntegrationReweighting, RadiusTraining
 from lightning_crmt.methods import AdversarialTraining, Method, Mixup, ModalityDropout
@@ -247,3 +247,35 @@ def test_a_fit_that_fails_leaves_no_method_behind(make_model, make_trainer, data
 
 def test_mixup_in_half_precision(make_model, make_trainer, data):
     make_trainer(Mixup(), precision="bf16-true", max_epochs=1, limit_val_batches=0).fit(make_model(rho=0.0), data)
+
+
+class OwnStep(CRMTModule):
+    """A step written before there were methods."""
+
+    asks_for_batch, asks_for_loss = False, True
+
+    def training_step(self, batch, batch_idx):
+        inputs, target = (self.training_batch if self.asks_for_batch else self.split_batch)(batch)
+        output = self(inputs)
+        return self.crmt_loss(output, target) if self.asks_for_loss else output.logits.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("batch", "loss", "method", "message"),
+    [
+        (False, True, Mixup(), "Mixup has no effect: `training_step` of OwnStep must begin with .*training_batch"),
+        (True, False, Watching(), "Watching has no effect: `training_step` of OwnStep must return .*crmt_loss"),
+        (True, True, Mixup(), None),
+        (False, True, Watching(), None),
+    ],
+)
+def test_a_step_that_leaves_a_method_out_is_found_out(make_model, make_trainer, data, batch, loss, method, message):
+    plain = make_model()
+    module = OwnStep(dict(plain.encoders), num_classes=10)
+    module.asks_for_batch, module.asks_for_loss = batch, loss
+    trainer = make_trainer(method, max_epochs=1, limit_val_batches=0)
+    if message is None:
+        trainer.fit(module, data)
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            trainer.fit(module, data)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from attacked import SIZES, samples
 
-from lightning_crmt.attacks import Box, Budget
+from lightning_crmt.attacks import FGM, PGD, Box, Budget
 
 KINDS = {
     "joint": lambda r: Budget(r),
@@ -146,3 +146,22 @@ def test_bad_types():
 
 def test_all_modalities_are_attacked_by_default():
     assert Budget(0.1).attacked(samples()) == list(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Budget([0.1] * 3), "`radius` must be a number, a tensor with one per sample, .* got a list"),
+        (lambda: Budget({"a": "0.1"}), "`radius` must be a number, .* got a str"),
+        (lambda: Budget(0.1, box=(0, 1)), "`box` must be by modality, as in .*, got \\(0, 1\\)"),
+        (lambda: Budget(0.1, box={"a": (0, 1, 2)}), "a box must be \\(low, high\\) or a Box, got \\(0, 1, 2\\)"),
+        (lambda: PGD(0.1), "`budget` must be a Budget, as in PGD\\(Budget\\(0.1\\)\\), got 0.1"),
+    ],
+)
+def test_what_is_of_another_type(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_an_attack_shows_its_settings():
+    assert repr(FGM(Budget(0.1))).startswith("FGM(budget=Budget(0.1), loss='ce', ")

@@ -263,3 +263,22 @@ def test_rho_has_a_default():
 def test_a_scheduler_that_watches_watches_the_validation_loss():
     model = module_of(2, lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
     assert model.configure_optimizers()["lr_scheduler"]["monitor"] == "val/loss"
+
+
+def test_encoders_in_a_plain_dict_are_refused(make_trainer, data):
+    class Unregistered(CRMTMixin, LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.encoders = {"fou": MLP(76, 16), "mor": MLP(6, 16)}
+            self.head = OrthogonalFusion({"fou": 16, "mor": 16}, num_classes=10)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(TypeError, match=r"`encoders` must be an nn\.ModuleDict: the parameters of a plain dict"):
+        make_trainer().fit(Unregistered(), data)
+
+
+def test_the_mixin_goes_first():
+    with pytest.raises(TypeError, match="Wrong must have CRMTMixin before LightningModule among its bases"):
+        type("Wrong", (LightningModule, CRMTMixin), {})

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_crmt.attacks.budget import Budget, Radius
+from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.oracle import Model, as_taken_by, holder_of
+from lightning_crmt.attacks.radius import Radius
 from lightning_crmt.borrowing import borrow
 from lightning_crmt.modality import Inputs, logits_of
 
@@ -24,7 +25,22 @@ class Attack(ABC):
         budget: what a perturbation may be; for a minimum-norm attack the unit it is measured in.
     """
 
-    budget: Budget
+    _budget: Budget
+
+    @property
+    def budget(self) -> Budget:
+        """What a perturbation may be."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: Budget) -> None:
+        if not isinstance(budget, Budget):
+            raise TypeError(f"`budget` must be a Budget, as in {type(self).__name__}(Budget(0.1)), got {budget!r}")
+        self._budget = budget
+
+    def __repr__(self) -> str:
+        settings = {name.removeprefix("_"): value for name, value in vars(self).items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
     @abstractmethod
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
@@ -34,7 +50,8 @@ class Attack(ABC):
         tensor that was given. The model, ``inputs`` and the global random state are left as they were.
 
         Args:
-            model: a module, or anything from inputs by name to logits.
+            model: a module, or anything from inputs by name to logits; what a function calls cannot be put in
+                evaluation mode from here, so put it there before.
             inputs: one tensor per modality.
             target: class of each sample, ``(B,)``, that the attack leads away from.
 

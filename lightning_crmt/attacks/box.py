@@ -84,3 +84,16 @@ class Box:
 
 def _numbers(given: float | Sequence[float]) -> Tensor:
     return torch.as_tensor(given, dtype=torch.float64)
+
+
+def as_box(given: tuple[float, float] | Box) -> Box:
+    """``given``, or the box from its lowest to its highest value.
+
+    >>> as_box((0.0, 1.0)).high
+    1.0
+    """
+    if isinstance(given, Box):
+        return given
+    if not isinstance(given, Sequence) or len(given) != 2:
+        raise TypeError(f"a box must be (low, high) or a Box, got {given!r}")
+    return Box(*given)

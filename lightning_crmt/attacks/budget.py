@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks.box import Box
+from lightning_crmt.attacks.box import Box, as_box
 from lightning_crmt.attacks.geometry import (
     Perturbation,
     Room,
@@ -23,10 +23,8 @@ from lightning_crmt.attacks.geometry import (
     nudged_towards,
     times,
 )
+from lightning_crmt.attacks.radius import Radius, check_radius
 from lightning_crmt.modality import Inputs, check_modality_names, describe
-
-#: One radius for all samples, or one per sample ``(B,)``.
-Radius: TypeAlias = float | Tensor
 
 
 class Budget:
@@ -62,22 +60,19 @@ class Budget:
     ) -> None:
         if norm not in ("l2", "linf"):
             raise ValueError(f"`norm` must be 'l2' or 'linf', got {norm!r}")
-        if isinstance(radius, Mapping):
-            check_modality_names("radius", radius)
-            if modalities is not None:
-                raise ValueError(f"`modalities` are named by `radius` already, got {list(modalities)}")
-        elif isinstance(modalities, str):
+        check_radius(radius)
+        if isinstance(radius, Mapping) and modalities is not None:
+            raise ValueError(f"`modalities` are named by `radius` already, got {list(modalities)}")
+        if isinstance(modalities, str):
             raise TypeError(f"`modalities` must be a sequence of names, got the string {modalities!r}")
-        elif modalities is not None:
+        if modalities is not None:
             check_modality_names("modalities", modalities)
-        for value in radius.values() if isinstance(radius, Mapping) else [radius]:
-            given = torch.as_tensor(value)
-            if given.dim() > 1 or not bool(((given >= 0) & (given < torch.inf)).all()):
-                raise ValueError(f"`radius` must be finite and at least 0, a number or one per sample, got {radius}")
+        if box is not None and not isinstance(box, Mapping):
+            raise TypeError(f"`box` must be by modality, as in {{'image': (0.0, 1.0)}}, got {box!r}")
         self.radius = dict(radius) if isinstance(radius, Mapping) else radius
         self.modalities = None if modalities is None else list(modalities)
         self.norm = norm
-        self.box = {name: each if isinstance(each, Box) else Box(*each) for name, each in (box or {}).items()}
+        self.box = {name: as_box(each) for name, each in (box or {}).items()}
 
     def __repr__(self) -> str:
         parts = [repr(self.radius)]

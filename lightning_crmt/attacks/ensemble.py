@@ -12,10 +12,11 @@ from torch import Tensor
 from typing_extensions import Self, override
 
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.budget import Budget, Radius
+from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.geometry import choose
 from lightning_crmt.attacks.minimum_norm import Adversarial
 from lightning_crmt.attacks.oracle import Model, under_attack
+from lightning_crmt.attacks.radius import Radius
 from lightning_crmt.attacks.scoring import Searches
 from lightning_crmt.attacks.survivors import Survivors
 from lightning_crmt.modality import Inputs, describe

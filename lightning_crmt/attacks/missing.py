@@ -13,10 +13,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.budget import Radius
 from lightning_crmt.attacks.geometry import choose
 from lightning_crmt.attacks.objective import rival_margin
 from lightning_crmt.attacks.oracle import Model, as_taken_by, holder_of
+from lightning_crmt.attacks.radius import Radius
 from lightning_crmt.borrowing import borrow
 from lightning_crmt.fusion import Fusion
 from lightning_crmt.modality import (

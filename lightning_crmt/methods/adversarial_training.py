@@ -34,6 +34,8 @@ class AdversarialTraining(Method):
     """
 
     def __init__(self, attack: Attack) -> None:
+        if isinstance(attack, type):
+            raise TypeError(f"`attack` must be an Attack, got the class: make one, {attack.__name__}(Budget(0.1))")
         if not isinstance(attack, Attack):
             raise TypeError(f"`attack` must be an Attack such as LossAscent, got {describe(attack)}")
         self.attack = attack

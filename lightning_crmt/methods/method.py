@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
@@ -40,6 +42,23 @@ class Method(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The Trainer does not tear down what failed, and the module may be trained again.
         self.teardown(trainer, pl_module, "fit")
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # A run that looks like the method and is not would end up in a table.
+        module, kind, name = crmt_module(pl_module, self), type(self), type(self).__name__
+        if self.active(pl_module) and kind.transform is not Method.transform and not module.training_batch_called:
+            raise RuntimeError(
+                f"{name} has no effect: `training_step` of {type(pl_module).__name__} must begin with "
+                "`inputs, target = self.training_batch(batch)`"
+            )
+        if self.active(pl_module) and kind.term is not Method.term and not module.crmt_loss_called:
+            raise RuntimeError(
+                f"{name} has no effect: `training_step` of {type(pl_module).__name__} must return "
+                "`self.crmt_loss(self(inputs), target)`, alone or among other terms"
+            )
 
     def active(self, pl_module: LightningModule) -> bool:
         """Whether the method takes part in the current stage."""

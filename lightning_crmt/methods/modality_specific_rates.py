@@ -102,6 +102,7 @@ class ModalitySpecificRates(Method):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         before, self._before = self._before, []
         with torch.no_grad():
             for factor, parameter, start in before:
