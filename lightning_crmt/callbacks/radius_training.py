@@ -20,7 +20,9 @@ from lightning_crmt.targets import Target, over_mixture
 
 
 class RadiusTraining(Callback):
-    """Trains on :func:`~lightning_crmt.losses.radius_loss` with sound constants, in place of cross-entropy and margins.
+    """Step 1 on the certified radius itself: a hinge on sound radii in place of cross-entropy and margins.
+
+    The loss is :func:`~lightning_crmt.losses.radius_loss`.
 
     For encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``, whose bound does not change while they
     learn; the bound is computed anew in every epoch all the same. ``IntegrationReweighting`` takes over at its switch.

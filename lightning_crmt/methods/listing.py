@@ -7,11 +7,14 @@ from __future__ import annotations
 import inspect
 from types import ModuleType
 
-from lightning_crmt import fusion, methods
+from lightning_crmt import attacks, callbacks, fusion, methods
+
+#: Not to be used themselves.
+_BASES = (methods.Method, fusion.Head, attacks.Attack)
 
 
 def listing() -> str:
-    """The methods of training, and the heads, with a line each: name, and the first line of the documentation.
+    """Methods of training, heads and attacks with a line each: name, and the first line of the documentation.
 
     >>> print(listing().splitlines()[0])
     Methods of training, for `trainer.callbacks`:
@@ -20,19 +23,25 @@ def listing() -> str:
         "Methods of training, for `trainer.callbacks`:",
         *_lines(methods, methods.Method, ""),
         "",
+        "The steps of CRMT, for `trainer.callbacks` too:",
+        *_lines(callbacks, (callbacks.IntegrationReweighting, callbacks.RadiusTraining), ""),
+        "",
         "Heads, for `model.head`:",
         *_lines(fusion, fusion.Head, "in_features"),  # not those made from another head
+        "",
+        "Attacks, for `AdversarialRobustness` and `AdversarialTraining`:",
+        *_lines(attacks, attacks.Attack, ""),
     ]
     return "\n".join(parts)
 
 
-def _lines(room: ModuleType, base: type, argument: str) -> list[str]:
+def _lines(room: ModuleType, base: type | tuple[type, ...], argument: str) -> list[str]:
     kinds = {name: getattr(room, name) for name in sorted(room.__all__)}
     kinds = {name: kind for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, base)}
     usable = {
         name: (inspect.getdoc(kind) or "").partition("\n")[0]
         for name, kind in kinds.items()
-        if kind is not base and not inspect.isabstract(kind)
+        if kind not in _BASES and not inspect.isabstract(kind)
         if not argument or argument in inspect.signature(kind).parameters
     }
     width = max(map(len, usable))
