@@ -7,14 +7,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import cycle
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _AT_RADIUS = re.compile(
-    r"(?P<split>[^/]+)/(?P<label>certified|estimated|robust)_accuracy/(?P<what>[^/@=]+)@(?P<radius>[^/=]+)"
+    r"(?P<split>[^/]+)/(?P<label>certified|estimated|robust)_accuracy/(?P<what>[^/@=]+)@(?P<radius>[^/]+)"
 )
+_OF_MODALITY = re.compile(r"([^=]+)=([\d.]+(?:e[+-]?\d+)?)(?:\+|$)")
 _AT_BUDGETS = re.compile(
     r"(?P<split>[^/]+)/(?P<label>certified|estimated)_accuracy/(?P<m>[^/=]+)=(?P<r>[^/+]+)\+(?P<n>[^/=]+)=(?P<s>[^/+]+)"
 )
@@ -23,7 +24,9 @@ _AXIS = {
     "estimated": "right, and estimated to stay so (no guarantee)",
     "robust": "right under this attack\n(an upper bound of robustness)",
 }
+_SHARES = (-0.02, 1.02)  # the limits of the axis, so that no marker is cut
 _RADIUS = "l2 radius, in units of the inputs"
+_DASHES = ("-", "--", "-.", ":")
 _LINE = {
     "certified": ("certified to stay right (lower bound)", "tab:blue", "-"),
     "estimated": ("estimated to stay right (no guarantee)", "tab:gray", ":"),
@@ -31,8 +34,8 @@ _LINE = {
 
 #: Accuracy by radius.
 Curve: TypeAlias = Mapping[float, float]
-#: What an attack perturbs, ``"joint"`` or the name of a modality, in l2, and the radius of its budget.
-Threat: TypeAlias = tuple[str, float]
+#: What an attack perturbs: ``"joint"`` or the name of a modality, in l2; anything else is its own kind of threat.
+Threat: TypeAlias = str
 
 
 def robustness_figures(metrics: Mapping[str, float], threats: Mapping[str, Threat] | None = None) -> dict[str, Figure]:
@@ -48,7 +51,7 @@ def robustness_figures(metrics: Mapping[str, float], threats: Mapping[str, Threa
     Args:
         metrics: numbers by key, as a Trainer holds them in ``callback_metrics``; those to be drawn in one picture are
             of the same samples.
-        threats: what the attacks perturb, by their names; those left out go into no common picture.
+        threats: what the attacks perturb, by their names, for the legend; those left out go into no common picture.
 
     Raises:
         ModuleNotFoundError: naming the extra, if matplotlib is not installed.
@@ -59,25 +62,29 @@ def robustness_figures(metrics: Mapping[str, float], threats: Mapping[str, Threa
     figures = {}
     curves: dict[str, dict[str, dict[str, dict[float, float]]]] = {}
     grids: dict[tuple[str, str, str, str], dict[tuple[float, float], float]] = {}
+    titles: dict[str, str] = {}
     for key, value in metrics.items():
         if match := _AT_RADIUS.fullmatch(key):
             found = curves.setdefault(match["split"], {}).setdefault(match["label"], {})
-            found.setdefault(match["what"], {})[float(match["radius"])] = float(value)
+            radius, of = _size(match["radius"])
+            found.setdefault(match["what"], {})[radius] = float(value)
+            if match["label"] == "robust" and (radius > 0 or match["what"] not in titles):
+                titles[match["what"]] = _title(match["what"], of, (threats or {}).get(match["what"], "joint"))
         elif match := _AT_BUDGETS.fullmatch(key):
             grid = grids.setdefault((match["split"], match["label"], match["m"], match["n"]), {})
             grid[float(match["r"]), float(match["s"])] = float(value)
     for split, by_label in curves.items():
-        for attacked in by_label.get("robust", {}).values():
-            if f"{split}/clean_accuracy/joint" in metrics:
-                attacked.setdefault(0.0, float(metrics[f"{split}/clean_accuracy/joint"]))
-        for label, found in by_label.items():
-            if any(len(curve) > 1 + (label == "robust") for curve in found.values()):
-                figures[f"{split}/{label}_curve"] = radius_curve(found, label)
+        worth = [label for label, found in by_label.items() if any(len(curve) > 1 for curve in found.values())]
+        for what, attacked in by_label.get("robust", {}).items():
+            if f"{split}/clean_accuracy/{what}" in metrics:
+                attacked.setdefault(0.0, float(metrics[f"{split}/clean_accuracy/{what}"]))
+        for label in worth:
+            found = by_label[label]
+            named = {titles[what]: curve for what, curve in found.items()} if label == "robust" else found
+            figures[f"{split}/{label}_curve"] = radius_curve(named, label)
         for what in by_label.get("certified", {}) | by_label.get("estimated", {}):
             lower = {label: by_label[label][what] for label in _LINE if what in by_label.get(label, {})}
-            units = {name: unit for name, (threat, unit) in (threats or {}).items() if threat == what}
-            attacks = {name: curve for name, curve in by_label.get("robust", {}).items() if name in units}
-            upper = {n: {float(f"{r * units[n]:g}"): a for r, a in curve.items()} for n, curve in attacks.items()}
+            upper = {n: curve for n, curve in by_label.get("robust", {}).items() if (threats or {}).get(n) == what}
             if upper and any(len(curve) > 1 for curve in lower.values()):
                 figures[f"{split}/bounds_{what}"] = bounds_figure(lower, upper, what)
     for (split, label, first, second), cells in grids.items():
@@ -97,13 +104,13 @@ def radius_curve(curves: Mapping[str, Curve], label: str) -> Figure:
     """
     figure = _new_figure()
     axes = figure.subplots()
-    for (what, curve), marker in zip(curves.items(), cycle("ovs^D"), strict=False):
+    for place, ((what, curve), marker) in enumerate(zip(curves.items(), cycle("ovs^D"), strict=False)):
         title = what if label == "robust" else _perturbed(what)
-        axes.plot(*_points(curve), marker=marker, markersize=4, alpha=0.8, label=title)
-    unit = "radius of the attack, as a multiple of its budget" if label == "robust" else _RADIUS
-    axes.set(xlabel=unit, ylabel=_AXIS[label], ylim=(0, 1))
+        axes.plot(*_points(curve), **_style(place), marker=marker, label=title)
+    unit = "radius of the attack, in units of the inputs" if label == "robust" else _RADIUS
+    axes.set(xlabel=unit, ylabel=_AXIS[label], ylim=_SHARES)
     axes.grid(alpha=0.3)
-    axes.legend(title="attack" if label == "robust" else "perturbed")
+    _add_legend(figure, title="attack" if label == "robust" else "perturbed")
     return figure
 
 
@@ -117,9 +124,10 @@ def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: 
     """
     figure = _new_figure()
     axes = figure.subplots()
-    for (name, curve), colour in zip(upper.items(), cycle(["red", "orange", "brown", "pink"]), strict=False):
+    colours = cycle(["red", "orange", "brown", "pink"])
+    for place, ((name, curve), colour) in enumerate(zip(upper.items(), colours, strict=False)):
         title = f"right under the attack {name} (upper bound)"
-        axes.plot(*_points(curve), marker="v", markersize=5, color=f"tab:{colour}", label=title)
+        axes.plot(*_points(curve), **_style(place), marker="v", color=f"tab:{colour}", label=title)
     for label, curve in lower.items():
         title, colour, style = _LINE[label]
         axes.plot(*_points(curve), style, marker="^", markersize=4, color=colour, label=title)
@@ -129,9 +137,9 @@ def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: 
         shared = sorted(r for r in lower["certified"] if r in least)
         below, above = [lower["certified"][r] for r in shared], [least[r] for r in shared]
         axes.fill_between(shared, below, above, color="tab:blue", alpha=0.12, label="in between: not known")
-    axes.set(xlabel=_RADIUS, ylabel="share of samples", ylim=(0, 1), title=f"perturbed: {_perturbed(what)}")
+    axes.set(xlabel=_RADIUS, ylabel="share of samples", ylim=_SHARES, title=f"perturbed: {_perturbed(what)}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    _add_legend(figure, fontsize="small")
     return figure
 
 
@@ -160,6 +168,44 @@ def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, seco
 
 def _perturbed(what: str) -> str:
     return "all modalities together" if what == "joint" else f"{what} alone"
+
+
+def _size(at: str) -> tuple[float, dict[str, float]]:
+    """The radius that a key ends with, or the largest of those by modality, which are then given too."""
+    of = {name: float(radius) for name, radius in _OF_MODALITY.findall(at)}
+    return (max(of.values()), of) if of else (float(at), {})
+
+
+def _title(name: str, of: Mapping[str, float], threat: Threat) -> str:
+    """The attack, what it perturbs unless that is all in l2, and whose radius is drawn where there are several."""
+    said = [] if threat == "joint" else [threat]
+    if len(of) > 1 and max(of.values()) > 0:
+        first = max(of, key=lambda each: of[each])
+        shares = [f"{each}: {radius / of[first]:.3g} of it" for each, radius in of.items() if each != first]
+        said = [f"radius of {first}; {', '.join(shares)}", *threat.split(", ")[1:]]
+    return f"{name} ({', '.join(said)})" if said else name
+
+
+def _style(place: int) -> dict[str, Any]:
+    """Large and hollow first, small and dashed later: curves that coincide stay visible."""
+    return {
+        "linestyle": _DASHES[place % len(_DASHES)],
+        "linewidth": max(1.2, 2.8 - 0.5 * place),
+        "markersize": max(4, 10 - 2 * place),
+        "fillstyle": "none" if place < 2 else "full",
+        "alpha": 0.8,
+    }
+
+
+def _add_legend(figure: Figure, **settings: Any) -> None:
+    """Inside the axes, or below them from five entries on."""
+    (axes,) = figure.axes
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries <= 4:
+        axes.legend(**settings)
+        return
+    figure.set_figheight(4 + 0.25 * entries)
+    figure.legend(loc="outside lower center", **settings)
 
 
 def _points(curve: Curve) -> tuple[list[float], list[float]]:

@@ -41,12 +41,12 @@ def test_any_module_by_naming_its_inputs(kind, batches, make_trainer):
     attacks = {"pgd": quick(0.1), "pgd-image": quick(0.4, modalities=["image"])}
     trainer = make_trainer(AdversarialRobustness(attacks, inputs=NAMES))
     (found,) = trainer.test(model, DataLoader(dataset, batch_size=8), verbose=False)
-    expected = {"clean_accuracy/joint": right(model, x, y)}
+    expected = {f"clean_accuracy/{name}": right(model, x, y) for name in attacks}
     for name, attack in attacks.items():
         moved = attack(lambda inputs: model.logits(**inputs), x, y)
         expected[f"robust_accuracy/{name}@{attack.budget.radius}"] = right(model, x, y) & right(model, moved, y)
     assert found == {f"test/{key}": pytest.approx(mask.float().mean().item()) for key, mask in expected.items()}
-    assert 0 < found["test/robust_accuracy/pgd@0.1"] < found["test/clean_accuracy/joint"] < 1
+    assert 0 < found["test/robust_accuracy/pgd@0.1"] < found["test/clean_accuracy/pgd"] < 1
 
 
 class Known(LightningModule):
@@ -75,7 +75,8 @@ def test_numbers_are_those_of_the_exact_distances(joint, make_trainer):
     trainer = make_trainer(AdversarialRobustness(attacks, radii=radii, inputs=("audio", "image")), precision="64-true")
     loader = DataLoader(TensorDataset(x["audio"], x["image"], y), batch_size=8)
     (found,) = trainer.test(model, loader, verbose=False)
-    assert found.pop("test/clean_accuracy/joint") == pytest.approx(17 / 20)
+    for name in attacks:
+        assert found.pop(f"test/clean_accuracy/{name}") == pytest.approx(17 / 20)
     assert found.pop("test/adversarial_distance/nearest") == pytest.approx(exact.mean().item(), rel=1e-4)
     assert found.pop("test/adversarial_distance_median/nearest") == pytest.approx(exact.median().item(), rel=1e-4)
     share = {f"{r:g}": (exact > r).double().mean().item() for r in radii}
@@ -115,15 +116,33 @@ def test_the_search_is_done_once_for_all_radii(make_model, data, make_trainer):
     [
         (Budget(0.2), None, ["pgd@0.2"]),
         (Budget({"fou": 0.1, "mor": 0.3}), None, ["pgd@fou=0.1+mor=0.3"]),
-        (Budget({"fou": 0.1, "mor": 0.3}), [2, 0.5], ["pgd@2", "pgd@0.5"]),
+        (Budget({"fou": 0.1, "mor": 0.3}), [2, 0.5], ["pgd@fou=0.2+mor=0.6", "pgd@fou=0.05+mor=0.15"]),
+        (Budget(0.5), [0.1, 2], ["pgd@0.05", "pgd@1"]),
+        (Budget(0.5), None, ["pgd@0.5"]),
         (Budget(torch.tensor(0.25)), None, ["pgd@0.25"]),
     ],
 )
 def test_keys_say_what_was_allowed(budget, radii, keys, make_model, data, make_trainer):
+    """The real radius, with or without ``radii``."""
     callback = AdversarialRobustness({"pgd": PGD(budget, steps=2)}, radii, max_batches=1)
     callback._check = lambda *args: None
     (found,) = make_trainer(callback).test(make_model(), datamodule=data, verbose=False)
     assert [key for key in found if "robust" in key] == [f"test/robust_accuracy/{key}" for key in keys]
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.5])
+def test_the_distance_is_compared_with_the_radius_in_the_key(unit, make_trainer):
+    model, x = Known(), samples(20)
+    exact = distances(model.model, x, {"audio": 1.0, "image": 1.0}, joint=True)
+    radius = round(float(exact.median()), 3)
+    attacks = {"nearest": MinimumNorm(Budget(unit)), "apart": MinimumNorm(Budget({"image": unit}), steps=5)}
+    trainer = make_trainer(AdversarialRobustness(attacks, radii=[radius / unit], inputs=("audio", "image")))
+    loader = DataLoader(TensorDataset(x["audio"].float(), x["image"].float(), model.model(x).argmax(1)), batch_size=20)
+    (found,) = trainer.test(model.float(), loader, verbose=False)
+    share = (exact > radius).double().mean().item()
+    assert found[f"test/robust_accuracy/nearest@{radius:g}"] == pytest.approx(share)
+    assert found["test/adversarial_distance/nearest"] == pytest.approx(exact.mean().item() / unit, rel=1e-3)
+    assert f"test/robust_accuracy/apart@image={radius:g}" in found
 
 
 @pytest.mark.parametrize("represent", ["zeroed", "dropped"])
@@ -135,7 +154,7 @@ def test_a_missing_modality_is_an_attack_without_a_radius(represent, make_model,
     (found,) = make_trainer(attacked, MissingModalities(represent)).test(model, datamodule=data, verbose=False)
     assert [key for key in found if "robust" in key] == ["test/robust_accuracy/gone"]
     assert found["test/robust_accuracy/gone"] == pytest.approx(found[f"test/accuracy_{represent}/worst"])
-    assert 0 < found["test/robust_accuracy/gone"] < found["test/clean_accuracy/joint"]
+    assert 0 < found["test/robust_accuracy/gone"] < found["test/clean_accuracy/gone"]
 
 
 def test_only_survivors_are_attacked_further(make_model, data, make_trainer):
@@ -145,7 +164,7 @@ def test_only_survivors_are_attacked_further(make_model, data, make_trainer):
     model = make_model()
     make_trainer(max_epochs=8, limit_val_batches=0).fit(model, datamodule=data)
     (found,) = make_trainer(callback).test(model, datamodule=data, verbose=False)
-    rightly = round(200 * found["test/clean_accuracy/joint"])
+    rightly = round(200 * found["test/clean_accuracy/pgd"])
     assert 20 < rightly < 200
     assert attack.calls == [(0.1, rightly), (0.3, rightly)], "the smallest first, and no wrong ones"
 
@@ -159,7 +178,7 @@ def test_numbers_do_not_depend_on_the_split_into_batches(batch_size, make_model,
     (whole,) = make_trainer(observer).test(model, datamodule=data, verbose=False)
     data.batch_size = batch_size
     (split,) = make_trainer(observer).test(model, datamodule=data, verbose=False)
-    assert 0 < whole["test/robust_accuracy/pgd@0.05"] < whole["test/clean_accuracy/joint"]
+    assert 0 < whole["test/robust_accuracy/pgd@0.05"] < whole["test/clean_accuracy/pgd"]
     assert whole == pytest.approx(split, rel=1e-4)
 
 
@@ -173,7 +192,7 @@ def test_the_same_in_fit_validate_and_test(precision, make_model, data, make_tra
     trainer = make_trainer(callback, precision=precision, num_sanity_val_steps=1, max_epochs=3)
     data.setup()
     trainer.fit(model, data.train_dataloader(), data.val_dataloader())
-    keys = ["val/robust_accuracy/pgd@0.05", "val/clean_accuracy/joint"]
+    keys = ["val/robust_accuracy/pgd@0.05", "val/clean_accuracy/pgd"]
     fitted = {key: float(trainer.callback_metrics[key]) for key in keys}
     assert 0 < fitted[keys[0]] < fitted[keys[1]]
     (validated,) = trainer.validate(model, data.val_dataloader(), verbose=False)
@@ -185,10 +204,61 @@ def test_the_same_in_fit_validate_and_test(precision, make_model, data, make_tra
     assert all(p.requires_grad for p in model.encoders["fou"].parameters())
 
 
-def test_what_cannot_be_attacked_fails_at_the_sanity_check(make_model, data, make_trainer):
-    callback = AdversarialRobustness({"pgd": quick(modalities=["zer"])})
-    with pytest.raises(ValueError, match=re.escape("must name modalities among ['fou', 'mor'], got ['zer']")):
-        make_trainer(callback, num_sanity_val_steps=1, limit_train_batches=0).fit(make_model(), datamodule=data)
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (quick(modalities=["zer"]), "Budget(1.0, modalities=['zer']) must name modalities among ['fou', 'mor'], got"),
+        (quick({"fuo": 0.1}), "Budget({'fuo': 0.1}) must name modalities among ['fou', 'mor'], got ['fuo']"),
+        (quick(box={"fou": (0.0, 1e-3)}), "`inputs['fou']` must lie in its box (0.0, 0.001) before the attack"),
+        (MissingModality(modalities=["zer"]), "must be among ['fou', 'mor'], got ['zer']"),
+    ],
+)
+def test_what_cannot_be_attacked_fails_at_the_sanity_check(attack, message, make_model, data, make_trainer):
+    """Also where the untrained model is right nowhere, and no attack would be called."""
+
+    class NeverRight(type(make_model())):
+        def split_batch(self, batch):
+            inputs, _ = super().split_batch(batch)
+            return inputs, (self(inputs).logits.argmax(1) + 1) % 10
+
+        def on_train_start(self):
+            raise AssertionError("too late")
+
+    torch.manual_seed(0)
+    model = NeverRight({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_trainer(AdversarialRobustness({"pgd": attack}), num_sanity_val_steps=1).fit(model, datamodule=data)
+
+
+def test_integers_are_refused_at_once(make_trainer):
+    dataset = TensorDataset(torch.ones(8, 4, dtype=torch.long), torch.randn(8, 3), torch.zeros(8, dtype=torch.long))
+
+    class Counted(Positional):
+        def forward(self, first, second):
+            return super().forward(first.float(), second)
+
+    callback = AdversarialRobustness({"pgd": quick(0.1)}, inputs=NAMES)
+    with pytest.raises(TypeError, match=re.escape("`inputs['image']` must be floating point to be perturbed")):
+        make_trainer(callback).test(Counted(None), DataLoader(dataset, batch_size=8), verbose=False)
+
+
+class Probabilities(Positional):
+    def forward(self, first, second):
+        return super().forward(first, second).softmax(1)
+
+
+def test_probabilities_are_warned_of_once(make_trainer):
+    torch.manual_seed(0)
+    model = Probabilities(None)
+    image, audio = torch.randn(16, 4), torch.randn(16, 3)
+    loader = DataLoader(TensorDataset(image, audio, model(image, audio).argmax(1)), batch_size=8)
+    trainer = make_trainer(AdversarialRobustness({"one": quick(0.1), "other": quick(0.2)}, inputs=NAMES))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.test(model, loader, verbose=False)
+    said = [str(each.message) for each in caught if "returns probabilities" in str(each.message)]
+    assert len(said) == 1
+    assert said[0].startswith("AdversarialRobustness: the model returns probabilities")
 
 
 class Rounded(CRMTModule):
@@ -304,3 +374,16 @@ def test_several_observe_the_same_fit(make_model, data, make_trainer):
 def test_bad_settings_are_refused(settings, error, message):
     with pytest.raises(error, match=re.escape(message)):
         AdversarialRobustness(**({"attacks": {"pgd": quick()}} | settings))
+
+
+def test_callbacks_on_different_samples_keep_their_numbers_apart(make_model, data, make_trainer):
+    callbacks = [AdversarialRobustness({name: quick(0.05)}, max_batches=n) for name, n in (("some", 1), ("all", None))]
+    for callback in callbacks:
+        callback._check = lambda *args: None
+    model = make_model()
+    make_trainer(max_epochs=4, limit_val_batches=0).fit(model, datamodule=data)
+    (both,) = make_trainer(*callbacks).test(model, datamodule=data, verbose=False)
+    for callback in callbacks:
+        (alone,) = make_trainer(callback).test(model, datamodule=data, verbose=False)
+        assert alone.items() <= both.items()
+    assert both["test/clean_accuracy/some"] != both["test/clean_accuracy/all"]

@@ -39,6 +39,10 @@ def test_two_processes_end_with_the_constants_of_one(tmp_path):
         torch.testing.assert_close(value, one["lipschitz"][name], rtol=1e-4, atol=0)
     assert first["clip"] == second["clip"] == pytest.approx(one["clip"], rel=1e-3)
     assert first["metrics"] == second["metrics"] == pytest.approx(one["metrics"], abs=0.006)
+    assert first["tested"] == second["tested"] == pytest.approx(one["tested"], abs=0.006)
+    assert set(first["tested"]) == {f"test/robust_accuracy/fgm@{r}" for r in (0.05, 0.1)}
+    drawn = {path.name for path in (tmp_path / "2" / "figures").iterdir()}
+    assert drawn == {"val_robust_curve.png", "test_robust_curve.png"}, "one process draws, none waits for it"
     assert any(not torch.equal(value, first["at_switch"][name]) for name, value in first["state"].items())
 
 

@@ -38,7 +38,7 @@ def test_curves_show_the_numbers():
 
 
 ATTACKED = {
-    "val/clean_accuracy/joint": 0.9,
+    **{f"val/clean_accuracy/{name}": 0.9 for name in ("pgd", "noise", "pgd-image", "both", "small", "boxed")},
     "val/robust_accuracy/pgd@0.1": 0.8,
     "val/robust_accuracy/pgd@0.2": 0.7,
     "val/robust_accuracy/noise@0.1": 0.88,
@@ -58,6 +58,7 @@ def test_attacks_have_a_curve_each_from_the_clean_accuracy_on():
         "pgd": [[0, 0.9], [0.1, 0.8], [0.2, 0.7]],
         "noise": [[0, 0.9], [0.1, 0.88]],
         "pgd-image": [[0, 0.9], [0.2, 0.85]],
+        "both (radius of image; audio: 0.333 of it)": [[0, 0.9], [0.3, 0.6]],
     }
     assert figure.axes[0].get_ylabel() == "right under this attack\n(an upper bound of robustness)"
     one_radius = {key: value for key, value in ATTACKED.items() if "pgd@0.2" not in key}
@@ -66,7 +67,8 @@ def test_attacks_have_a_curve_each_from_the_clean_accuracy_on():
 
 def test_bounds_of_the_same_threat_share_a_picture():
     metrics = ATTACKED | {
-        "val/robust_accuracy/small@3": 0.71,
+        "val/robust_accuracy/small@0.3": 0.71,
+        "val/robust_accuracy/boxed@0.3": 0.72,
         "val/certified_accuracy/joint@0.1": 0.6,
         "val/certified_accuracy/joint@0.2": 0.5,
         "val/certified_accuracy/audio@0.1": 0.7,
@@ -75,12 +77,12 @@ def test_bounds_of_the_same_threat_share_a_picture():
         "test/certified_accuracy/joint@0.1": 0.4,
         "test/certified_accuracy/joint@0.2": 0.3,
     }
-    threats = {"pgd": ("joint", 1.0), "noise": ("joint", 2.0), "small": ("joint", 0.1), "pgd-image": ("image", 1.0)}
+    threats = {"pgd": "joint", "noise": "joint", "small": "joint", "pgd-image": "image", "boxed": "joint, linf"}
     found = robustness_figures(metrics, threats)
     assert [name for name in found if "bounds" in name] == ["val/bounds_joint"]
     assert drawn(found["val/bounds_joint"]) == {
         "right under the attack pgd (upper bound)": [[0, 0.9], [0.1, 0.8], [0.2, 0.7]],
-        "right under the attack noise (upper bound)": [[0, 0.9], [0.2, 0.88]],
+        "right under the attack noise (upper bound)": [[0, 0.9], [0.1, 0.88]],
         "right under the attack small (upper bound)": [[0, 0.9], [0.3, 0.71]],
         "certified to stay right (lower bound)": [[0.1, 0.6], [0.2, 0.5]],
         "estimated to stay right (no guarantee)": [[0.1, 0.75]],
@@ -89,6 +91,25 @@ def test_bounds_of_the_same_threat_share_a_picture():
     corners = {tuple(point) for point in between.get_paths()[0].vertices.round(6).tolist()}
     assert corners == {(0.1, 0.6), (0.1, 0.8), (0.2, 0.5), (0.2, 0.7)}, "up to the strongest attack at each radius"
     assert not [name for name in robustness_figures(metrics) if "bounds" in name], "of unknown threats"
+    titles = set(drawn(found["val/robust_curve"]))
+    assert titles >= {"pgd", "pgd-image (image)", "boxed (joint, linf)"}, "what is not l2 joint is named"
+
+
+def test_curves_that_coincide_are_all_seen():
+    """Later ones are smaller and dashed otherwise; no marker is cut; many names go below the axes."""
+    numbers = {f"test/robust_accuracy/{name}@{r}": 1.0 for name in "abcdef" for r in (0.0, 0.1)}
+    (figure,) = robustness_figures(numbers).values()
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    looks = [(line.get_linestyle(), line.get_marker(), line.get_markersize()) for line in axes.lines]
+    assert len(set(looks)) == 6
+    assert axes.get_ylim() == (-0.02, 1.02)
+    assert axes.get_legend() is None
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 <= axes.get_tightbbox().y0
+    few = {key: value for key, value in numbers.items() if key[21] in "abc"}
+    (figure,) = robustness_figures(few).values()
+    assert figure.axes[0].get_legend() is not None
 
 
 @pytest.mark.parametrize(("limit", "together"), [(None, True), (1, False)])
@@ -102,13 +123,29 @@ def test_the_callback_knows_what_attacks_perturb(limit, together, data, make_tra
     }
     attacking = AdversarialRobustness(attacks, radii=[0.02, 0.04], max_batches=limit)
     attacking._check = lambda *args: None
-    assert attacking.threats == {"pgd": ("joint", 0.5), "pgd-fou": ("fou", 1.0)}
-    assert AdversarialRobustness({"pgd": PGD(Budget(0.5))}).threats == {"pgd": ("joint", 1.0)}, "the key says 0.5"
+    assert attacking.threats == {"pgd": "joint", "pgd-fou": "fou", "linf": "joint, linf", "product": "fou+mor"}
     observers = [CertifiedRobustness([0.01, 0.02]), attacking, RobustnessFigures()]
     make_trainer(*observers).test(model(), datamodule=data, verbose=False)
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     bounds = {"test_bounds_joint", "test_bounds_fou"} if together else set()
     assert names == {"test_certified_curve", "test_robust_curve"} | bounds
+
+
+def test_an_attack_on_one_radius_by_name_is_of_that_modality():
+    numbers = {f"val/robust_accuracy/pgd@fou={r}": 0.5 for r in ("0.1", "1e+06")}
+    numbers |= {f"val/certified_accuracy/fou@{r}": 0.5 for r in (0.1, 0.2)}
+    found = robustness_figures(numbers, {"pgd": "fou"})
+    points = drawn(found["val/bounds_fou"])["right under the attack pgd (upper bound)"]
+    assert points == [[0.1, 0.5], [1e6, 0.5]]
+
+
+def test_nothing_to_draw_is_said_once(data, make_trainer, tmp_path):
+    figures = RobustnessFigures()
+    trainer = make_trainer(CertifiedRobustness([0.1]), figures)
+    with pytest.warns(UserWarning, match="found nothing to draw: a curve needs two `radii` or more"):
+        trainer.test(model(), datamodule=data, verbose=False)
+    trainer.test(model(), datamodule=data, verbose=False)
+    assert not (tmp_path / "figures").exists()
 
 
 def test_estimates_say_so():

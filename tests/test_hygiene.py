@@ -23,7 +23,7 @@ from lightning_crmt.attacks import (
     RandomSearch,
     suspicions,
 )
-from lightning_crmt.attacks.scoring import distance_by, fooled_by, surviving
+from lightning_crmt.attacks.scoring import distance_by, fooled_by, has_budget, surviving
 
 SMALL = PGD(Budget(0.2), steps=10)
 
@@ -92,6 +92,7 @@ def of(model, size=32):
     ("kind", "words"),
     [
         (Saturated, "32 of 32 gradients are 0 or not finite in every attacked modality"),
+        (Saturated, "the model returns probabilities"),
         (Rounded, "32 of 32 gradients are 0 or not finite in every attacked modality"),
         (DropsAlways, "two forwards of the same inputs differ"),
         (Misleading, "random noise of the same size fools"),
@@ -156,6 +157,23 @@ class Changed(Attack):
 
     def __call__(self, model, inputs, target):
         return {name: value + self.change.get(name, 0.0) for name, value in inputs.items()}
+
+
+def test_a_model_that_ignores_a_modality_is_a_possible_reason():
+    class Deaf(Net):
+        def forward(self, inputs):
+            return self.plain({**inputs, "audio": 0 * inputs["audio"]})
+
+    found = suspicions(PGD(Budget(1.0, modalities=["audio"]), steps=5), *of(Deaf()))
+    assert "or does the model ignore these modalities?" in found[0]
+
+
+@pytest.mark.parametrize("attack", [PGD(Budget({"adio": 0.1})), MissingModality(modalities=["adio"])])
+def test_a_budget_that_does_not_fit_is_named_as_it_was_given(attack):
+    model, inputs, target = of(Net())
+    given = re.escape("Budget({'adio': 0.1}) must name") if has_budget(attack) else "must be among"
+    with pytest.raises(ValueError, match=given):
+        suspicions(attack, model, inputs, (target + 1) % 4)
 
 
 def test_an_attack_that_acts_at_radius_zero_is_noticed():

@@ -135,8 +135,10 @@ def test_constants_of_scores_say_nothing_of_the_logits(kind):
 
 
 def test_nothing_is_certified(kind, make_trainer, data):
-    with pytest.raises(TypeError, match=r"got a ModuleDict and a .*can be estimated, not certified"):
+    with pytest.raises(TypeError, match=rf"needs late fusion .*got a {kind.__name__}: choose constants='estimated'"):
         fitted(make_trainer, data, kind, CertifiedRobustness([0.1]))
+    with pytest.raises(TypeError, match=rf"'dropped'` needs late fusion.*got a {kind.__name__}: use 'zeroed'"):
+        fitted(make_trainer, data, kind, MissingModalities("dropped"))
     for callback in (IntegrationReweighting(last_epochs=1), RadiusTraining()):
         with pytest.raises(TypeError, match=f"{type(callback).__name__} needs late fusion"):
             fitted(make_trainer, data, kind, callback)

@@ -178,8 +178,10 @@ def test_missing_subsets_by_zeros_and_by_dropping(data, make_trainer):
     observers = [MissingModalities("zeroed"), MissingModalities("dropped", max_missing=1)]
     (found,) = make_trainer(*observers).test(model, datamodule=data, verbose=False)
     zeroed = {key.split("/")[2] for key in found if "zeroed" in key}
-    assert zeroed == {"fou", "mor", "kar", "fou+mor", "fou+kar", "mor+kar", "worst"}
-    assert {key.split("/")[2] for key in found if "dropped" in key} == {"fou", "mor", "kar", "worst"}
+    assert zeroed == {"none", "fou", "mor", "kar", "fou+mor", "fou+kar", "mor+kar", "worst"}
+    assert {key.split("/")[2] for key in found if "dropped" in key} == {"none", "fou", "mor", "kar", "worst"}
+    assert found["test/accuracy_zeroed/none"] == pytest.approx(found["test/accuracy/joint"])
+    assert found["test/accuracy_dropped/none"] == pytest.approx(found["test/accuracy/joint"])
     part = data.parts["test"]
     scores = model.eval()(part.inputs).scores
     weights, bias = model.head.integration_weights, model.head.bias
@@ -216,7 +218,9 @@ def test_the_worst_is_right_whatever_is_missing_and_values_may_stand_for_it(make
 
 def test_a_value_for_some_modalities_leaves_the_others_alone(make_model, data, make_trainer):
     (found,) = make_trainer(MissingModalities({"mor": -1})).test(make_model(), datamodule=data, verbose=False)
-    assert {key for key in found if "imputed" in key} == {"test/accuracy_imputed/mor", "test/accuracy_imputed/worst"}
+    assert {key for key in found if "imputed" in key} == {
+        f"test/accuracy_imputed/{x}" for x in ("none", "mor", "worst")
+    }
 
 
 def test_measured_every_n_epochs_logged_every_epoch(make_model, data, make_trainer, tmp_path):
@@ -322,7 +326,7 @@ def test_bad_settings_are_refused(callback, error, message):
         (CertifiedRobustness(inputs=("a", "b")), TypeError, "constants='sound' needs a CRMT module"),
         (CertifiedRobustness(inputs=("a", "b"), constants="rigorous"), TypeError, "choose constants='estimated'"),
         (Estimated(inputs=("a", "b"), budgets=[{"c": 1.0}]), ValueError, "among ['a', 'b'], got ['c']"),
-        (MissingModalities("dropped", inputs=("a", "b")), TypeError, "needs a module with a fusion head as `head`"),
+        (MissingModalities("dropped", inputs=("a", "b")), TypeError, "needs late fusion, whose scores"),
         (
             MissingModalities({"c": 1.0}, inputs=("a", "b")),
             ValueError,

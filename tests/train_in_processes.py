@@ -13,12 +13,13 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_crmt import CRMTModule
-from lightning_crmt.attacks import PGD, Budget, MinimumNorm
+from lightning_crmt.attacks import FGM, PGD, Budget, MinimumNorm
 from lightning_crmt.callbacks import (
     AdversarialRobustness,
     CertifiedRobustness,
     IntegrationReweighting,
     MissingModalities,
+    RobustnessFigures,
 )
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
@@ -45,9 +46,11 @@ def main(strategy, processes, batch_size, folder):
     trainer = Trainer(
         accelerator="cpu", strategy=strategy, devices=int(processes), max_epochs=8, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=Path(folder) / processes,
         callbacks=[
             switch, step_2, CertifiedRobustness([0.1], constants="estimated"), MissingModalities(),
             AdversarialRobustness(attacks, every_n_epochs=20),
+            AdversarialRobustness({"fgm": FGM(Budget(0.5))}, radii=[0.1, 0.2], every_n_epochs=20), RobustnessFigures(),
         ],
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
@@ -59,6 +62,8 @@ def main(strategy, processes, batch_size, folder):
         "clip": step_2.state_dict()["clip"],
         "metrics": metrics,
     }
+    trainer.test(model, datamodule=data, verbose=False)
+    found["tested"] = {key: float(value) for key, value in trainer.callback_metrics.items() if "robust" in key}
     torch.save(found, Path(folder) / f"{processes}-{trainer.global_rank}.pt")
 
 

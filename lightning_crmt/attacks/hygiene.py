@@ -14,6 +14,7 @@ from lightning_crmt.attacks.geometry import Perturbation
 from lightning_crmt.attacks.oracle import Model, as_taken_by
 from lightning_crmt.attacks.scoring import (
     Searches,
+    check_fits,
     distance_by,
     fooled_by,
     has_budget,
@@ -29,6 +30,13 @@ _DRAWS = 20
 _BLIND = 0.1
 #: Differences of logits below this, relative to the largest, may be rounding, of TF32 at worst.
 _ROUNDING = 5e-3
+#: Sums of probabilities may be this far from 1.
+_SUM = 1e-4
+#: Said of the model, whatever the attack.
+PROBABILITIES = (
+    "the model returns probabilities, outputs that are at least 0 and sum to 1, which attacks take for logits; return "
+    "logits, the values before softmax"
+)
 
 
 def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> list[str]:
@@ -37,6 +45,7 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     After Carlini et al., *On Evaluating Adversarial Robustness* (2019), and Athalye et al. (ICML 2018), on samples that
     are rightly predicted:
 
+    - the outputs are probabilities;
     - two forwards of the same inputs differ; predictions change with the batch that a sample is in; or the attack fools
       samples with a radius of 0: then nothing else is tried;
     - the first gradient that the attack takes is 0, or not finite, in every attacked modality, for a tenth or more;
@@ -56,6 +65,7 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
         target: classes, ``(B,)``.
 
     Raises:
+        ValueError, TypeError: if the budget does not fit the inputs.
         RuntimeError: if the attack breaks its budget, or the model detaches its logits from an attacked modality.
 
     >>> from lightning_crmt import LinearFusion
@@ -71,6 +81,7 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     watched = _Watched(model, inputs)
     with borrow(watched):
         clean, target = as_taken_by(watched, inputs), target.clone()
+        check_fits([attack], watched, clean)
         with torch.no_grad():  # in one go: each `public_logits` begins with the same random state
             logits, again = logits_of(watched(clean)), logits_of(watched(clean))
         gap = _gap(logits, again)
@@ -82,18 +93,19 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
         right = right_answers(logits, target)
         if not bool(right.any()):
             return []
-        found = _without_a_change(attack, watched, clean, target, right, logits)
-        if found or not has_budget(attack):
-            return found
+        found = [PROBABILITIES] if _sum_to_one(logits) else []
+        troubles = _without_a_change(attack, watched, clean, target, right, logits)
+        if troubles or not has_budget(attack):
+            return found + troubles
         factor = _factors(attack, watched, clean, target)
         if not watched.first:
-            return []
+            return found
         blind = watched.blind(right)
         if blind >= max(1.0, _BLIND * int(right.sum())):
             found.append(
                 f"{blind} of {int(right.sum())} gradients are 0 or not finite in every attacked modality, so the "
                 "search is blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large "
-                "margins?"
+                "margins, or does the model ignore these modalities?"
             )
         lost = _lost_to_noise(attack, watched, clean, target, factor) & right
         if bool(lost.any()):
@@ -198,6 +210,10 @@ def _at_a_huge_radius(
         f"{where}, {_count(left, right)} samples are not fooled: either the attacked modalities cannot decide alone, "
         "or the search fails"
     ]
+
+
+def _sum_to_one(logits: Tensor) -> bool:
+    return bool((logits >= 0).all()) and bool(((logits.double().sum(dim=1) - 1).abs() < _SUM).all())
 
 
 def _gap(one: Tensor, other: Tensor) -> float:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.minimum_norm import Adversarial
+from lightning_crmt.attacks.missing import MissingModality
 from lightning_crmt.attacks.oracle import Model, as_taken_by, holder_of
 from lightning_crmt.borrowing import borrow
 from lightning_crmt.modality import Inputs, logits_of
@@ -31,6 +32,22 @@ class Searches(Protocol):
 def has_budget(attack: Attack) -> bool:
     """Whether the attack is bounded by a budget; one that takes modalities away is not."""
     return getattr(attack, "budget", None) is not None
+
+
+def check_fits(attacks: Iterable[Attack], model: Model, inputs: Inputs) -> None:
+    """Raise what the attacks would, if their budgets or the modalities they name do not fit ``inputs``.
+
+    Raises:
+        ValueError: if a modality is unknown, or an input lies outside its box.
+        TypeError: if a modality that is to be perturbed holds integers.
+    """
+    with borrow(holder_of(model)):
+        known = as_taken_by(model, inputs)
+        for attack in attacks:
+            if isinstance(attack, MissingModality):
+                attack.subsets(known)
+            elif has_budget(attack):
+                attack.budget.attacked(known)
 
 
 def right_answers(logits: Tensor, target: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.attacks import Attack
-from lightning_crmt.attacks.budget import Radius
-from lightning_crmt.attacks.hygiene import suspicions
+from lightning_crmt.attacks.hygiene import PROBABILITIES, suspicions
 from lightning_crmt.attacks.scoring import (
     Searches,
+    check_fits,
     distance_by,
     has_budget,
     public_logits,
@@ -41,13 +41,13 @@ class AdversarialRobustness(Observer):
 
     Logged under ``val/`` and ``test/``, for an attack called *name*:
 
-    - ``robust_accuracy/name@r``: share that is right and stays so; ``@r`` is the radius of the attack's budget, as
-      ``@0.2`` or, for a radius by modality, ``@audio=0.1+image=0.3``; or one of ``radii``; an attack that has no size,
-      such as a missing modality, goes without;
+    - ``robust_accuracy/name@r``: share that is right and stays so; ``@r`` is the radius that was allowed, in units of
+      the inputs, as ``@0.2`` or, for a radius by modality, ``@audio=0.1+image=0.3``; an attack that has no size, such
+      as a missing modality, goes without;
     - ``adversarial_distance/name``, ``adversarial_distance_median/name``: for attacks that search for the nearest
       adversarial input, such as ``MinimumNorm``, its mean and (lower) median distance in units of their budget; a wrong
-      prediction counts as 0, and what nothing fools is infinite. The accuracy at each of ``radii`` is read off them;
-    - ``clean_accuracy/joint``: share that is right among the same samples, which ``max_batches`` may make fewer than
+      prediction counts as 0, and what nothing fools is infinite. The accuracy at each radius is read off them;
+    - ``clean_accuracy/name``: share that is right among the same samples, which ``max_batches`` may make fewer than
       those of ``accuracy/joint``.
 
     Once per fit, validation or test, each attack is checked on at most 32 samples of the first batch, and what makes
@@ -56,8 +56,8 @@ class AdversarialRobustness(Observer):
 
     Args:
         attacks: by the names that their keys have.
-        radii: multiples of the budgets at which accuracy is logged; with ``Budget(1.0)`` the radii themselves. By
-            default a fixed budget is taken as it is.
+        radii: multiples of the budgets at which accuracy is logged: with ``Budget(1.0)`` the radii themselves; with
+            ``Budget(0.5)`` and 0.2 the radius, and the key, is 0.1. By default a fixed budget is taken as it is.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
         every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
             the last; ``validate`` and ``test`` always measure.
@@ -67,6 +67,8 @@ class AdversarialRobustness(Observer):
         ValueError: if a name or a radius does not fit a key; on ``setup``, if two callbacks have an attack of the same
             name, or names of modalities are needed and missing.
         TypeError: if ``attacks`` does not map names to attacks.
+        ValueError, TypeError: on the first batch, that of the sanity check if there is one, if a budget does not fit
+            the inputs.
         RuntimeError: during an evaluation, if an attack left its budget.
 
     >>> from lightning_crmt.attacks import PGD, Budget, MinimumNorm
@@ -112,19 +114,17 @@ class AdversarialRobustness(Observer):
         return f"{type(self).__qualname__}[{', '.join(self.attacks)}]"
 
     @property
-    def threats(self) -> dict[str, tuple[str, float]]:
-        """What each attack in an l2 ball perturbs, ``"joint"`` or a modality, and the radius its keys are multiples of.
+    def threats(self) -> dict[str, str]:
+        """What each attack that has a budget perturbs: ``"joint"`` or modalities joined by ``+``, and the norm.
 
-        Attacks on a part of several modalities, in l-infinity or in products of balls are left out.
+        The norm is said where it is not l2: ``"joint"``, ``"audio"``, ``"audio+image"``, ``"joint, linf"``.
         """
         found = {}
         for name, attack in self.attacks.items():
-            if not has_budget(attack) or attack.budget.norm != "l2":
-                continue
-            own = _radii_of(attack)
-            modalities = attack.budget.modalities or ["joint"] if "" in own else list(own)
-            if len(modalities) == 1:
-                found[name] = (modalities[0], float(next(iter(own.values()))) if self.radii else 1.0)
+            if has_budget(attack):
+                own = _radii_of(attack)
+                where = "+".join(attack.budget.modalities or ["joint"] if "" in own else own)
+                found[name] = where if attack.budget.norm == "l2" else f"{where}, {attack.budget.norm}"
         return found
 
     @override
@@ -156,9 +156,13 @@ class AdversarialRobustness(Observer):
         # Spread over the batch: data may be in the order of its classes.
         rows = slice(None, None, max(1, -(-len(target) // _CHECKED)))
         few = {name: value[rows] for name, value in inputs.items()}
-        for name in [name for name in self.attacks if name in self._to_check]:
-            for suspicion in suspicions(self.attacks[name], model, few, target[rows]):
-                rank_zero_warn(f"AdversarialRobustness, attack {name!r}: {suspicion}")
+        found = [
+            (suspicion, "" if suspicion == PROBABILITIES else f", attack {name!r}")
+            for name in [name for name in self.attacks if name in self._to_check]
+            for suspicion in suspicions(self.attacks[name], model, few, target[rows])
+        ]
+        for suspicion, of in dict.fromkeys(found):  # what is said of the model is the same for all attacks
+            rank_zero_warn(f"AdversarialRobustness{of}: {suspicion}")
         self._to_check = set()
 
 
@@ -181,18 +185,20 @@ class _Withstood(Measurement):
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
+        # First, and in the sanity check too: an untrained model may be right nowhere, and then no attack is called.
+        check_fits(self.attacks.values(), self.model, inputs)
         clean = public_logits(self.model, inputs)
         check_target(target, clean.shape[1], len(clean))
         self.check(self.model, inputs, target)
         right = right_answers(clean, target)
         self._add("samples", torch.ones_like(right))
-        self._add("clean_accuracy/joint", right)
         for name, attack in self.attacks.items():
+            self._add(f"clean_accuracy/{name}", right)
             if isinstance(attack, Searches):
                 distance = self._search(attack, name, inputs, target, right)
                 self.distances.setdefault(name, []).append(distance)
-                for r in self.radii or []:
-                    self._add(f"robust_accuracy/{name}@{r:g}", distance > r)
+                for at, factor in _factors(attack, self.radii or []).items():
+                    self._add(f"robust_accuracy/{name}{at}", distance > factor)
                 continue
             factors = _factors(attack, self.radii)
             masks = surviving(attack, self.model, inputs, target, list(factors.values()), right, name)
@@ -222,7 +228,7 @@ class _Withstood(Measurement):
         self.counts[key] = self.counts.get(key, torch.zeros((), device=mask.device)) + mask.float().sum()
 
 
-def _radii_of(attack: Attack) -> dict[str, Radius]:
+def _radii_of(attack: Attack) -> dict[str, float | Tensor]:
     """Radii of an attack's budget by modality, under "" if there is one for all; none if it has no size."""
     if not has_budget(attack):
         return {}
@@ -231,13 +237,12 @@ def _radii_of(attack: Attack) -> dict[str, Radius]:
 
 
 def _factors(attack: Attack, radii: Sequence[float] | None) -> dict[str, float]:
-    """Factors of the attack's budget, by what their keys end with."""
+    """Factors of the attack's budget, by what their keys end with: the radii that are allowed."""
     own = _radii_of(attack)
     if not own:
         return {"": 1.0}
-    if radii is not None:
-        return {f"@{r:g}": r for r in radii}
-    return {"@" + "+".join(f"{name}={r:g}" if name else f"{r:g}" for name, r in own.items()): 1.0}
+    factors = [1.0] if radii is None else radii
+    return {"@" + "+".join(f"{m}={r * f:g}" if m else f"{r * f:g}" for m, r in own.items()): f for f in factors}
 
 
 def _median(values: Tensor, reduce: Reduce) -> float:

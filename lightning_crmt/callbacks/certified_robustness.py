@@ -70,7 +70,7 @@ class CertifiedRobustness(Observer):
 
     Raises:
         ValueError: if a radius is negative; on ``setup``, if names are needed and missing.
-        TypeError: on ``setup``, if bounds are asked of a module that is no CRMT module.
+        TypeError: if bounds are asked of a module that is no CRMT module, or of one without late fusion.
         NoBoundError: a ``ValueError``, at the sanity check if there is one, naming a layer without a bound.
 
     >>> callback = CertifiedRobustness([0.1, 0.2], constants="estimated", inputs=("image", "audio"))
@@ -113,6 +113,12 @@ class CertifiedRobustness(Observer):
         if self.constants == "estimated":
             return _Estimated(model, self.radii, self.budgets)
         if isinstance(model.module, CRMTMixin):
+            if not isinstance(model.module.head, Fusion):
+                raise TypeError(
+                    f"constants={self.constants!r} needs late fusion as the module's `head`, as in OrthogonalFusion or "
+                    f"LinearFusion; got {describe(model.module.head)}: choose constants='estimated', and what is "
+                    "logged will say so"
+                )
             return _Bounded(model.module, model.names, self.radii, self.budgets, self.constants)
         raise TypeError(
             f"constants={self.constants!r} needs a CRMT module, whose encoders and head can be bounded; got "

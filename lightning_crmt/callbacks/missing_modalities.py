@@ -26,13 +26,13 @@ class MissingModalities(Observer):
 
     What stands for a missing modality is part of the key: ``val/accuracy_zeroed/audio`` when its input is all zeros,
     ``val/accuracy_imputed/audio`` when it is a value of yours, ``val/accuracy_dropped/audio`` when its score is left
-    out of the fusion. Several are joined by ``+``. ``val/accuracy_zeroed/worst`` is the share of samples that are right
-    with nothing missing, and whichever of these subsets is.
+    out of the fusion. Several are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples
+    with nothing missing, ``val/accuracy_zeroed/worst`` the share that is right then, and whichever of these subsets is.
 
     Args:
         represent: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as
             :func:`~lightning_crmt.attacks.mean_inputs` computes; only those named are ever missing. ``"dropped"``, for
-            modules with a fusion head.
+            modules with late fusion.
         max_missing: largest number of modalities missing at once; all but one by default.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
         every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
@@ -41,7 +41,7 @@ class MissingModalities(Observer):
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if names are needed and missing.
-        TypeError: for ``"dropped"``, if the module has no fusion head.
+        TypeError: for ``"dropped"``, if the head of the module is no late fusion.
 
     >>> callback = MissingModalities(represent="dropped")
     """
@@ -86,8 +86,8 @@ class MissingModalities(Observer):
             return _Accuracies(model, subsets, self._kind, partial(_logits_with, values))
         if not isinstance(head, Fusion):
             raise TypeError(
-                "`represent='dropped'` needs a module with a fusion head as `head`, "
-                f"got {type(model.module).__name__}; use 'zeroed'"
+                "`represent='dropped'` needs late fusion, whose scores can be left out, as the module's `head`, as in "
+                f"OrthogonalFusion or LinearFusion; got {_kind_of(head, model.module)}: use 'zeroed'"
             )
         return _Accuracies(model, subsets, self._kind, partial(_logits_without, head))
 
@@ -121,10 +121,12 @@ class _Accuracies(Measurement):
     def compute(self, reduce: Reduce) -> dict[str, float]:
         assert self.total is not None
         *right, samples = reduce(self.total, "sum").tolist()
-        names = ["+".join(subset) for subset in self.subsets] + ["worst"]
-        found = {f"accuracy_{self.kind}/{name}": count / samples for name, count in zip(names, right, strict=True)}
-        del found[f"accuracy_{self.kind}/"]  # with nothing missing it is the plain accuracy
-        return found
+        names = ["+".join(subset) or "none" for subset in self.subsets] + ["worst"]
+        return {f"accuracy_{self.kind}/{name}": count / samples for name, count in zip(names, right, strict=True)}
+
+
+def _kind_of(head: object, module: object) -> str:
+    return f"{describe(module)} without one" if head is None else describe(head)
 
 
 def _logits_with(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from typing_extensions import override
@@ -20,10 +21,14 @@ class RobustnessFigures(Callback):
 
     The figures come from the numbers that ``CertifiedRobustness`` and ``AdversarialRobustness`` logged; list this after
     them. What they say of the same threat goes into one picture, if both have the same ``max_batches``. Figures go to
-    Weights & Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise.
+    Weights & Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise. A test without
+    anything to draw warns once.
 
     >>> callback = RobustnessFigures()
     """
+
+    def __init__(self) -> None:
+        self._warned = False
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,10 +44,19 @@ class RobustnessFigures(Callback):
         self._draw(trainer, "test")
 
     def _draw(self, trainer: Trainer, split: str) -> None:
+        # On every process: Lightning makes the processes agree on both.
+        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(f"{split}/")}
         if not trainer.is_global_zero:
             return
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(f"{split}/")}
-        for name, figure in robustness_figures(metrics, _threats(trainer)).items():
+        figures = robustness_figures(metrics, _threats(trainer))
+        if not figures and split == "test" and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                "RobustnessFigures found nothing to draw: a curve needs two `radii` or more in CertifiedRobustness or "
+                "AdversarialRobustness, listed before it"
+            )
+        for name, figure in figures.items():
             taken = False
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
@@ -52,14 +66,17 @@ class RobustnessFigures(Callback):
                     logger.experiment.add_figure(name, figure, trainer.global_step)
                     taken = True
             if not taken:
-                path = Path(trainer.log_dir or trainer.default_root_dir) / "figures" / f"{name.replace('/', '_')}.png"
+                path = directory / "figures" / f"{name.replace('/', '_')}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(path, dpi=120)
 
 
 def _threats(trainer: Trainer) -> dict[str, Threat]:
-    """What attacks perturb, of those that saw the same samples as the certificates."""
+    """What attacks perturb; it says so where they saw other samples than the certificates: then nothing is shared."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     limits = {each.max_batches for each in callbacks if isinstance(each, CertifiedRobustness)}
-    attacking = [each for each in callbacks if isinstance(each, AdversarialRobustness) and {each.max_batches} == limits]
-    return {name: threat for each in attacking for name, threat in each.threats.items()}
+    found: dict[str, Threat] = {}
+    for each in (each for each in callbacks if isinstance(each, AdversarialRobustness)):
+        apart = ", other samples" if limits and limits != {each.max_batches} else ""
+        found |= {name: f"{threat}{apart}" for name, threat in each.threats.items()}
+    return found
