@@ -63,7 +63,9 @@ def main(strategy, processes, batch_size, folder):
         "metrics": metrics,
     }
     trainer.test(model, datamodule=data, verbose=False)
-    found["tested"] = {key: float(value) for key, value in trainer.callback_metrics.items() if "robust" in key}
+    found["tested"] = {
+        key: float(value) for key, value in trainer.callback_metrics.items() if "robust" in key and "fgm" in key
+    }
     torch.save(found, Path(folder) / f"{processes}-{trainer.global_rank}.pt")
 
 
