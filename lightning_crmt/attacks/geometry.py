@@ -38,11 +38,7 @@ def dot(one: Perturbation, other: Perturbation) -> Tensor:
 
 def norms_of(delta: Perturbation, norm: Literal["l2", "linf"], joint: bool) -> dict[str, Tensor]:
     """Norm of each modality, or for each the norm of all together; ``(B,)``."""
-    order = 2 if norm == "l2" else torch.inf
-    # In double precision: the squares of a tiny gradient vanish in single.
-    norms = {
-        name: torch.linalg.vector_norm(d.flatten(1), order, dim=1, dtype=torch.float64) for name, d in delta.items()
-    }
+    norms = {name: _norm(d.flatten(1), 2 if norm == "l2" else torch.inf) for name, d in delta.items()}
     if len(norms) == 1:
         return norms
     return dict.fromkeys(norms, torch.linalg.vector_norm(torch.stack(list(norms.values())), dim=0)) if joint else norms
@@ -81,6 +77,18 @@ def nudged_towards(clean: Tensor, moved: Tensor, delta: Tensor) -> Tensor:
     # Half precision has no nextafter on the CPU; there the entry stays clean.
     closer = clean if moved.dtype is torch.float16 else torch.nextafter(moved, clean)
     return torch.where(over, closer, moved)
+
+
+def _norm(vectors: Tensor, order: float) -> Tensor:
+    if (
+        vectors.device.type == "cpu"
+    ):  # where double precision takes four times as long, and a look at the result nothing
+        norm: Tensor = torch.linalg.vector_norm(vectors, order, dim=1).double()
+        if bool(((norm > 1e-15) & (norm < 1e15)).all()):
+            return norm
+    # The squares of a tiny gradient vanish in single precision.
+    exact: Tensor = torch.linalg.vector_norm(vectors, order, dim=1, dtype=torch.float64)
+    return exact
 
 
 def _stretched(direction: Perturbation, scale: Tensor, in_place: bool = False) -> Perturbation:

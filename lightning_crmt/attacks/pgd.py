@@ -105,7 +105,7 @@ class Descent(Walk):
         ahead = self.budget.ahead(gradient, self.inputs)
         size = next(self.sizes)
         # In place: fresh memory costs more than these sums.
-        moved = {name: each.mul_(size).add_(self.delta[name]) for name, each in ahead.items()}
+        moved = {n: torch.add(self.delta[n], each, alpha=size, out=each) for n, each in ahead.items()}
         self.delta = self.budget.project_(moved, self.inputs)
 
     @override
