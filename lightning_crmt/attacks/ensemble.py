@@ -22,7 +22,28 @@ from lightning_crmt.attacks.survivors import Survivors
 from lightning_crmt.modality import Inputs, describe
 
 
-class Ensemble(Attack):
+class _Several(Attack):
+    """Attacks with one budget."""
+
+    def __init__(self, attacks: Sequence[Attack]) -> None:
+        self.attacks = list(attacks)
+        self.budget = _common_budget(self.attacks)
+
+    @override
+    def scaled(self, factor: Radius) -> Self:
+        return self._with([attack.scaled(factor) for attack in self.attacks])
+
+    @override
+    def select(self, rows: Tensor) -> Self:
+        return self._with([attack.select(rows) for attack in self.attacks])
+
+    def _with(self, attacks: list[Attack]) -> Self:
+        other = copy.copy(self)
+        other.attacks, other.budget = attacks, attacks[0].budget
+        return other
+
+
+class Ensemble(_Several):
     """Attacks within one budget, one after the other, each on the samples that the ones before left standing.
 
     A sample keeps the first input that fools the model, else the one that came nearest to it. So put the cheap ones
@@ -45,10 +66,6 @@ class Ensemble(Attack):
     True
     """
 
-    def __init__(self, attacks: Sequence[Attack]) -> None:
-        self.attacks = list(attacks)
-        self.budget = _common_budget(self.attacks)
-
     @override
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
         """Perturbed inputs within the budget: the first that fools the model, else the one that came nearest to it."""
@@ -63,21 +80,8 @@ class Ensemble(Attack):
                 survivors.take(rows, part, self.budget.select(rows), tried)
             return survivors.answer(inputs)
 
-    @override
-    def scaled(self, factor: Radius) -> Self:
-        return self._with([attack.scaled(factor) for attack in self.attacks])
 
-    @override
-    def select(self, rows: Tensor) -> Self:
-        return self._with([attack.select(rows) for attack in self.attacks])
-
-    def _with(self, attacks: list[Attack]) -> Self:
-        other = copy.copy(self)
-        other.attacks, other.budget = attacks, attacks[0].budget
-        return other
-
-
-class MinimumNormEnsemble(Attack):
+class MinimumNormEnsemble(_Several):
     """Minimum-norm attacks in one unit: for each sample the smallest perturbation that any of them finds.
 
     Args:
@@ -97,8 +101,7 @@ class MinimumNormEnsemble(Attack):
     """
 
     def __init__(self, attacks: Sequence[Attack]) -> None:
-        self.attacks = list(attacks)
-        self.budget = _common_budget(self.attacks)
+        super().__init__(attacks)
         for attack in attacks:
             if not isinstance(attack, Searches):
                 raise TypeError(
@@ -127,19 +130,6 @@ class MinimumNormEnsemble(Attack):
             best = Adversarial(changed, torch.minimum(found.factor, best.factor))
         assert best is not None
         return best
-
-    @override
-    def scaled(self, factor: Radius) -> Self:
-        return self._with([attack.scaled(factor) for attack in self.attacks])
-
-    @override
-    def select(self, rows: Tensor) -> Self:
-        return self._with([attack.select(rows) for attack in self.attacks])
-
-    def _with(self, attacks: list[Attack]) -> Self:
-        other = copy.copy(self)
-        other.attacks, other.budget = attacks, attacks[0].budget
-        return other
 
 
 def _common_budget(attacks: Sequence[Attack]) -> Budget:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.budget import Budget
+from lightning_crmt.attacks.fixed_budget import at_least_one
 from lightning_crmt.attacks.geometry import Perturbation, choose, dot, times
 from lightning_crmt.attacks.objective import rival_margin
 from lightning_crmt.attacks.oracle import Model, Oracle, under_attack
@@ -65,9 +66,7 @@ class MinimumNorm(Attack):
     def __init__(
         self, budget: Budget, steps: int = 40, restarts: int = 2, classes: int | None = None, seed: int = 0
     ) -> None:
-        for name, value in {"steps": steps, "restarts": restarts, "classes": classes}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        at_least_one(steps=steps, restarts=restarts, classes=classes)
         self.budget = budget
         self.steps = steps
         self.restarts = restarts
