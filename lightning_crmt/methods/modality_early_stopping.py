@@ -12,13 +12,12 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.methods.method import Method
 from lightning_crmt.methods.modality_parts import check_steps_in_reach, head_parts, own_parameters
-from lightning_crmt.methods.unimodal_validation import UnimodalValidation, check_validation
+from lightning_crmt.methods.unimodal_validation import Unimodal, ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
 
 
-class ModalityEarlyStopping(Method):
+class ModalityEarlyStopping(ValidatedMethod):
     r"""Modality-specific early stopping (MSES, after Fujimori et al., ACPR 2019): who overfits goes back and stays.
 
     After Fujimori, Endo, Kawai and Mochizuki, Modality-Specific Learning Rate Control for Multimodal Classification,
@@ -65,7 +64,7 @@ class ModalityEarlyStopping(Method):
         self._best_losses: dict[str, float] = {}
         self._best_weights: dict[str, dict[str, Tensor]] = {}
         self._last_losses: dict[str, float] = {}
-        self._validation = UnimodalValidation(self)
+        super().__init__()
         self._evaluating: list[nn.Module] = []
 
     @override
@@ -82,10 +81,6 @@ class ModalityEarlyStopping(Method):
             part.training = True
         self._evaluating = []
         super().teardown(trainer, pl_module, stage)
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_validation(trainer, self)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -106,26 +101,7 @@ class ModalityEarlyStopping(Method):
     # --- when to stop
 
     @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation.start()
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._validation.update(trainer, pl_module, batch, dataloader_idx)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = self._validation.compute(trainer)
-        if found is None:
-            return
+    def learn(self, trainer: Trainer, pl_module: LightningModule, found: Unimodal) -> None:
         module, epoch = crmt_module(pl_module, self), trainer.current_epoch
         for name, loss in found.losses.items():
             if name in self.stopped:

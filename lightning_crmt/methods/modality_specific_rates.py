@@ -15,13 +15,12 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.methods.method import Method
 from lightning_crmt.methods.modality_parts import check_steps_in_reach, own_parameters
-from lightning_crmt.methods.unimodal_validation import UnimodalValidation, check_validation
+from lightning_crmt.methods.unimodal_validation import Unimodal, ValidatedMethod
 from lightning_crmt.modality import check_same_modalities
 
 
-class ModalitySpecificRates(Method):
+class ModalitySpecificRates(ValidatedMethod):
     r"""Modality-specific learning rates (MSLR, after Yao and Mihalcea, ACL Findings 2022), by each one's accuracy.
 
     After Yao and Mihalcea, Modality-specific Learning Rates for Effective Multimodal Additive Late-fusion, Findings of
@@ -64,7 +63,7 @@ class ModalitySpecificRates(Method):
         self.accuracies: dict[str, list[float]] = {}
         #: The trends, :math:`\eta_m / c_m`, of the running epoch.
         self.trends: dict[str, float] = {}
-        self._validation = UnimodalValidation(self)
+        super().__init__()
         self._before: list[tuple[float, nn.Parameter, Tensor]] = []
 
     @override
@@ -77,10 +76,6 @@ class ModalitySpecificRates(Method):
                 check_same_modalities("rates", self.rates, names)
             self.accuracies, self.trends = {name: [] for name in names}, dict.fromkeys(names, 1.0)
             self._before = []
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_validation(trainer, self)
 
     def factor(self, name: str) -> float:
         r"""The factor :math:`\eta_m` of a modality."""
@@ -111,26 +106,7 @@ class ModalitySpecificRates(Method):
     # --- the trend
 
     @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation.start()
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._validation.update(trainer, pl_module, batch, dataloader_idx)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = self._validation.compute(trainer)
-        if found is None:
-            return
+    def learn(self, trainer: Trainer, pl_module: LightningModule, found: Unimodal) -> None:
         for name, accuracy in found.accuracies.items():
             earlier = self.accuracies[name]
             usual = sum(earlier) / self.window

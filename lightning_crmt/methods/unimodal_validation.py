@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import override
 
 from lightning_crmt.callbacks.naming import crmt_module
 from lightning_crmt.methods.batch_sums import BatchSums, losses
@@ -67,6 +69,43 @@ class UnimodalValidation:
             {name: value / size for name, value in sums.items()},
             {name: value / size for name, value in right.items()},
         )
+
+
+class ValidatedMethod(Method):
+    """A method that learns from every validation of a fit how each modality alone does; it needs validation data."""
+
+    def __init__(self) -> None:
+        self._validation = UnimodalValidation(self)
+
+    @abstractmethod
+    def learn(self, trainer: Trainer, pl_module: LightningModule, found: Unimodal) -> None:
+        """Take in what a validation found."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_validation(trainer, self)
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation.start()
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._validation.update(trainer, pl_module, batch, dataloader_idx)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = self._validation.compute(trainer)
+        if found is not None:
+            self.learn(trainer, pl_module, found)
 
 
 def check_validation(trainer: Trainer, method: Method) -> None:
