@@ -149,8 +149,10 @@ def test_methods_compose_in_their_order(make_model, make_trainer, data):
     assert watching.seen
     assert all(isinstance(target, MixedTarget) for _, target in watching.seen)
     assert list(module.methods) == []
+    early = Watching()
     with pytest.raises(ValueError, match="must come before Mixup"):
-        make_trainer(Mixup(), AdversarialTraining(ATTACK), max_epochs=1).fit(make_model(), data)
+        make_trainer(early, Mixup(), AdversarialTraining(ATTACK), max_epochs=1).fit(make_model(), data)
+    assert not early.seen  # refused before the first batch
     with pytest.raises(ValueError, match="can be mixed once"):
         make_trainer(Mixup(), Mixup(), max_epochs=1).fit(make_model(), data)
 

@@ -6,15 +6,20 @@ from __future__ import annotations
 
 from typing import cast
 
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.attacks import Attack
 from lightning_crmt.attacks.oracle import Model
+from lightning_crmt.callbacks.naming import crmt_module
 from lightning_crmt.methods.method import Method
+from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs, describe
 from lightning_crmt.targets import Target
+
+_ORDER = "AdversarialTraining must come before Mixup: an attack leads away from one class"
 
 
 class AdversarialTraining(Method):
@@ -41,7 +46,15 @@ class AdversarialTraining(Method):
         self.attack = attack
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            methods = crmt_module(pl_module, self).methods
+            if any(isinstance(method, Mixup) for method in methods[: methods.index(self)]):
+                raise ValueError(_ORDER)
+
+    @override
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         if not isinstance(target, Tensor):
-            raise ValueError("AdversarialTraining must come before Mixup: an attack leads away from one class")
+            raise ValueError(_ORDER)
         return self.attack(cast(Model, module), inputs, target), target

@@ -45,8 +45,8 @@ class PrototypicalRebalancing(Method):
 
     Args:
         weight: :math:`\alpha`, at least 0.
-        entropy_weight: :math:`\mu`, at least 0.
-        entropy_epochs: epochs from the first on in which the entropy counts.
+        entropy_weight: :math:`\mu`, at least 0; the default is ours.
+        entropy_epochs: epochs from the first on in which the entropy counts; the default is ours.
         momentum: share of the last prototypes in the new ones, at least 0 and below 1.
         dataloader: batches to measure on; by default the training data set in order. The released code takes the first
             tenth of a shuffled epoch: for large data give such batches.
