@@ -1,8 +1,10 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Small encoders for first experiments and for certificates; any module that gives (B, d) serves as well."""
+"""Encoders for tables, sensors, images and videos, and for certificates; any module that gives (B, d) serves too."""
 
+from lightning_crmt.encoders.conv import ConvNet1d, ConvNet2d
 from lightning_crmt.encoders.lipschitz import LipschitzCNN, LipschitzMLP
 from lightning_crmt.encoders.mlp import MLP
+from lightning_crmt.encoders.resnet import ResNet18, ResNet18Tokens
 
-__all__ = ["MLP", "LipschitzCNN", "LipschitzMLP"]
+__all__ = ["MLP", "ConvNet1d", "ConvNet2d", "LipschitzCNN", "LipschitzMLP", "ResNet18", "ResNet18Tokens"]

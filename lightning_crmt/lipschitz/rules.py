@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.encoders import MLP, LipschitzCNN, LipschitzMLP
+from lightning_crmt.encoders import MLP, ConvNet1d, ConvNet2d, LipschitzCNN, LipschitzMLP
 from lightning_crmt.layers import (
     GroupSort,
     MaxMin,
@@ -184,8 +184,8 @@ def _residual(layer: Residual, place: Place) -> float:
     return math.fsum([1.0, -layer.weight, layer.weight * branch])
 
 
-@lipschitz_rule(MLP, LipschitzMLP, LipschitzCNN)
-def _encoder(encoder: MLP | LipschitzMLP | LipschitzCNN, place: Place) -> float:
+@lipschitz_rule(MLP, ConvNet1d, ConvNet2d, LipschitzMLP, LipschitzCNN)
+def _encoder(encoder: MLP | ConvNet1d | ConvNet2d | LipschitzMLP | LipschitzCNN, place: Place) -> float:
     return place.bound(encoder.layers, "layers", place.input_shape)
 
 
