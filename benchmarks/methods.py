@@ -66,9 +66,9 @@ class Job(NamedTuple):
     words: tuple[str, ...] = ()
 
 
-def attacks_on(views: Sequence[str]) -> dict[str, Attack]:
+def attacks_on(views: Sequence[str], radius: float) -> dict[str, Attack]:
     """By the names that their keys have."""
-    budgets = {"": Budget(RADIUS)} | {f"-{view}": Budget(RADIUS, modalities=[view]) for view in views}
+    budgets = {"": Budget(radius)} | {f"-{view}": Budget(radius, modalities=[view]) for view in views}
     found: dict[str, Attack] = {}
     for where, budget in budgets.items():
         found[f"fgm{where}"] = FGM(budget)
@@ -126,11 +126,11 @@ def train_and_test(job: Job) -> Run:
                 cli.trainer.callbacks.remove(observer)
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         os.chdir(CONFIGS)
-    return numbers(cli.model, *cli.datamodule.parts[job.part][:])
+    return numbers(cli.model, *cli.datamodule.parts[job.part][:], RADIUS)
 
 
 @torch.no_grad()
-def numbers(model: CRMTModule, inputs: Inputs, target: Tensor) -> Run:
+def numbers(model: CRMTModule, inputs: Inputs, target: Tensor, radius: float) -> Run:
     """Everything that is measured, on all samples at once."""
     model.eval()
     output = model(inputs)
@@ -139,24 +139,23 @@ def numbers(model: CRMTModule, inputs: Inputs, target: Tensor) -> Run:
     for name, value in inputs.items():
         without = model({**inputs, name: torch.zeros_like(value)})
         right[f"accuracy_zeroed/{name}"] = without.logits.argmax(1) == target
-    for name, attack in attacks_on(list(inputs)).items():
+    for name, attack in attacks_on(list(inputs), radius).items():
         right[f"robust_accuracy/{name}"] = ~fooled_by(attack, model, inputs, target)
     return {key: 100 * float(each.float().mean()) for key, each in right.items()}
 
 
-def columns(views: str) -> dict[str, list[str]]:
-    """What is shown, and the numbers each column is the mean of."""
-    names = VIEWS[views]
+def columns(names: Sequence[str]) -> dict[str, list[str]]:
+    """What is shown, and the numbers each column is the mean of; of many views their means only."""
 
     def under(attack: str, where: Sequence[str] = ("",)) -> list[str]:
         return [f"robust_accuracy/{attack}{view and '-'}{view}" for view in where]
 
     shown = {"clean": ["accuracy/joint"]}
-    if views == "two":
+    if len(names) == 2:
         shown |= {f"{name} alone": [f"accuracy/{name}"] for name in names}
         shown |= {f"{name} missing": [f"accuracy_zeroed/{name}"] for name in names}
     shown |= {"FGM": under("fgm"), "PGD-4": under("pgd4"), "PGD": under("pgd")}
-    if views == "two":
+    if len(names) == 2:
         shown |= {f"PGD {name}": under("pgd", [name]) for name in names}
     shown["alone"] = [f"accuracy/{name}" for name in names]
     shown["missing"] = [f"accuracy_zeroed/{name}" for name in names]
@@ -178,21 +177,21 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
 
 
-def table(rows: dict[str, list[Run]], views: str) -> str:
-    """Mean and spread of each method."""
-    shown = columns(views)
+def table(rows: dict[str, list[Run]], shown: dict[str, list[str]]) -> str:
+    """Mean and spread of each method; a dash for what it does not have."""
+
+    def cell(runs: list[Run], keys: list[str]) -> str:
+        if any(key not in run for run in runs for key in keys):
+            return "-"
+        return spread([mean(run[key] for key in keys) for run in runs])
+
     return markdown(
-        [["method", *shown]]
-        + [
-            [method, *(spread([mean(run[key] for key in keys) for run in runs]) for keys in shown.values())]
-            for method, runs in rows.items()
-        ]
+        [["method", *shown]] + [[name, *(cell(runs, keys) for keys in shown.values())] for name, runs in rows.items()]
     )
 
 
-def comparison(rows: dict[str, list[Run]], views: str) -> str:
+def comparison(rows: dict[str, list[Run]], shown: dict[str, list[str]]) -> str:
     """What each CRMT variant adds to its base, paired by seed."""
-    shown = columns(views)
     groups = {
         **{name: shown[name] for name in ("clean", "alone", "missing")},
         "alone and missing": shown["alone"] + shown["missing"],
@@ -229,13 +228,14 @@ def main() -> None:
         for seed in range(options.seeds)
     ]
     rows: dict[str, list[Run]] = {method: [] for method in options.only}
+    shown = columns(VIEWS[options.views])
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for job, found in zip(jobs, pool.map(train_and_test, jobs), strict=True):
             rows[job.method].append(found)
             if len(rows[job.method]) == options.seeds:
-                print(table({job.method: rows[job.method]}, options.views).splitlines()[-1], flush=True)
-    print("\n" + table(rows, options.views))
-    print("\n" + comparison(rows, options.views))
+                print(table({job.method: rows[job.method]}, shown).splitlines()[-1], flush=True)
+    print("\n" + table(rows, shown))
+    print("\n" + comparison(rows, shown))
 
 
 if __name__ == "__main__":
