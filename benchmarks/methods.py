@@ -111,12 +111,17 @@ def words_for(job: Job, method: str) -> list[str]:
     ]
 
 
+def quiet() -> None:
+    """One thread per process, and no word of Lightning's."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+
+
 def train_and_test(job: Job) -> Run:
     """The numbers of one method, seed and choice of views."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    quiet()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for method in (["umt_teachers"] if job.method == "umt" else []) + [job.method]:
