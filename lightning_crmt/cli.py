@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``lightning-crmt fit --config run.yaml``, ``lightning-crmt methods``."""
+"""The command line: ``lightning-crmt fit --config run.yaml``, ``lightning-crmt methods``, ``... prepare``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from lightning.pytorch.cli import ArgsType, LightningCLI
 
 # Classes are found in YAML by their short names once their modules are imported.
 from lightning_crmt import attacks, callbacks, data, encoders, fusion, methods, module  # noqa: F401
+from lightning_crmt.data.video.command import prepare_command
 from lightning_crmt.methods.listing import listing
 from lightning_crmt.version import __version__
 
 
 def main(args: ArgsType = None) -> None:
-    """Run LightningCLI on any model and data module, those of this package by their short names; or list the methods.
+    """Run LightningCLI on any model and data module, those of this package by their short names.
 
-    ``methods`` prints the methods of training with a line for each; everything else is LightningCLI's.
+    Two subcommands are not LightningCLI's: ``methods`` prints the methods of training with a line for each,
+    ``prepare`` turns a folder of videos into frames, flow and spectrograms.
     """
-    given = sys.argv[1:] if args is None else args
-    if given == ["methods"]:
-        print(listing())  # noqa: T201
-        return
-    command_line(args)
+    match sys.argv[1:] if args is None else args:
+        case ["methods"]:
+            print(listing())  # noqa: T201
+        case ["prepare", *words]:
+            sys.exit(prepare_command(words))
+        case _:
+            command_line(args)
 
 
 def command_line(args: ArgsType = None, run: bool = True) -> LightningCLI:
@@ -45,7 +49,8 @@ def command_line(args: ArgsType = None, run: bool = True) -> LightningCLI:
         parser_kwargs={
             "prog": "lightning-crmt",
             "version": __version__,
-            "epilog": "lightning-crmt methods: list the methods of training with a line for each.",
+            "epilog": "lightning-crmt methods: list the methods of training with a line for each. "
+            "lightning-crmt prepare: turn a folder of videos into frames, flow and spectrograms.",
         },
         args=args,
         run=run,

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from lightning_crmt.data import MultimodalDataset, UCIMultiFeatures
 from lightning_crmt.data.mfeat import VIEWS
@@ -46,6 +47,33 @@ def test_deterministic():
     for once, again in zip(first_batches(0), first_batches(0), strict=True):
         assert torch.equal(once[0]["fou"], again[0]["fou"])
         assert torch.equal(once[1], again[1])
+
+
+class Seen(Callback):
+    """The batches of each epoch."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append((trainer.current_epoch, batch[0]["fou"].clone()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_goes_on_with_the_order(workers, make_model, make_trainer, tmp_path):
+    def fit(epochs, **settings):
+        seen = Seen()
+        trainer = make_trainer(seen, max_epochs=epochs)
+        trainer.fit(make_model(), UCIMultiFeatures(batch_size=300, num_workers=workers), **settings)
+        return seen.batches, trainer
+
+    whole, _ = fit(3)
+    _, trainer = fit(2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    rest, _ = fit(3, ckpt_path=tmp_path / "two.ckpt")
+    assert [epoch for epoch, _ in rest] == [2] * 4
+    for (_, once), (_, again) in zip(whole[-4:], rest, strict=True):
+        assert torch.equal(once, again)
 
 
 def test_training_order_depends_on_seed_and_epoch_alone():

@@ -2,7 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-modal data: one base module, and one file per data set."""
 
+from lightning_crmt.data.digits import SpokenWrittenDigits
+from lightning_crmt.data.kinetics_sounds import KineticsSounds
 from lightning_crmt.data.mfeat import UCIMultiFeatures
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.ucf101 import UCF101
+from lightning_crmt.data.vggsound import VGGSound
+from lightning_crmt.data.watch import WatchMotion
 
-__all__ = ["MultimodalDataModule", "MultimodalDataset", "UCIMultiFeatures"]
+__all__ = [
+    "UCF101",
+    "KineticsSounds",
+    "MultimodalDataModule",
+    "MultimodalDataset",
+    "SpokenWrittenDigits",
+    "UCIMultiFeatures",
+    "VGGSound",
+    "WatchMotion",
+]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.pairing import stratified_split
 
 #: Number of features of each view.
 VIEWS = {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}
@@ -71,25 +72,12 @@ class UCIMultiFeatures(MultimodalDataModule):
         with as_file(files("lightning_crmt.data") / "mfeat.npz") as path, np.load(path) as archive:
             target = torch.from_numpy(archive["label"].astype(np.int64))
             raw = {view: torch.from_numpy(archive[view].astype(np.float64)) for view in self.views}
-        index = _stratified_split(target, (0.6, 0.2, 0.2), self.seed)
+        index = stratified_split(target, (0.6, 0.2, 0.2), torch.Generator().manual_seed(self.seed))
         inputs = {view: _scale(value, value[index[0]]) for view, value in raw.items()}
         return {
             name: MultimodalDataset({view: value[rows] for view, value in inputs.items()}, target[rows])
             for name, rows in zip(("train", "val", "test"), index, strict=True)
         }
-
-
-def _stratified_split(target: Tensor, shares: Sequence[float], seed: int) -> list[Tensor]:
-    """Indices of the parts, sorted; each part has its share of every class."""
-    generator = torch.Generator().manual_seed(seed)
-    parts: list[list[Tensor]] = [[] for _ in shares]
-    for label in range(int(target.max()) + 1):
-        rows = (target == label).nonzero().squeeze(1)
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        ends = [round(sum(shares[: i + 1]) * len(rows)) for i in range(len(shares))]
-        for part, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
-            part.append(rows[start:end])
-    return [torch.cat(part).sort().values for part in parts]
 
 
 def _scale(value: Tensor, train: Tensor) -> Tensor:

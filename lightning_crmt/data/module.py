@@ -65,6 +65,16 @@ class EpochShuffle(Sampler[int]):
         return len(self.data)
 
 
+class _LateLoader(DataLoader[Any]):
+    """Asks its workers for nothing before the first batch is asked of it.
+
+    In a resumed fit Lightning takes the iterator before it tells the sampler which epoch it is.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
 class MultimodalDataModule(LightningDataModule, ABC):
     """Serves batches ``({m: (B, ...)}, target)`` of a training, a validation and a test part.
 
@@ -129,11 +139,11 @@ class MultimodalDataModule(LightningDataModule, ABC):
         self.setup()
         return self.parts
 
-    def _loader(self, part: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+    def _loader(self, part: str, sampler: Sampler[Any] | None = None) -> DataLoader[Any]:
         parts = self._all_parts()
         if part not in parts:
             raise ValueError(f"`load` must give the part {part!r}, got {list(parts)}")
-        return DataLoader(
+        return _LateLoader(
             parts[part],
             batch_size=self.batch_size,
             sampler=sampler,
