@@ -135,8 +135,8 @@ def train_and_test(job: Job) -> Run:
 
 
 @torch.no_grad()
-def numbers(model: CRMTModule, inputs: Inputs, target: Tensor, radius: float) -> Run:
-    """Everything that is measured, on all samples at once."""
+def numbers(model: CRMTModule, inputs: Inputs, target: Tensor, radius: float, attacked: int | None = None) -> Run:
+    """Everything that is measured, on all samples at once; under attack on the first so many of a random order."""
     model.eval()
     output = model(inputs)
     right = {f"accuracy/{name}": scores.argmax(1) == target for name, scores in output.scores.items()}
@@ -144,6 +144,8 @@ def numbers(model: CRMTModule, inputs: Inputs, target: Tensor, radius: float) ->
     for name, value in inputs.items():
         without = model({**inputs, name: torch.zeros_like(value)})
         right[f"accuracy_zeroed/{name}"] = without.logits.argmax(1) == target
+    chosen = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))[:attacked]
+    inputs, target = {name: value[chosen] for name, value in inputs.items()}, target[chosen]
     for name, attack in attacks_on(list(inputs), radius).items():
         right[f"robust_accuracy/{name}"] = ~fooled_by(attack, model, inputs, target)
     return {key: 100 * float(each.float().mean()) for key, each in right.items()}
