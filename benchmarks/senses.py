@@ -6,10 +6,9 @@ python benchmarks/senses.py watch
 python benchmarks/senses.py digits --recordings FOLDER --part val --only crmt_jt --model.rho=1  # to choose settings
 
 A row is a file of examples/methods on top of examples/spoken_digits.yaml or examples/watch_motion.yaml; only_* is one
-modality alone, radius is trained for sound certificates. The seed decides who is held out (two of six speakers, three
-of ten subjects), the pairs, the initial weights and the order of batches. With --part val, one more speaker, or two
-more subjects, are held out of training and validated on; the test part is then not looked at. Words that are not known
-here go to the command line of each fit.
+modality alone, radius is trained for sound certificates. The seed decides who is held out to test on (two of six
+speakers, three of ten subjects) and to choose settings on (one more, two more; --part val), the pairs, the initial
+weights and the order of batches. Words that are not known here go to the command line of each fit.
 
 Mean and standard deviation over seeds, in percent; an input has norm 10 on average:
 
@@ -59,15 +58,17 @@ class Job(NamedTuple):
 
 
 def held_out(job: Job) -> list[str]:
-    """Who is tested on and, where settings are chosen, who is validated on."""
+    """Who is tested and who is validated on."""
     if job.data == "digits":
         first, second, third = (SPEAKERS[(job.seed + i) % 6] for i in range(3))
-        words = {"recordings": job.recordings, "held_out_speakers": f"[{first},{second}]"}
-        words |= {"validation_speakers": f"[{third}]"} if job.part == "val" else {}
+        words = {
+            "recordings": job.recordings,
+            "held_out_speakers": f"[{first},{second}]",
+            "validation_speakers": f"[{third}]",
+        }
     else:
         subjects = [(3 * job.seed + i) % 10 + 1 for i in range(5)]
-        words = {"held_out_subjects": str(subjects[:3])}
-        words["validation_subjects"] = str(subjects[3:] if job.part == "val" else [])
+        words = {"held_out_subjects": str(subjects[:3]), "validation_subjects": str(subjects[3:])}
     return [f"--data.init_args.{name}={value}" for name, value in words.items()]
 
 

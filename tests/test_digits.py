@@ -23,7 +23,7 @@ from lightning_crmt.data.installed import installed_file
 from lightning_crmt.data.pairing import pair_by_class, stratified_split
 from lightning_crmt.data.recordings import read_recordings, spectrograms
 from lightning_crmt.data.scaling import scaled
-from lightning_crmt.data.spectrogram import log_mel
+from lightning_crmt.data.spectrogram import LOG_FLOOR, log_mel
 
 FSDD = Path(__file__).parents[2] / "shared" / "data" / "fsdd_8k_int16.npz"
 
@@ -262,21 +262,37 @@ def test_a_broken_archive(tmp_path):
 def test_spectrograms_are_those_of_each_recording_padded_and_cut(folder):
     found = read_recordings(folder)
     short, long = spectrograms(found, 9, 20), spectrograms(found, 20, 20)
-    assert short.shape == (150, 1, 9, 20)
     for row in (0, 4, 77, 149):
         alone = log_mel(found.waveforms[row], 8000, 20)
-        for made, frames in ((short, 9), (long, 20)):
-            kept = alone[:frames]
-            relative = [[max(float(value - kept.max()), -10.0) for value in frame] for frame in kept]
-            assert (made[row, 0, : len(kept)] - torch.tensor(relative)).abs().max() < 1e-4
-            assert (made[row, 0, len(kept) :] == -10).all()
-    assert (long[:, 0, 8] == -10).all(1).any(), "a recording of 800 samples has 8 frames"
+        count = len(alone)
+        assert short.shape == (150, 1, 9, 20)
+        assert (short[row, 0, :count] - alone[:9]).abs().max() < 1e-4
+        assert (long[row, 0, :count] - alone).abs().max() < 1e-4
+        assert (long[row, 0, count:] == LOG_FLOOR).all()
+    assert (long[:, 0, 8] == LOG_FLOOR).all(1).any(), "a recording of 800 samples has 8 frames"
 
 
-def test_loudness_does_not_count(folder):
+@pytest.mark.parametrize("frames", [9, 20])
+def test_a_dynamic_range_is_relative_to_the_loudest_moment(folder, frames):
+    found = read_recordings(folder)
+    made = spectrograms(found, frames, 20, dynamic_range=6.0)
+    for row in (0, 4, 77, 149):
+        kept = log_mel(found.waveforms[row], 8000, 20)[:frames]
+        relative = [[max(float(value - kept.max()), -6.0) for value in frame] for frame in kept]
+        assert (made[row, 0, : len(kept)] - torch.tensor(relative)).abs().max() < 1e-4
+        assert (made[row, 0, len(kept) :] == -6).all()
+
+
+def test_loudness_counts_unless_there_is_a_dynamic_range(folder):
     found = read_recordings(folder)
     quiet = found._replace(waveforms=[waveform / 4 for waveform in found.waveforms])
-    assert (spectrograms(found, 9, 20) - spectrograms(quiet, 9, 20)).abs().max() < 1e-4
+    assert (spectrograms(found, 9, 20, 6.0) - spectrograms(quiet, 9, 20, 6.0)).abs().max() < 1e-4
+    assert (spectrograms(found, 9, 20) - spectrograms(quiet, 9, 20)).abs().max() > 2
+    data = SpokenWrittenDigits(folder, dynamic_range=6.0, frames=9, n_mels=20)
+    data.setup()
+    other = SpokenWrittenDigits(folder, frames=9, n_mels=20)
+    other.setup()
+    assert not torch.equal(data.parts["test"].inputs["audio"], other.parts["test"].inputs["audio"])
 
 
 @pytest.mark.parametrize(
@@ -343,6 +359,7 @@ def test_a_missing_digit(folder):
         ({"modalities": ("audio", "audio")}, "got ('audio', 'audio')"),
         ({"frames": 0}, "`frames` must be at least 1, got 0"),
         ({"n_mels": 0}, "`n_mels` must be at least 1, got 0"),
+        ({"dynamic_range": 0.0}, "`dynamic_range` must be above 0, got 0.0"),
         ({"norm": 0.0}, "`norm` must be above 0, got 0.0"),
         ({"norm": math.inf}, "`norm` must be above 0, got inf"),
         ({"held_out_speakers": ["theo"]}, "`held_out_speakers` and `download` must go with `recordings`, a folder"),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ class SpokenWrittenDigits(MultimodalDataModule):
         frames: length of audio; what is longer loses its end, what is shorter ends in silence. By default 64 frames of
             spectrograms (10 ms each) and 40 of coefficients, enough for 19 of 20 recordings.
         n_mels: bands of spectrograms; without effect on coefficients.
+        dynamic_range: takes the loudness of voice and microphone out of spectrograms, see
+            :func:`~lightning_crmt.data.recordings.spectrograms`; 10 is a good value. By default loudness stays in.
         norm: size of an input of either modality, above 0.
         batch_size: samples per batch and process.
         num_workers: worker processes per loader.
@@ -96,6 +99,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
         modalities: Sequence[str] = MODALITIES,
         frames: int | None = None,
         n_mels: int = 40,
+        dynamic_range: float | None = None,
         norm: float = 10.0,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -109,6 +113,8 @@ class SpokenWrittenDigits(MultimodalDataModule):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         check_norm(norm)
+        if dynamic_range is not None and not (math.isfinite(dynamic_range) and dynamic_range > 0):
+            raise ValueError(f"`dynamic_range` must be above 0, got {dynamic_range}")
         test, validation = _names(held_out_speakers), _names(validation_speakers)
         if len(set(test + validation)) != len(test + validation):
             raise ValueError(
@@ -131,6 +137,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
         self.modalities = modalities
         self.frames = frames if frames is not None else 40 if recordings is None else 64
         self.n_mels = n_mels
+        self.dynamic_range = dynamic_range
         self.norm = norm
         #: By part, rows of recordings and images that were paired, ``(N, 2)``, once the parts are loaded.
         self.pairs: dict[str, Tensor] = {}
@@ -157,7 +164,8 @@ class SpokenWrittenDigits(MultimodalDataModule):
             if self.download and not self.recordings.exists():
                 raise FileNotFoundError(f"{self.recordings} is not there yet: call `prepare_data` before `setup`")
             found = read_recordings(self.recordings)
-            audio, spoken, speakers = spectrograms(found, self.frames, self.n_mels), found.label, found.speakers
+            audio = spectrograms(found, self.frames, self.n_mels, self.dynamic_range)
+            spoken, speakers = found.label, found.speakers
         # The images' split comes first, so that it is the same whoever is held out.
         generator = torch.Generator().manual_seed(self.seed)
         image_parts = stratified_split(written, _SHARES, generator)

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_crmt.data.spectrogram import frame_count, log_mel
+from lightning_crmt.data.spectrogram import LOG_FLOOR, frame_count, log_mel
 
 #: Samples per second of every recording.
 SAMPLE_RATE = 8000
-#: From the loudest to what counts as silence, in log energy: 43 decibels.
-DYNAMIC_RANGE = 10.0
 
 _NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
 _ARCHIVE_KEYS = ("audio", "length", "label", "speaker", "index", "speakers", "sample_rate")
@@ -75,20 +73,21 @@ def read_recordings(path: str | Path) -> Recordings:
     )
 
 
-def spectrograms(recordings: Recordings, frames: int, n_mels: int) -> Tensor:
-    r"""Log-mel spectrograms of one size, ``(N, 1, frames, n_mels)``, without the loudness of voice and microphone.
+def spectrograms(recordings: Recordings, frames: int, n_mels: int, dynamic_range: float | None = None) -> Tensor:
+    r"""Log-mel spectrograms of one size, ``(N, 1, frames, n_mels)``.
 
-    Of each recording, with :math:`L` its log-mel energies and ``DYNAMIC_RANGE`` :math:`R`,
+    What a recording lacks at its end is silence, the floor of ``log_mel``; what it has beyond ``frames`` is dropped.
+    A ``dynamic_range`` :math:`R` takes the loudness of voice and microphone out of the energies :math:`L`,
 
     .. math:: x_{tb} = \max(L_{tb} - \max_{t'b'} L_{t'b'}, -R)
 
-    so that the loudest moment is 0 and whatever is far below it is silence, :math:`-R`. Silence is also what a
-    recording lacks at its end; what it has beyond ``frames`` is dropped.
+    so that the loudest moment of each recording is 0, and silence is :math:`-R`.
 
     Args:
         recordings: what to transform.
         frames: frames of 25 ms, 10 ms from start to start.
         n_mels: bands.
+        dynamic_range: from the loudest moment to silence, in log energy, above 0; 10 are 43 decibels.
 
     Raises:
         ValueError: if a recording is shorter than a frame; the message names it.
@@ -105,8 +104,11 @@ def spectrograms(recordings: Recordings, frames: int, n_mels: int) -> Tensor:
     whole = torch.cat([log_mel(part, SAMPLE_RATE, n_mels, 25.0, 10.0) for part in torch.split(even, 64)])
     # Frames that reach into the padding are not the recording's.
     beyond = torch.arange(frames) >= torch.tensor(counts).unsqueeze(1)
-    whole = whole.masked_fill(beyond.unsqueeze(2), -torch.inf)
-    return (whole - whole.amax((1, 2), keepdim=True)).clamp_min(-DYNAMIC_RANGE).unsqueeze(1)
+    whole = whole.masked_fill(beyond.unsqueeze(2), LOG_FLOOR)
+    if dynamic_range is not None:
+        whole = (whole - whole.amax((1, 2), keepdim=True)).clamp_min(-dynamic_range)
+        whole = whole.masked_fill(beyond.unsqueeze(2), -dynamic_range)
+    return whole.unsqueeze(1)
 
 
 def _parse(file: Path) -> tuple[int, str, int]:
