@@ -44,6 +44,8 @@ MODALITIES = {"digits": ("audio", "image"), "watch": ("accelerometer", "gyroscop
 BASES = {"digits": "spoken_digits", "watch": "watch_motion"}
 METHODS = ("jt", "ojt", "crmt_jt", "mmat", "crmt_at", "mixup", "crmt_mix", "modality_dropout", "radius")
 RADIUS = 0.5
+#: Of the spectrograms of recordings; the file has that of the installed coefficients.
+SHAPE = ["--model.init_args.encoders.audio.init_args.input_size=[64,40]"]
 
 
 class Job(NamedTuple):
@@ -99,6 +101,7 @@ def train_and_test(job: Job) -> Run:
             f"--seed_everything={job.seed}",
             f"--data.init_args.seed={job.seed}",
             *held_out(job),
+            *(SHAPE if (job.data, job.row) == ("digits", "radius") else []),
             "--trainer.logger=false",
             "--trainer.enable_progress_bar=false",
             "--trainer.accelerator=cpu",

@@ -213,9 +213,18 @@ def _points(curve: Curve) -> tuple[list[float], list[float]]:
     return radii, [curve[r] for r in radii]
 
 
-def _new_figure() -> Figure:
+def figure_type() -> type[Figure]:
+    """matplotlib's, which is optional.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("figures need matplotlib: pip install 'lightning_crmt[plot]'") from error
-    return Figure(figsize=(5.5, 4), layout="constrained")
+    return Figure
+
+
+def _new_figure() -> Figure:
+    return figure_type()(figsize=(5.5, 4), layout="constrained")

@@ -359,11 +359,15 @@ def test_a_missing_digit(folder):
         ({"modalities": ("audio", "audio")}, "got ('audio', 'audio')"),
         ({"frames": 0}, "`frames` must be at least 1, got 0"),
         ({"n_mels": 0}, "`n_mels` must be at least 1, got 0"),
+        ({"dynamic_range": 10.0}, "got held_out_speakers=[], dynamic_range=10.0, download=False"),
         ({"dynamic_range": 0.0}, "`dynamic_range` must be above 0, got 0.0"),
         ({"norm": 0.0}, "`norm` must be above 0, got 0.0"),
         ({"norm": math.inf}, "`norm` must be above 0, got inf"),
-        ({"held_out_speakers": ["theo"]}, "`held_out_speakers` and `download` must go with `recordings`, a folder"),
-        ({"download": True}, "got held_out_speakers=[], download=True"),
+        (
+            {"held_out_speakers": ["theo"]},
+            "`held_out_speakers`, `dynamic_range` and `download` must go with",
+        ),
+        ({"download": True}, "got held_out_speakers=[], dynamic_range=None, download=True"),
         ({"download": True, "recordings": "a.npz"}, "`download` must go with a folder as `recordings`, got a.npz"),
         (
             {"recordings": "a", "validation_speakers": ["theo"]},
@@ -405,6 +409,8 @@ def test_what_never_changes_has_no_scale():
 def test_missing_package_says_what_to_install():
     with pytest.raises(FileNotFoundError, match=re.escape('pip install "lightning_crmt[data]"')):
         installed_file("no_such_package_anywhere", "data.npz")
+    with pytest.raises(FileNotFoundError, match="has no such file: take another release of it"):
+        installed_file("lightning_crmt", "data/no_such_file.npz")
     with pytest.raises(
         FileNotFoundError, match=r"lightning_crmt/data/nothing\.npz is needed, but the package in .* has no"
     ):

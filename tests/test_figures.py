@@ -1,11 +1,14 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
+import sys
+
 import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_crmt import CRMTModule
 from lightning_crmt.attacks import PGD, Budget, MissingModality
 from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, RobustnessFigures
+from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import LipschitzMLP
 from lightning_crmt.figures import robustness_figures
 
@@ -178,3 +181,11 @@ def test_weights_and_biases_gets_them(data, make_trainer, tmp_path, monkeypatch)
     make_trainer(*callbacks(), logger=logger).test(model(), datamodule=data, verbose=False)
     assert seen == ["test/certified_curve", "test/certified_frontier_fou_mor"]
     assert not (tmp_path / "figures").exists()
+
+
+def test_a_missing_matplotlib_is_known_before_the_work(make_trainer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    trainer = make_trainer(RobustnessFigures(), max_epochs=1)
+    with pytest.raises(ModuleNotFoundError, match=r"lightning_crmt\[plot\]"):
+        trainer.fit(model(), datamodule=UCIMultiFeatures())
+    assert trainer.global_step == 0

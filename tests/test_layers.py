@@ -206,8 +206,10 @@ def test_residual_and_scale():
         (lambda: LipschitzMLP(4, 4, hidden=(7,)), "`hidden` must hold multiples of `group_size` = 2"),
         (lambda: LipschitzMLP(4, 4, scale=0), "`scale` must be above 0, got 0"),
         (lambda: LipschitzCNN(1, 4, input_size=(3, 9)), "`input_size` must allow 2 halvings"),
+        (lambda: LipschitzCNN(1, 4, input_size=8), r"`input_size` must be \(height, width\) or \(length,\), got 8"),
         (lambda: LipschitzCNN(1, 4, input_size=(8, 8, 8)), r"`input_size` must be \(height, width\) or \(length,\)"),
         (lambda: LipschitzCNN(1, 4, (8, 8))(torch.zeros(1, 1, 8, 9)), "`x` must have shape"),
+        (lambda: LipschitzCNN(1, 4, (8, 8))(torch.zeros(1, 2, 8, 8)), r"shape \(B, 1, 8, 8\), got \(1, 2, 8, 8\)"),
     ],
 )
 def test_what_is_refused(make, message):

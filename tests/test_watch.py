@@ -156,3 +156,7 @@ trainer:
 """
     )
     cli.main(["fit", "--config", str(config)])
+
+
+def test_one_subject_needs_no_list():
+    assert WatchMotion(held_out_subjects=8).held_out_subjects == (8,)

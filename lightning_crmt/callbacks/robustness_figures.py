@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
-from lightning_crmt.figures import Threat, robustness_figures
+from lightning_crmt.figures import Threat, figure_type, robustness_figures
 
 
 class RobustnessFigures(Callback):
@@ -29,6 +29,10 @@ class RobustnessFigures(Callback):
 
     def __init__(self) -> None:
         self._warned = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        figure_type()  # before the work, not after it
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

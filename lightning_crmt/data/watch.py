@@ -65,8 +65,8 @@ class WatchMotion(MultimodalDataModule):
 
     def __init__(
         self,
-        held_out_subjects: Sequence[int] = (8, 9, 10),
-        validation_subjects: Sequence[int] = (6, 7),
+        held_out_subjects: int | Sequence[int] = (8, 9, 10),
+        validation_subjects: int | Sequence[int] = (6, 7),
         modalities: Sequence[str] = tuple(SENSORS),
         window: float = 2.0,
         step: float = 1.0,
@@ -79,7 +79,7 @@ class WatchMotion(MultimodalDataModule):
         modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
         if not modalities or len(set(modalities)) != len(modalities) or not set(modalities) <= set(SENSORS):
             raise ValueError(f"`modalities` must be different names among {list(SENSORS)}, got {modalities}")
-        test, validation = tuple(held_out_subjects), tuple(validation_subjects)
+        test, validation = _numbers(held_out_subjects), _numbers(validation_subjects)
         if (
             not test
             or not set(test + validation) <= set(SUBJECTS)
@@ -148,6 +148,10 @@ class WatchMotion(MultimodalDataModule):
             part: MultimodalDataset({name: inputs[name][i] for name in inputs}, label[self.windows[part][:, 0]])
             for i, part in enumerate(cut)
         }
+
+
+def _numbers(given: int | Sequence[int]) -> tuple[int, ...]:
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def _read_recordings() -> tuple[list[Tensor], Tensor, Tensor]:

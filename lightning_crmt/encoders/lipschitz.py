@@ -98,8 +98,8 @@ class LipschitzCNN(nn.Module):
     ) -> None:
         super().__init__()
         _check(channels, "channels", group_size, scale)
-        if len(input_size) not in (1, 2):
-            raise ValueError(f"`input_size` must be (height, width) or (length,), got {tuple(input_size)}")
+        if not isinstance(input_size, Sequence) or len(input_size) not in (1, 2):
+            raise ValueError(f"`input_size` must be (height, width) or (length,), got {input_size}")
         sizes = [size // 2 ** len(channels) for size in input_size]
         if min(sizes) < 1:
             raise ValueError(
@@ -114,6 +114,7 @@ class LipschitzCNN(nn.Module):
         flat = [in_channels, *channels][-1] * math.prod(sizes)
         layers += [nn.Flatten(), OrthogonalLinear(flat, out_features)]
         self.layers = nn.Sequential(*layers)
+        self.in_channels = in_channels
         self.input_size = tuple(input_size)
         self.out_features = out_features
 
@@ -123,8 +124,9 @@ class LipschitzCNN(nn.Module):
         Raises:
             ValueError: if the input has another size.
         """
-        if tuple(x.shape[2:]) != self.input_size:
-            raise ValueError(f"`x` must have shape (B, C, *{self.input_size}), got {tuple(x.shape)}")
+        if tuple(x.shape[1:]) != (self.in_channels, *self.input_size):
+            shape = ", ".join(map(str, ("B", self.in_channels, *self.input_size)))
+            raise ValueError(f"`x` must have shape ({shape}), got {tuple(x.shape)}")
         features: Tensor = self.layers(x)
         return features
 
