@@ -160,3 +160,13 @@ trainer:
 
 def test_one_subject_needs_no_list():
     assert WatchMotion(held_out_subjects=8).held_out_subjects == (8,)
+
+
+def test_classes_are_those_of_the_file():
+    spelt = {
+        "PEN": "pendulum", "ABD": "abduction", "FEL": "forward elevation", "IR": "internal rotation",
+        "ER": "external rotation", "TRAP": "trapezius extension", "ROW": "upright row",
+    }  # fmt: skip
+    content = np.load(installed_file("seglearn", "data/watch_dataset.npy"), allow_pickle=True).item()
+    assert WatchMotion.classes == tuple(spelt[short] for short in content["y_labels"])
+    assert WatchMotion.num_classes == len(WatchMotion.classes)

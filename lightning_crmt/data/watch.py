@@ -62,6 +62,11 @@ class WatchMotion(MultimodalDataModule):
     """
 
     num_classes = 7
+    #: The exercises, by label; they last differently long, so classes differ in size by half.
+    classes = (
+        "pendulum", "abduction", "forward elevation", "internal rotation", "external rotation", "trapezius extension",
+        "upright row",
+    )  # fmt: skip
 
     def __init__(
         self,
