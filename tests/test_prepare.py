@@ -22,6 +22,7 @@ from lightning_crmt.data.video.flow import Flow
 from lightning_crmt.data.video.frames import Frames
 from lightning_crmt.data.video.prepare import prepare
 from lightning_crmt.data.video.spectrograms import Spectrograms
+from lightning_crmt.data.video.videos import find_videos
 
 Image = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.skipif(not clips.have_ffmpeg(), reason="neither ffmpeg nor imageio-ffmpeg is there")
@@ -60,7 +61,7 @@ def pictures(folder):
 
 
 def motion(output, clip, axis, bound=20):
-    return (np.stack(pictures(output / "flow" / clip / axis)) / 127.5 - 1) * bound
+    return (np.stack(pictures(output / "flow" / clip / axis)) - 128.0) / 127.5 * bound
 
 
 def files(folder):
@@ -303,6 +304,20 @@ def test_another_kind_later_is_added(two, tmp_path):
     assert report.made == {"frames": 0, "spectrograms": 2}
 
 
+def test_what_was_skipped_of_kinds_that_are_not_made_now_stays_listed(two, tmp_path):
+    def listed():
+        with (tmp_path / "output" / "skipped.csv").open(encoding="utf-8", newline="") as file:
+            return [(row["video"], row["kind"]) for row in csv.DictReader(file)]
+
+    prepare(two, tmp_path / "output", "spectrograms")
+    report = prepare(two, tmp_path / "output", "frames", size=32)
+    assert [(each.video, each.kind) for each in report.skipped] == [("c.mp4", "frames")]
+    assert listed() == [("c.mp4", "frames"), ("c.mp4", "spectrograms")]
+    shutil.copy(two / "a.mp4", two / "c.mp4")
+    prepare(two, tmp_path / "output", "frames", size=32)
+    assert listed() == [("c.mp4", "spectrograms")]
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stopped_run_leaves_nothing_by_halves(two, tmp_path, monkeypatch, stop, workers):
@@ -378,6 +393,8 @@ def test_a_folder_that_something_else_has_made_is_refused(two, tmp_path):
     ("names", "message"),
     [
         (["a/b.mp4", "a/b.avi"], r"`videos` must have names that differ without suffix, got .*a/b.avi and .*a/b.mp4"),
+        (["a.mp4", "a.mkv"], r"got 1 pair that do not, such as \S*a.mkv and \S*a.mp4"),
+        (["a.mp4", "a.mkv", "b/c.avi", "b/c.mov", "b/c.mp4", "d.mp4"], r"got 3 pairs .* \S*a.mkv and \S*a.mp4$"),
         (["a.mp4", "a/b/c.mp4"], r"must not have a folder named as a video without suffix, got .*a.mp4 and .*a/b/c"),
         (["a.txt", ".b.mp4", ".c/d.mp4"], r"`videos` must hold files that end with .3gp, .* got '.*' with none"),
         ([], "with none"),
@@ -403,6 +420,45 @@ def test_links_are_followed_once_and_output_may_lie_within(two):
     (two / "output" / "old").mkdir(parents=True)
     (two / "output" / "old" / "d.mp4").touch()
     assert prepare(two, two / "output", "frames", size=32).videos == 3
+
+
+def test_a_folder_that_is_linked_to_is_there_under_both_names(tmp_path):
+    for folder in ("real", "z", "output"):
+        (tmp_path / "videos" / folder).mkdir(parents=True)
+        (tmp_path / "videos" / folder / "x.mp4").touch()
+    (tmp_path / "videos" / "z" / "linked").symlink_to("../real")
+    (tmp_path / "videos" / "z" / "made").symlink_to("../output")
+    # two that lead into each other, and out of the whole and back
+    (tmp_path / "videos" / "real" / "other").symlink_to("../z")
+    (tmp_path / "videos" / "real" / "out").symlink_to(tmp_path)
+    found = find_videos(tmp_path / "videos", leave_out=tmp_path / "videos" / "output")
+    assert list(found) == ["real/x", "real/other/x", "z/x", "z/linked/x"]
+    assert all(path == tmp_path / "videos" / f"{clip}.mp4" for clip, path in found.items())
+
+
+def test_a_folder_that_may_not_be_read_is_named(two, tmp_path, monkeypatch):
+    (two / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("closed"):  # removing a folder scans it by a number
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = f"`videos` must have folders that can all be read, got {two / 'closed'}: Permission denied"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prepare(two, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_output_must_not_be_the_folder_of_videos(two, monkeypatch):
+    before = files(two)
+    monkeypatch.chdir(two)
+    for output in (two, two / ".." / two.name, Path(".")):
+        with pytest.raises(ValueError, match=r"`output` must be another folder than `videos`, got '.*' for both"):
+            prepare(two, output)
+    assert files(two) == before
 
 
 @pytest.mark.parametrize(
@@ -531,6 +587,7 @@ def test_help_says_what_lands_where(capsys, monkeypatch):
         assert f"OUTPUT/{place}" in shown.out
     for word in ("--kinds", "--fps", "--size", "--flow_fps", "--workers", "Exit status"):
         assert word in shown.out
+    assert "A video that was replaced is not noticed: delete what was made of it" in shown.out
     monkeypatch.setattr(sys, "argv", ["lightning-crmt"])
     with pytest.raises(SystemExit):
         main(["--help"])

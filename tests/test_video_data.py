@@ -24,6 +24,7 @@ from prepared import CLASSES, write_clip, write_flow, write_frames, write_pictur
 from lightning_crmt.data import UCF101, KineticsSounds, VGGSound
 from lightning_crmt.data.kinetics_sounds import CLASSES as ALL
 from lightning_crmt.data.video.clips import ClipDataset, Draw, EpochDraws, Flow, Frames, Spectrogram
+from lightning_crmt.data.video.flow import flow_levels
 from lightning_crmt.data.video.lists import Listed, hold_out, look_up
 from lightning_crmt.data.video.transforms import IMAGENET_MEAN, IMAGENET_STD, Look, middle, random_look, stack_at
 
@@ -92,8 +93,39 @@ def test_flow_is_a_stack_of_successive_pairs_in_pixels(tmp_path):
         for i in range(4):
             grey = 10 * (start + i)
             for channel, value in ((2 * i, grey), (2 * i + 1, 255 - grey)):
-                pixels = value / 255 * 40 - 20
+                pixels = (value - 128) / 127.5 * 20
                 assert flow[moment, channel].mean().item() == pytest.approx(pixels / 2.0, abs=0.1)
+
+
+def test_flow_is_read_with_the_bound_that_it_was_made_with(tmp_path):
+    data = prepared.ucf101(tmp_path, flow_std=1.0)
+
+    def greys(**settings):
+        data = UCF101(str(tmp_path), size=16, flow_std=1.0, **settings)
+        data.setup()
+        return data.parts["test"][0][0]["flow"][0, 0].mean().item(), data.readers["flow"].bound
+
+    unknown, bound = greys()
+    assert bound == 20, "as for flow that others have made"
+    (tmp_path / "flow.json").write_text('{"size": 256, "fps": null, "bound": 5, "method": "dis"}')
+    assert greys() == (pytest.approx(unknown / 4, rel=1e-4), 5)
+    (tmp_path / "flow" / "UCF-101").symlink_to(tmp_path / "flow")
+    assert greys(flow="flow/UCF-101")[1] == 5
+    (tmp_path / "flow" / "UCF-101.json").write_text('{"bound": 7.5}')
+    assert greys(flow="flow/UCF-101/")[1] == 7.5
+    for text in ("[]", "{}", '{"bound": 0}', '{"bound": NaN}', '{"bound": "5"}', "{"):
+        (tmp_path / "flow.json").write_text(text)
+        assert f"{tmp_path / 'flow.json'} must be what `lightning-crmt prepare` writes" in message_of(ValueError, data)
+
+
+@pytest.mark.parametrize("bound", [5.0, 20.0])
+def test_flow_that_is_written_is_read_again(bound, tmp_path):
+    grey = np.arange(256, dtype=np.uint8)
+    pixels = (grey - 128.0) / 127.5 * bound
+    assert (flow_levels(pixels, bound) == grey).all()
+    for axis in "uv":
+        write_picture(tmp_path / "clip" / axis / "1.jpg", np.full((8, 8), flow_levels(np.zeros(1), bound)))
+    assert (Flow(8, bound=bound)(tmp_path, "clip", middle(1)) == 0).all(), "what stands still is exactly 0"
 
 
 def test_stacks_of_flow_stay_within_the_clip():
@@ -133,7 +165,7 @@ def test_one_crop_for_all_frames_and_for_flow(tmp_path):
         assert torch.equal(image[0], image[1])
         assert torch.equal(image[0], image[2])
         red = (image[0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
-        vertical = (flow[0, 1] + 20) / 40 * 255
+        vertical = flow[0, 1] / 20 * 127.5 + 128
         assert torch.allclose(red, vertical, atol=5)
         crops.add(round(red.mean().item()))
     assert len(crops) > 4
@@ -391,6 +423,32 @@ def test_lists_of_names_and_tables_of_kinetics(tmp_path):
     assert len(data.missing["test"]) == 2
 
 
+@pytest.mark.parametrize("suffix", ["", ".mp4", ".AVI"])
+def test_names_in_lists_may_have_spaces_and_be_those_of_videos(suffix, tmp_path):
+    names = {part: f"{part}/playing guitar/{part}_000001_000011" for part in ("train", "test")}
+    for part, name in names.items():
+        write_clip(tmp_path, name)
+        (tmp_path / f"{part}.txt").write_text(f"{name}{suffix} 0\n")
+    parts = {"train": "train.txt", "test": "test.txt"}
+
+    def data():
+        return KineticsSounds(str(tmp_path), parts, classes=["playing guitar"], val_share=0)
+
+    assert {part: names_of(data(), part) for part in names} == {part: [name] for part, name in names.items()}
+    (tmp_path / "train.txt").write_text(f"flat{suffix} playing guitar\n")
+    write_clip(tmp_path, "flat")
+    assert names_of(data(), "train") == ["flat"]
+
+
+def test_a_clip_that_is_called_as_its_video_is_found_too(tmp_path):
+    for part in ("train", "test"):
+        write_frames(tmp_path / "frames" / f"{part}.mp4", 1)
+        write_spectrogram(tmp_path / "spectrograms" / f"{part}.mp4.npy")
+        (tmp_path / f"{part}.txt").write_text(f"{part}.mp4 0\n")
+    parts = {"train": "train.txt", "test": "test.txt"}
+    assert names_of(KineticsSounds(str(tmp_path), parts, classes=["a"], val_share=0), "train") == ["train.mp4"]
+
+
 def test_classes_of_vggsound_are_sorted_and_may_hold_commas(tmp_path):
     data = prepared.vggsound(tmp_path)
     data.setup()
@@ -425,13 +483,29 @@ def test_groups_of_ucf101_are_not_torn_apart(tmp_path):
 
 def test_a_split_takes_a_share_of_each_class_whatever_is_on_the_disk():
     listed = [Listed((f"{label}-{i}",), label) for label in range(5) for i in range(1, 40 * label + 2)]
-    kept, held = hold_out(listed, 0.25, seed=1)
+    names = ["a", "b", "c", "d", "e"]
+    kept, held = hold_out(listed, 0.25, 1, names)
     assert sorted(kept + held) == sorted(listed)
     for label in range(5):
         total, out = (sum(clip.label == label for clip in clips) for clips in (listed, held))
         assert out == (0 if total == 1 else round(0.25 * total))
-    assert hold_out(listed, 0.25, seed=1)[1] == held
-    assert hold_out(listed, 0.25, seed=2)[1] != held
+    assert hold_out(listed, 0.25, 1, names)[1] == held
+    assert hold_out(listed, 0.25, 2, names)[1] != held
+
+
+def test_what_is_held_out_of_a_class_does_not_depend_on_the_others(tmp_path):
+    prepared.kinetics_sounds(tmp_path, train=12)
+
+    def held(classes, label):
+        data = KineticsSounds(str(tmp_path), classes=classes, val_share=0.25)
+        data.setup()
+        part = data.parts["val"]
+        return [clip for clip, each in zip(part.clips, part.target, strict=True) if each == label]
+
+    every = held(CLASSES, 1)
+    assert len(every) == 3
+    assert held(CLASSES[1:], 0) == held(CLASSES[::-1], 0) == held(["playing_guitar"], 0) == every
+    assert [clip[-16] for clip in held(CLASSES, 0)] != [clip[-16] for clip in every], "each class has its own draw"
 
 
 def test_looking_up_many_clips_opens_each_folder_once(tmp_path, monkeypatch):
@@ -481,6 +555,21 @@ def test_a_class_without_clips_is_named(tmp_path):
     assert "'tickling' (0 listed)" in message
     assert f"{tmp_path / 'frames'}, {tmp_path / 'spectrograms'}" in message
     assert "29 of 31" in message_of(ValueError, KineticsSounds(str(tmp_path)))
+    assert "for instance" not in message, "nothing was listed"
+
+
+def test_a_clip_that_was_looked_for_is_named_and_a_folder_too_many(tmp_path):
+    data = prepared.ucf101(tmp_path)
+    shutil.rmtree(tmp_path / "flow" / "Bowling")
+    message = message_of(ValueError, data)
+    assert message.endswith(f"; for instance there is no {tmp_path / 'flow' / 'Bowling' / 'v_Bowling_g02_c01'}")
+    for kind in ("frames", "flow"):
+        (tmp_path / kind).rename(tmp_path / "UCF-101")
+        (tmp_path / kind).mkdir()
+        (tmp_path / "UCF-101").rename(tmp_path / kind / "UCF-101")
+    message = message_of(ValueError, data)
+    assert f"for instance there is no {tmp_path / 'frames' / 'Archery' / 'v_Archery_g02_c01'}; " in message
+    assert f"{tmp_path / 'frames'} holds nothing but the folder 'UCF-101': if the videos were prepared one" in message
 
 
 def test_what_is_not_there_is_named_with_how_to_make_it(tmp_path):
@@ -518,6 +607,18 @@ def test_malformed_lists_are_refused_by_line(text, words, tmp_path):
     (tmp_path / "list.txt").write_text(text)
     message = message_of(ValueError, KineticsSounds(str(tmp_path), parts={"train": "list.txt", "test": "test"}))
     assert f"{tmp_path / 'list.txt'}{words}" in message
+
+
+def test_a_list_with_another_class_is_told_which_were_chosen(tmp_path):
+    prepared.kinetics_sounds(tmp_path)
+    parts = {"train": "list.txt", "test": "test"}
+    for text, words in (
+        ("a archery", "name one of the 2 classes 'singing', 'playing guitar', got 'archery'"),
+        ("a 2", "have a class from 0 to 1, got 2"),
+    ):
+        (tmp_path / "list.txt").write_text(text)
+        message = message_of(ValueError, KineticsSounds(str(tmp_path), parts, classes=CLASSES))
+        assert message == f"{tmp_path / 'list.txt'}:1 must {words}"
 
 
 @pytest.mark.parametrize(
@@ -635,8 +736,44 @@ def test_flow_with_a_lost_picture_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "gap"),
+    [
+        (["000001", "000003"], "000003.jpg after 000001.jpg"),
+        (["000001", "000002", "000004", "000005"], "000004.jpg after 000002.jpg"),
+        (["frame_00010", "frame_00020", "frame_00040"], "frame_00040.jpg after frame_00020.jpg"),
+    ],
+)
+def test_a_lost_picture_in_the_middle_is_noticed(names, gap, tmp_path):
+    for name in names:
+        write_picture(tmp_path / "clip" / f"{name}.jpg", np.zeros((8, 8, 3)))
+    message = f"{tmp_path / 'clip'} must hold pictures whose numbers have no gap, got {gap}: delete the folder"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        Frames(8)(tmp_path, "clip", middle(3))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["000000", "000001", "000002"],
+        ["img7", "img8", "img9", "img10"],
+        ["v2_0026", "v2_0051", "v2_0076"],
+        ["0.04", "0.25", "0.30"],
+        ["first", "middle", "z_last"],
+        ["a_1", "b_7"],
+        ["000005"],
+    ],
+)
+def test_pictures_of_others_are_taken_in_order(names, tmp_path):
+    for i, name in enumerate(names):
+        write_picture(tmp_path / "clip" / f"{name}.jpg", np.full((8, 8, 3), 20 * i))
+    shown = grey_of(Frames(8)(tmp_path, "clip", middle(len(names)))).tolist()
+    assert shown == pytest.approx([20 * i for i in range(len(names))], abs=4)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Flow(8, bound=0.0), "the bound of the flow must be above 0 and finite, got 0.0"),
         (lambda: KineticsSounds("x", val_share=1.0), "`val_share` must be at least 0 and below 1, got 1.0"),
         (lambda: KineticsSounds("x", moments=0), "`moments` must be at least 1, got 0"),
         (lambda: KineticsSounds("x", size=0), "`size` must be at least 1, got 0"),

@@ -129,12 +129,10 @@ class KineticsSounds(ClipDataModule):
         return class_folders(source, self.classes, folders)
 
     def _named(self, source: str, hint: str) -> list[Listed]:
-        known = self.classes + [name for name in CLASSES if name not in self.classes]
-        found, numbered = named_list(self.root / source, known, hint)
+        others = [name for name in CLASSES if name not in self.classes]
+        found, numbered = named_list(self.root / source, self.classes, hint, others)
         if not numbered:
-            return restrict(found, known, self.classes)
+            return restrict(found, self.classes + others, self.classes)
         if self.classes_given is None:
             self.classes = [str(label) for label in range(len(CLASSES))]
-        if beyond := [clip.label for clip in found if clip.label >= len(self.classes)]:
-            raise ValueError(f"{self.root / source} must have classes below {len(self.classes)}, got {max(beyond)}")
         return found

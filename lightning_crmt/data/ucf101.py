@@ -4,8 +4,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from torch.utils.data import Dataset
 from typing_extensions import override
 
 from lightning_crmt.data.video.clips import Flow, Frames
@@ -30,7 +35,9 @@ class UCF101(ClipDataModule):
         fold: 1, 2 or 3.
         classes: names of some of the classes, to have fewer; all by default.
         frames: folder of the frames below ``root``.
-        flow: folder of the flow below ``root``.
+        flow: folder of the flow below ``root``. The displacement that its grey values end at is read from the file of
+            settings that ``lightning-crmt prepare`` writes beside it, ``flow.json``; it is 20 pixels where there is no
+            such file, as for most flow that others have made.
         size: height and width of frames and flow.
         moments: frames, and stacks of flow, of a sample.
         flow_length: pairs (u, v) in a stack.
@@ -42,7 +49,8 @@ class UCF101(ClipDataModule):
         seed: decides the split, the order of training samples and their augmentation.
 
     Raises:
-        ValueError: if an argument is out of range; on ``setup``, if a list is malformed or a class has no clips.
+        ValueError: if an argument is out of range; on ``setup``, if a list or the settings of the flow are malformed,
+            or a class has no clips.
         FileNotFoundError: on ``setup``, if a folder or a list is missing.
 
     >>> data = UCF101("ucf101", fold=2, num_workers=8)
@@ -87,6 +95,15 @@ class UCF101(ClipDataModule):
         return len(self.classes_given or ucf101_classes(self.lists / "classInd.txt", _HINT))
 
     @override
+    def load(self) -> dict[str, Dataset[Any]]:
+        """Read the lists, split, and look for the files; and with what bound the flow was made."""
+        reader, folder = self.readers["flow"], self.folders["flow"]
+        assert isinstance(reader, Flow)
+        assert isinstance(folder, str)
+        reader.bound = _flow_bound(self.root, folder)
+        return super().load()
+
+    @override
     def listed(self) -> dict[str, list[Listed]]:
         classes = ucf101_classes(self.lists / "classInd.txt", _HINT)
         self.classes = list(self.classes_given or classes)
@@ -95,6 +112,23 @@ class UCF101(ClipDataModule):
             part: restrict(ucf101_list(self.lists / name, classes, _HINT), classes, self.classes)
             for part, name in names.items()
         }
+
+
+def _flow_bound(root: Path, flow: str) -> float:
+    """The bound in the settings beside the folder of the flow, or beside one that it lies in; 20 without any."""
+    for folder in (Path(flow), *Path(flow).parents[:-1]):
+        path = root / f"{folder}.json"
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ValueError as error:
+            raise ValueError(f"{path} must be what `lightning-crmt prepare` writes, got {error}") from error
+        bound = settings.get("bound") if isinstance(settings, dict) else None
+        if not (isinstance(bound, int | float) and math.isfinite(bound) and bound > 0):
+            raise ValueError(f"{path} must be what `lightning-crmt prepare` writes, with a `bound`, got {settings}")
+        return float(bound)
+    return 20.0
 
 
 _HINT = "`lists` must name the folder of the official lists below `root`, ucfTrainTestlist as they are released"

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,23 +103,28 @@ class Frames(Reader):
 class Flow(Reader):
     r"""Optical flow around the moments of a look, ``(moments, 2 length, size, size)``: successive pairs (u, v).
 
-    A grey value g stands for :math:`40 g / 255 - 20` pixels from one frame of the video to the next. The channels are
-    these displacements divided by ``std``. In a mirrored clip what moved left moves right: u changes its sign.
+    A grey value g stands for :math:`(g - 128) / 127.5 \cdot \mathrm{bound}` pixels from one frame of the video to the
+    next. The channels are these displacements divided by ``std``. In a mirrored clip what moved left moves right: u
+    changes its sign.
 
     Args:
         size: height and width.
         length: successive pairs at each moment.
         std: what a displacement is divided by, in pixels.
+        bound: the displacement, in pixels, that the grey values end at.
     """
 
-    def __init__(self, size: int, length: int = 10, std: float = 3.0) -> None:
+    def __init__(self, size: int, length: int = 10, std: float = 3.0, bound: float = 20.0) -> None:
         if min(size, length) < 1:
             raise ValueError(f"`size` and the length of a stack of flow must be at least 1, got {size} and {length}")
         if not (math.isfinite(std) and std > 0):
             raise ValueError(f"the deviation of the flow must be above 0, got {std}")
+        if not (math.isfinite(bound) and bound > 0):
+            raise ValueError(f"the bound of the flow must be above 0 and finite, got {bound}")
         self.size = size
         self.length = length
         self.std = std
+        self.bound = bound
 
     @override
     def __call__(self, folder: Path, clip: str, look: Look) -> Tensor:
@@ -131,7 +138,7 @@ class Flow(Reader):
         for moment in look.moments:
             pairs = [path for i in stack_at(moment, len(us), self.length) for path in (us[i], vs[i])]
             stacks.append(torch.cat([read_jpeg(path, "L", look, self.size) for path in pairs]))
-        pixels = torch.stack(stacks).float().mul_(40 / 255).sub_(20).div_(self.std)
+        pixels = torch.stack(stacks).float().sub_(128).mul_(self.bound / 127.5).div_(self.std)
         if look.mirrored:
             pixels[:, ::2].neg_()
         return pixels
@@ -220,12 +227,30 @@ class ClipDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
 
 
 def _pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder in order: of their numbers, if that is all their names differ in."""
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
     except OSError as error:
         raise RuntimeError(f"{folder} cannot be read ({error}): prepare its clip again") from error
     if not names:
         raise RuntimeError(
-            f"{folder} must hold pictures (*.jpg), got none: delete the folder and prepare its clip again"
+            f"{folder} must hold pictures (*.jpg), got none: delete the folder of its clip and prepare it again"
         )
+    if all(matches := [re.fullmatch(r"([^.]*?)(\d+)\.jpg", name) for name in names]):
+        parts = sorted((match[1], int(match[2]), match[0]) for match in matches if match)
+        if parts[0][0] == parts[-1][0]:
+            names = [name for _, _, name in parts]
+            _check_numbers(folder, names, [number for _, number, _ in parts])
     return [folder / name for name in names]
+
+
+def _check_numbers(folder: Path, names: Sequence[str], numbers: Sequence[int]) -> None:
+    """Refuse gaps. Numbers start anywhere; even steps above 1, as of every tenth frame, take three pictures to tell."""
+    steps = [after - before for before, after in pairwise(numbers)]
+    if not steps or set(steps) == {1} or (len(steps) > 1 and len(set(steps)) == 1):
+        return
+    gap = next((i for i, step in enumerate(steps) if step > min(steps)), 0)
+    raise RuntimeError(
+        f"{folder} must hold pictures whose numbers have no gap, got {names[gap + 1]} after {names[gap]}: "
+        "delete the folder of its clip and prepare it again"
+    )

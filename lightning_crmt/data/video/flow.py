@@ -23,9 +23,10 @@ class Flow:
 
     A displacement of :math:`d` pixels of the scaled picture, between plus and minus ``bound``, becomes the grey value
 
-    .. math:: g = \lfloor 127.5 + 127.5 d / \mathrm{bound} + 0.5 \rfloor
+    .. math:: g = \mathrm{round}(128 + 127.5 d / \mathrm{bound})
 
-    (128 where nothing moves, at most 255), so that :math:`(2 g / 255 - 1) \mathrm{bound}` is :math:`d` again.
+    within 0 to 255, so that :math:`(g - 128) / 127.5 \cdot \mathrm{bound}` is :math:`d` again, and exactly 0 where
+    nothing moves.
 
     Args:
         size: shorter side, pixels.
@@ -77,9 +78,9 @@ def flow_levels(flow: np.ndarray[Any, Any], bound: float) -> np.ndarray[Any, Any
     """Displacements in pixels as grey values.
 
     >>> flow_levels(np.array([-30.0, -20.0, 0.0, 5.0, 20.0]), bound=20)
-    array([  0,   0, 128, 159, 255], dtype=uint8)
+    array([  0,   0, 128, 160, 255], dtype=uint8)
     """
-    return np.floor(128 + 127.5 * np.clip(flow / bound, -1, 1)).astype(np.uint8)
+    return np.clip(np.rint(128 + 127.5 * flow / bound), 0, 255).astype(np.uint8)
 
 
 def flow_estimator(name: Literal["dis", "tvl1"]) -> Callable[[Any, Any], np.ndarray[Any, Any]]:

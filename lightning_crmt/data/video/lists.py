@@ -7,11 +7,14 @@ from __future__ import annotations
 import csv
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from lightning_crmt.data.video.videos import SUFFIXES
 
 
 class Listed(NamedTuple):
@@ -44,20 +47,28 @@ def lines_of(path: Path, hint: str) -> Iterator[tuple[str, str]]:
     return ((f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
 
 
-def label_of(name: str, classes: Sequence[str], where: str) -> int:
-    """The place of a class among ``classes``; spaces and underscores are the same.
+def label_of(name: str, classes: Sequence[str], where: str, others: Sequence[str] = ()) -> int:
+    """The place of a class among ``classes``, then ``others``; spaces and underscores are the same.
 
     Raises:
         ValueError: if there is no such class.
     """
-    spelt = [each.replace("_", " ") for each in classes]
+    spelt = [each.replace("_", " ") for each in (*classes, *others)]
     if (name := name.strip()).replace("_", " ") not in spelt:
         raise ValueError(f"{where} must name one of the {len(classes)} classes {_few(classes)}, got {name!r}")
     return spelt.index(name.replace("_", " "))
 
 
-def named_list(path: Path, classes: Sequence[str], hint: str) -> tuple[list[Listed], bool]:
+def named_list(path: Path, classes: Sequence[str], hint: str, others: Sequence[str] = ()) -> tuple[list[Listed], bool]:
     """Lines ``name label``, the label a number or the name of a class; and whether they are numbers.
+
+    A name may have spaces before a number, and none before the name of a class. It may end as a video's does.
+
+    Args:
+        path: the list.
+        classes: their places are the labels.
+        hint: where the list comes from.
+        others: classes that may be named as well; their labels come after those of ``classes``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -65,18 +76,22 @@ def named_list(path: Path, classes: Sequence[str], hint: str) -> tuple[list[List
     """
     found, numbers = [], set()
     for where, line in lines_of(path, hint):
-        name, _, label = line.strip().partition(" ")
-        if not label:
+        words = line.rsplit(maxsplit=1)
+        if not words[-1].isdecimal():
+            words = line.split(maxsplit=1)
+        if len(words) < 2:
             raise ValueError(f"{where} must be `name label`, got {line!r}")
-        numbers.add(label.strip().isdecimal())
+        name, label = (word.strip() for word in words)
+        names = (name, name.rpartition(".")[0]) if name.lower().endswith(SUFFIXES) else (name,)
+        numbers.add(label.isdecimal())
         if len(numbers) > 1:
             raise ValueError(f"{where} must have a label of the same kind as the lines before it, got {label!r}")
         if numbers == {False}:
-            found.append(Listed((name,), label_of(label, classes, where)))
+            found.append(Listed(names, label_of(label, classes, where, others)))
         elif int(label) < len(classes):
-            found.append(Listed((name,), int(label)))
+            found.append(Listed(names, int(label)))
         else:
-            raise ValueError(f"{where} must have a class from 0 to {len(classes) - 1}, got {label.strip()}")
+            raise ValueError(f"{where} must have a class from 0 to {len(classes) - 1}, got {label}")
     return found, numbers == {True}
 
 
@@ -192,11 +207,19 @@ def restrict(listed: Sequence[Listed], classes: Sequence[str], chosen: Sequence[
     return [clip._replace(label=chosen.index(classes[clip.label])) for clip in listed if classes[clip.label] in chosen]
 
 
-def hold_out(listed: Sequence[Listed], share: float, seed: int) -> tuple[list[Listed], list[Listed]]:
+def hold_out(
+    listed: Sequence[Listed], share: float, seed: int, classes: Sequence[str]
+) -> tuple[list[Listed], list[Listed]]:
     """Split clips in two, the second with ``share`` of each class, whole groups at a time.
 
-    A class with two groups or more has at least one in either part. What is on the disk makes no difference, so that
-    the split is the same for everyone who has the list.
+    A class with two groups or more has at least one in either part. What is on the disk makes no difference, nor which
+    other classes there are, so that the split is the same for everyone who has the list.
+
+    Args:
+        listed: the clips.
+        share: of each class's groups, in the second.
+        seed: decides which; together with the name of the class and nothing else.
+        classes: names of the classes, by label.
     """
     groups: dict[int, dict[str, None]] = {}
     for clip in listed:
@@ -204,7 +227,8 @@ def hold_out(listed: Sequence[Listed], share: float, seed: int) -> tuple[list[Li
     held: set[tuple[int, str]] = set()
     for label, names in sorted(groups.items()):
         count = min(max(1, round(share * len(names))), len(names) - 1)
-        order = np.random.default_rng((seed, label)).permutation(len(names))
+        own = zlib.crc32(classes[label].replace("_", " ").encode())
+        order = np.random.default_rng((seed, own)).permutation(len(names))
         held.update((label, list(names)[i]) for i in order[:count])
     chosen = [(clip.label, clip.group or clip.names[0]) in held for clip in listed]
     kept = [clip for clip, out in zip(listed, chosen, strict=True) if not out]

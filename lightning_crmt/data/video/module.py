@@ -93,7 +93,7 @@ class ClipDataModule(MultimodalDataModule):
         listed = self.listed()
         home = dict(zip(listed, listed, strict=True))  # the part in whose folders the files are
         if "val" not in listed and self.val_share > 0:
-            listed["train"], listed["val"] = hold_out(listed["train"], self.val_share, self.seed)
+            listed["train"], listed["val"] = hold_out(listed["train"], self.val_share, self.seed, self.classes)
             home["val"] = "train"
         parts: dict[str, Dataset[Any]] = {}
         lacking: dict[str, list[Listed]] = {}
@@ -102,7 +102,8 @@ class ClipDataModule(MultimodalDataModule):
             folders = self.folders_of(home[part])
             places = {name: (folders[name], reader.suffix) for name, reader in self.readers.items()}
             there, lacking[part] = look_up(listed[part], places)
-            self._check_classes(part, home[part], listed[part], there)
+            if part == home[part]:  # a validation part that was split off may lack a class of few clips
+                self._check_classes(part, listed, there, places)
             names, place = [clip.names[0] for clip in there], tuple(folders.values())
             if twice := [name for name in names if owner.setdefault((place, name), part) != part]:
                 other = owner[(place, twice[0])]
@@ -137,18 +138,21 @@ class ClipDataModule(MultimodalDataModule):
                 raise FileNotFoundError(f"there is no folder {found[name]} of {name!r}: {self.how_to_prepare}")
         return found
 
-    def _check_classes(self, part: str, home: str, listed: list[Listed], there: list[Listed]) -> None:
-        if part != home:
-            return  # a validation part that was split off may lack a class of few clips
-        counts, rest = Counter(clip.label for clip in listed), Counter(clip.label for clip in there)
+    def _check_classes(
+        self, part: str, listed: dict[str, list[Listed]], there: list[Listed], places: dict[str, tuple[Path, str]]
+    ) -> None:
+        counts, rest = Counter(clip.label for clip in listed[part]), Counter(clip.label for clip in there)
         if empty := [label for label in range(len(self.classes)) if not rest[label]]:
-            where = ", ".join(str(folder) for folder in self.folders_of(home).values())
+            where = ", ".join(str(folder) for folder, _ in places.values())
+            example = next((clip.names[0] for clip in listed[part] if clip.label in set(empty)), None)
+            known = {name.split("/")[0] for clips in listed.values() for clip in clips for name in clip.names}
             raise ValueError(
                 f"every class must have clips in the part {part!r}; {len(empty)} of {len(self.classes)} have none of "
                 f"those listed in {where}: "
                 + ", ".join(f"{self.classes[label]!r} ({counts[label]} listed)" for label in empty[:5])
                 + ", ..." * (len(empty) > 5)
                 + "; prepare them, or name the others in `classes`"
+                + ("" if example is None else _not_there(example, places, known))
             )
 
     def _warn(self, lacking: dict[str, list[Listed]], listed: dict[str, list[Listed]]) -> None:
@@ -164,3 +168,17 @@ class ClipDataModule(MultimodalDataModule):
                 f"clips that are listed and not in {self.root} are left out: {'; '.join(lines)}; "
                 f"such as {', '.join(map(repr, few))}. The attribute `missing` names them all"
             )
+
+
+def _not_there(clip: str, places: dict[str, tuple[Path, str]], known: set[str]) -> str:
+    """Which file of a clip is missing; and whether its folder looks as if videos were prepared one level too high."""
+    for folder, suffix in places.values():
+        if not (path := folder / f"{clip}{suffix}").exists():
+            there = [each for each in folder.iterdir() if not each.name.startswith(".")]
+            if len(there) == 1 and there[0].is_dir() and there[0].name not in known:
+                return (
+                    f"; for instance there is no {path}; {folder} holds nothing but the folder {there[0].name!r}: if "
+                    "the videos were prepared one level too high, move what is in it one level up, for each kind"
+                )
+            return f"; for instance there is no {path}"
+    return ""

@@ -47,7 +47,8 @@ def prepare(
 
     What is there is not made again, and a run that was stopped goes on where it was, with the same settings. A video
     that is cut off, damaged, or has no picture or no sound is skipped and listed, and tried again in the next run.
-    Only one run at a time may write to OUTPUT.
+    A video that was replaced is not noticed: delete what was made of it to have it made anew. Only one run at a time
+    may write to OUTPUT.
 
     Args:
         videos: folder of videos; those in folders below it count too.
@@ -56,7 +57,7 @@ def prepare(
         fps: pictures per second in frames.
         size: shorter side of the pictures in frames and flow, pixels.
         flow_fps: pictures per second that flow is taken between; by default all that the video has.
-        flow_bound: the largest motion that flow tells, pixels.
+        flow_bound: the largest motion that flow tells, pixels; who reads the flow finds it in OUTPUT/flow.json.
         flow_method: dis, or tvl1, which takes a hundred times as long and needs opencv-contrib-python-headless.
         workers: videos worked on at a time; by default one per processor.
 
@@ -66,13 +67,15 @@ def prepare(
     Raises:
         FileNotFoundError: if `videos` is no folder, or there is no ffmpeg.
         ModuleNotFoundError: if flow is asked for without OpenCV.
-        ValueError: if a setting is out of range or other than that of what is there, if there are no videos, or if
-            two of them would become one.
+        ValueError: if a setting is out of range or other than that of what is there, if `output` is `videos`, if there
+            are no videos, if two of them would become one, or if a folder of them cannot be read.
     """
     videos, output = Path(videos), Path(output)
     chosen = {"fps": fps, "size": size, "flow_fps": flow_fps, "flow_bound": flow_bound, "workers": workers}
     names = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     _check_settings(names, {name: value for name, value in chosen.items() if value is not None})
+    if videos.resolve() == output.resolve():
+        raise ValueError(f"`output` must be another folder than `videos`, got {str(output)!r} for both")
     every = Frames(fps, size), Spectrograms(), Flow(size, flow_fps, flow_bound, flow_method)
     makers = [maker for maker in every if maker.kind in names]
     ffmpeg = FFmpeg()

@@ -52,12 +52,20 @@ class Report:
         return self.output / "skipped.csv"
 
     def write(self) -> None:
-        """List the skipped videos, and those alone."""
+        """List the skipped videos; of the kinds that this run was not about, those that were listed."""
         part = self.path.with_suffix(".csv.part")
+        rows = sorted([*self.skipped, *self._others()])
         # surrogateescape: names of files need not be UTF-8
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([Skipped._fields, *self.skipped])
+            csv.writer(file).writerows([Skipped._fields, *rows])
         part.replace(self.path)
+
+    def _others(self) -> list[Skipped]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [Skipped(*row) for row in list(csv.reader(file))[1:] if len(row) == len(Skipped._fields)]
+        return [row for row in rows if row.kind not in self.made]
 
     def __str__(self) -> str:
         lines = [f"{self.videos} videos"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 #: Files that count as videos, in lower or upper case.
 SUFFIXES = (
@@ -19,29 +20,37 @@ def find_videos(folder: Path, leave_out: Path | None = None) -> dict[str, Path]:
     Names that start with a dot are left out: they are what other programs hide.
 
     Args:
-        folder: where to look; links are followed.
+        folder: where to look; links are followed, but for those that lead back to a folder they are in.
         leave_out: a folder not to look into.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no video, or two whose clips would be mixed.
+        ValueError: if it holds no video, a folder that may not be read, or videos whose clips would be mixed.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"`videos` must be a folder, got {str(folder)!r}, and there is none")
     found: dict[str, Path] = {}
-    seen = set() if leave_out is None else {os.path.realpath(leave_out)}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        # a link may lead back to where it is
-        folders[:] = sorted(f for f in folders if f[0] != "." and os.path.realpath(os.path.join(place, f)) not in seen)
+    twins: list[tuple[Path, Path]] = []
+    # what each folder must not lead into: what it lies in, for a link may lead back there
+    above = {str(folder): {os.path.realpath(each) for each in (folder, leave_out) if each is not None}}
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        closed = above.pop(place)
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders if not name.startswith(".")}
+        folders[:] = sorted(name for name in real if real[name] not in closed)
+        above.update({os.path.join(place, name): closed | {real[name]} for name in folders})
         for file in sorted(files):
             path = Path(place, file)
             if file.startswith(".") or path.suffix.lower() not in SUFFIXES:
                 continue
             clip = path.relative_to(folder).with_suffix("").as_posix()
             if clip in found:
-                raise ValueError(f"`videos` must have names that differ without suffix, got {found[clip]} and {path}")
-            found[clip] = path
+                twins.append((found[clip], path))
+            found.setdefault(clip, path)
+    if twins:
+        raise ValueError(
+            f"`videos` must have names that differ without suffix, got {len(twins)} pair{'s' * (len(twins) > 1)} that "
+            f"do not, such as {twins[0][0]} and {twins[0][1]}"
+        )
     if not found:
         raise ValueError(f"`videos` must hold files that end with {', '.join(SUFFIXES)}, got {str(folder)!r} with none")
     for clip, path in found.items():
@@ -52,3 +61,9 @@ def find_videos(folder: Path, leave_out: Path | None = None) -> dict[str, Path]:
                     f"and {path}"
                 )
     return found
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise ValueError(
+        f"`videos` must have folders that can all be read, got {error.filename}: {error.strerror}"
+    ) from error
