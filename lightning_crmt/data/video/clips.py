@@ -9,7 +9,6 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,17 +239,17 @@ def _pictures(folder: Path) -> list[Path]:
         parts = sorted((match[1], int(match[2]), match[0]) for match in matches if match)
         if parts[0][0] == parts[-1][0]:
             names = [name for _, _, name in parts]
-            _check_numbers(folder, names, [number for _, number, _ in parts])
+            _check_numbers(folder, names)
     return [folder / name for name in names]
 
 
-def _check_numbers(folder: Path, names: Sequence[str], numbers: Sequence[int]) -> None:
-    """Refuse gaps. Numbers start anywhere; even steps above 1, as of every tenth frame, take three pictures to tell."""
-    steps = [after - before for before, after in pairwise(numbers)]
-    if not steps or set(steps) == {1} or (len(steps) > 1 and len(set(steps)) == 1):
+def _check_numbers(folder: Path, names: Sequence[str]) -> None:
+    """Refuse gaps in pictures named as ``prepare`` names them, from 000001 on; others may number as they like."""
+    if names[0] != "000001.jpg" or not all(re.fullmatch(r"\d{6}\.jpg", name) for name in names):
         return
-    gap = next((i for i, step in enumerate(steps) if step > min(steps)), 0)
-    raise RuntimeError(
-        f"{folder} must hold pictures whose numbers have no gap, got {names[gap + 1]} after {names[gap]}: "
-        "delete the folder of its clip and prepare it again"
-    )
+    expected = [f"{number:06d}.jpg" for number in range(1, len(names) + 1)]
+    if missing := next((name for name, found in zip(expected, names, strict=True) if name != found), None):
+        raise RuntimeError(
+            f"{folder} must hold every picture up to {names[-1]}, got no {missing}: delete the folder of its clip and "
+            "prepare it again"
+        )
