@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lightning_crmt.data import fetching
 from lightning_crmt.data.installed import installed_file
-from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
 from lightning_crmt.data.pairing import pair_by_class, stratified_split
 from lightning_crmt.data.recordings import read_recordings, spectrograms
 from lightning_crmt.data.scaling import check_norm, scaled
@@ -106,9 +106,6 @@ class SpokenWrittenDigits(MultimodalDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
-        if not modalities or len(set(modalities)) != len(modalities) or not set(modalities) <= set(MODALITIES):
-            raise ValueError(f"`modalities` must be different names among {list(MODALITIES)}, got {modalities}")
         for name, value in (("frames", frames), ("n_mels", n_mels)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
@@ -135,7 +132,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
         self.held_out_speakers = test
         self.validation_speakers = validation
         self.download = download
-        self.modalities = modalities
+        self.modalities = chosen("modalities", modalities, MODALITIES)
         self.frames = frames if frames is not None else 40 if recordings is None else 64
         self.n_mels = n_mels
         self.dynamic_range = dynamic_range

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
 from lightning_crmt.data.pairing import stratified_split
 
 #: Number of features of each view.
@@ -57,10 +57,7 @@ class UCIMultiFeatures(MultimodalDataModule):
         self, views: Sequence[str] = ("fou", "mor"), batch_size: int = 64, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        views = (views,) if isinstance(views, str) else tuple(views)
-        if not views or len(set(views)) != len(views) or any(view not in VIEWS for view in views):
-            raise ValueError(f"`views` must be different names among {list(VIEWS)}, got {views}")
-        self.views = views
+        self.views = chosen("views", views, VIEWS)
 
     @property
     def in_features(self) -> dict[str, int]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -40,6 +40,26 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
         return {name: value[index] for name, value in self.inputs.items()}, self.target[index]
+
+
+def chosen(argument: str, given: str | Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Names that were chosen, one or several.
+
+    Args:
+        argument: what they were given as, for the message.
+        given: the names.
+        known: those there are.
+
+    Raises:
+        ValueError: if none is given, or one twice, or one that is not known.
+
+    >>> chosen("modalities", "audio", ["audio", "image"])
+    ('audio',)
+    """
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not names or len(set(names)) != len(names) or not set(names) <= set(known):
+        raise ValueError(f"`{argument}` must be different names among {list(known)}, got {names}")
+    return names
 
 
 class EpochShuffle(Sampler[int]):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_crmt.data.installed import installed_file
-from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
 from lightning_crmt.data.scaling import check_norm, scaled
 
 #: Columns of each modality.
@@ -81,9 +81,6 @@ class WatchMotion(MultimodalDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
-        if not modalities or len(set(modalities)) != len(modalities) or not set(modalities) <= set(SENSORS):
-            raise ValueError(f"`modalities` must be different names among {list(SENSORS)}, got {modalities}")
         test, validation = _numbers(held_out_subjects), _numbers(validation_subjects)
         if (
             not test
@@ -105,7 +102,7 @@ class WatchMotion(MultimodalDataModule):
                 raise ValueError(f"`{name}` must be at least {1 / SAMPLE_RATE} seconds, a sample, got {value}")
         self.held_out_subjects = test
         self.validation_subjects = validation
-        self.modalities = modalities
+        self.modalities = chosen("modalities", modalities, SENSORS)
         self.window = round(window * SAMPLE_RATE)
         self.step = round(step * SAMPLE_RATE)
         self.norm = norm
