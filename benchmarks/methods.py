@@ -197,24 +197,25 @@ def table(rows: dict[str, list[Run]], shown: dict[str, list[str]]) -> str:
     )
 
 
-def comparison(rows: dict[str, list[Run]], shown: dict[str, list[str]]) -> str:
-    """What each CRMT variant adds to its base, paired by seed."""
-    groups = {
-        **{name: shown[name] for name in ("clean", "alone", "missing")},
-        "alone and missing": shown["alone"] + shown["missing"],
-        **{name: shown[name] for name in ("attacked", "attacked (paper)", "PGD")},
-    }
-    lines = [["difference", *groups]]
-    for base, variant in PAIRS.items():
-        if base not in rows or variant not in rows:
-            continue
-        cells = []
-        for keys in groups.values():
-            paired = zip(rows[variant], rows[base], strict=True)
-            gains = [mean(ours[key] - theirs[key] for key in keys) for ours, theirs in paired]
-            cells.append(f"{spread(gains)} ({sum(gain > 0 for gain in gains)}/{len(gains)})")
-        lines.append([f"{variant} - {base}", *cells])
-    return markdown(lines)
+def comparison(
+    rows: dict[str, list[Run]], groups: dict[str, list[str]], pairs: Sequence[tuple[str, str]] = tuple(PAIRS.items())
+) -> str:
+    """What the second of each pair adds to the first, its base, paired by seed; a dash for what one does not have."""
+
+    def cell(ours: list[Run], theirs: list[Run], keys: list[str]) -> str:
+        if any(key not in run for run in ours + theirs for key in keys):
+            return "-"
+        gains = [mean(one[key] - other[key] for key in keys) for one, other in zip(ours, theirs, strict=True)]
+        return f"{spread(gains)} ({sum(gain > 0 for gain in gains)}/{len(gains)})"
+
+    return markdown(
+        [["difference", *groups]]
+        + [
+            [f"{variant} - {base}", *(cell(rows[variant], rows[base], keys) for keys in groups.values())]
+            for base, variant in pairs
+            if base in rows and variant in rows
+        ]
+    )
 
 
 def main() -> None:
@@ -242,7 +243,12 @@ def main() -> None:
             if len(rows[job.method]) == options.seeds:
                 print(table({job.method: rows[job.method]}, shown).splitlines()[-1], flush=True)
     print("\n" + table(rows, shown))
-    print("\n" + comparison(rows, shown))
+    groups = {
+        **{name: shown[name] for name in ("clean", "alone", "missing")},
+        "alone and missing": shown["alone"] + shown["missing"],
+        **{name: shown[name] for name in ("attacked", "attacked (paper)", "PGD")},
+    }
+    print("\n" + comparison(rows, groups))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,11 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import mean
 from typing import NamedTuple
 
 import torch
 import yaml
-from methods import CONFIGS, PAIRS, Run, columns, markdown, numbers, quiet, spread, table
+from methods import CONFIGS, PAIRS, Run, columns, comparison, numbers, quiet, table
 
 from lightning_crmt import CRMTModule
 from lightning_crmt.callbacks import MissingModalities
@@ -131,28 +130,6 @@ def certified(model: CRMTModule, inputs: Inputs, target: torch.Tensor) -> Run:
     }
 
 
-def comparison(rows: dict[str, list[Run]], shown: dict[str, list[str]]) -> str:
-    """Differences paired by seed: variants of CRMT less their bases, and joint models less one modality alone."""
-    alone = [row for row in rows if row.startswith("only_")]
-    pairs = [(ours, theirs) for theirs, ours in PAIRS.items()]
-    pairs += [(joint, one) for joint in ("jt", *PAIRS.values()) for one in alone]
-    groups = {name: shown[name] for name in ("clean", "alone", "missing", "attacked", "PGD")}
-    lines = [["difference", *groups]]
-    for ours, theirs in pairs:
-        if ours not in rows or theirs not in rows:
-            continue
-        cells = []
-        for keys in groups.values():
-            paired = list(zip(rows[ours], rows[theirs], strict=True))
-            if any(key not in run for pair in paired for run in pair for key in keys):
-                cells.append("-")
-                continue
-            gains = [mean(one[key] - other[key] for key in keys) for one, other in paired]
-            cells.append(f"{spread(gains)} ({sum(gain > 0 for gain in gains)}/{len(gains)})")
-        lines.append([f"{ours} - {theirs}", *cells])
-    return markdown(lines)
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Train everything, a process for each core, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,7 +158,9 @@ def main(args: Sequence[str] | None = None) -> None:
             if len(found[job.row]) == len(options.seeds):
                 print(table({job.row: found[job.row]}, shown).splitlines()[-1], flush=True)
     print("\n" + table(found, shown))
-    print("\n" + comparison(found, shown))
+    pairs = [*PAIRS.items(), *((f"only_{name}", joint) for joint in ("jt", *PAIRS.values()) for name in names)]
+    groups = {name: shown[name] for name in ("clean", "alone", "missing", "attacked", "PGD")}
+    print("\n" + comparison(found, groups, pairs))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from lightning_crmt.data.module import chosen
 from lightning_crmt.data.video.ffmpeg import FFmpeg
 from lightning_crmt.data.video.flow import Flow, flow_estimator
 from lightning_crmt.data.video.frames import Frames
@@ -71,9 +72,9 @@ def prepare(
             are no videos, if two of them would become one, or if a folder of them cannot be read.
     """
     videos, output = Path(videos), Path(output)
-    chosen = {"fps": fps, "size": size, "flow_fps": flow_fps, "flow_bound": flow_bound, "workers": workers}
-    names = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    _check_settings(names, {name: value for name, value in chosen.items() if value is not None})
+    numbers = {"fps": fps, "size": size, "flow_fps": flow_fps, "flow_bound": flow_bound, "workers": workers}
+    names = chosen("kinds", kinds, KINDS)
+    _check_numbers({name: value for name, value in numbers.items() if value is not None})
     if videos.resolve() == output.resolve():
         raise ValueError(f"`output` must be another folder than `videos`, got {str(output)!r} for both")
     every = Frames(fps, size), Spectrograms(), Flow(size, flow_fps, flow_bound, flow_method)
@@ -86,9 +87,7 @@ def prepare(
     return produce(videos, found, makers, ffmpeg, output, workers or _processors())
 
 
-def _check_settings(kinds: Sequence[str], numbers: dict[str, float]) -> None:
-    if not kinds or len(set(kinds)) != len(kinds) or any(kind not in KINDS for kind in kinds):
-        raise ValueError(f"`kinds` must be different names among {list(KINDS)}, got {kinds}")
+def _check_numbers(numbers: dict[str, float]) -> None:
     for name, value in numbers.items():
         least = 1 if name in ("size", "workers") else 0
         if not (math.isfinite(value) and value >= least and value > 0):
