@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lightning_crmt import CRMTModule, LinearFusion
 from lightning_crmt.attacks import PGD, Budget
-from lightning_crmt.borrowing import borrow, differentiable
+from lightning_crmt.frozen_eval import differentiable, frozen_eval
 
 STEPS = 20
 
@@ -54,7 +54,7 @@ def one_pass(model: CRMTModule, inputs: dict[str, Tensor], target: Tensor) -> tu
 
 def bare(model: CRMTModule, inputs: dict[str, Tensor], target: Tensor) -> None:
     """The passes that the attack makes, on the same loss, and nothing else."""
-    with borrow(model):
+    with frozen_eval(model):
         for _ in range(2):  # the clean prediction, and the verdict
             with torch.no_grad():
                 model(inputs)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from lightning_crmt import CRMTModule, LinearFusion
 from lightning_crmt.attacks import Budget, LossAscent, MinimumNorm, strongest
-from lightning_crmt.attacks.second_opinion import AutoAttack, FoolboxDDN
+from lightning_crmt.attacks.external.attacks import AutoAttack, FoolboxDDN
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.data.module import MultimodalDataset
 from lightning_crmt.methods import AdversarialTraining

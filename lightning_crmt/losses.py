@@ -11,10 +11,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
-from lightning_crmt.fusion import Fusion
+from lightning_crmt.certification import own_class, sensitivities, signed_radii
+from lightning_crmt.checks import check_logits, check_modality_names, check_target
+from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import FusionOutput, Inputs, check_logits, check_modality_names, check_target
+from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.targets import MixedTarget, Target
 
 #: How step 2 averages the bound over samples.
@@ -100,7 +101,7 @@ class MarginRegularization(nn.Module):
 def integration_objective(
     output: FusionOutput,
     target: Tensor,
-    head: Fusion,
+    head: LateFusion,
     lipschitz: LipschitzConstants,
     *,
     objective: Objective = "clipped",
@@ -147,7 +148,7 @@ def integration_objective(
     return -radii.mean()
 
 
-def true_class_radii(output: FusionOutput, target: Tensor, head: Fusion, lipschitz: LipschitzConstants) -> Tensor:
+def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lipschitz: LipschitzConstants) -> Tensor:
     """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs."""
     return _radii_to_rivals(output.logits, target, sensitivities(lipschitz, head)).amin(dim=1)
 
@@ -155,7 +156,7 @@ def true_class_radii(output: FusionOutput, target: Tensor, head: Fusion, lipschi
 def radius_loss(
     output: FusionOutput,
     target: Tensor,
-    head: Fusion,
+    head: LateFusion,
     lipschitz: LipschitzConstants,
     *,
     radius: float = 0.2,

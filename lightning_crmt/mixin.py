@@ -12,20 +12,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_crmt.certification import Certificate, certify_late_fusion
-from lightning_crmt.fusion import Head
-from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.lipschitz.bound import Level
+from lightning_crmt.checks import check_inputs, check_logits, check_same_modalities, check_target, describe
+from lightning_crmt.fusion import FusionHead
+from lightning_crmt.lipschitz import Level, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
-from lightning_crmt.modality import (
-    FusionOutput,
-    Inputs,
-    check_inputs,
-    check_logits,
-    check_same_modalities,
-    check_target,
-    describe,
-)
-from lightning_crmt.targets import MixedTarget, Target, over_mixture, size_of
+from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.targets import MixedTarget, Target, mixed_loss, size_of
 
 
 class TrainingMethod(Protocol):
@@ -79,7 +71,7 @@ class CRMTMixin:
     """
 
     encoders: Mapping[str, nn.Module] | nn.ModuleDict
-    head: Head
+    head: FusionHead
     rho: float = 0.5
 
     #: What ``crmt_loss`` answers instead of step 1's loss while a callback has the module in another stage.
@@ -151,7 +143,7 @@ class CRMTMixin:
         if self.stage_objective is not None:
             loss = self.stage_objective.loss(output, target)
         else:
-            loss = over_mixture(lambda y: nn.functional.cross_entropy(output.logits, y), target)
+            loss = mixed_loss(lambda y: nn.functional.cross_entropy(output.logits, y), target)
             if self.rho > 0:
                 loss = loss + self.rho * margin_regularization(output.scores, target)
         terms = [method.term(self, output, target) for method in self.active_methods()]
@@ -224,7 +216,7 @@ class CRMTMixin:
                 "`encoders` must be an nn.ModuleDict: the parameters of a plain dict are not the module's, so that "
                 "neither optimizers nor checkpoints know them"
             )
-        if not isinstance(head, Head):
+        if not isinstance(head, FusionHead):
             raise TypeError(f"`head` must be a fusion head such as OrthogonalFusion, got {describe(head)}")
         check_same_modalities("encoders", encoders.keys(), head.in_features)
         if not self.rho >= 0:

@@ -13,9 +13,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
-from lightning_crmt.fusion import Head, OrthogonalFusion
+from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
+from lightning_crmt.fusion import FusionHead, OrthogonalFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import check_modality_names, check_same_modalities, describe
 
 
 class CRMTModule(CRMTMixin, LightningModule):
@@ -49,7 +49,7 @@ class CRMTModule(CRMTMixin, LightningModule):
         encoders: Mapping[str, nn.Module],
         num_classes: int,
         rho: float = 0.5,
-        head: Callable[[Mapping[str, int], int], Head] = OrthogonalFusion,
+        head: Callable[[Mapping[str, int], int], FusionHead] = OrthogonalFusion,
         in_features: Mapping[str, int] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,

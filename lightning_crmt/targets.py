@@ -28,12 +28,12 @@ class MixedTarget(NamedTuple):
 Target: TypeAlias = Tensor | MixedTarget
 
 
-def over_mixture(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
+def mixed_loss(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
     r"""``loss(target)``; for mixed samples :math:`\lambda L(y_a) + (1 - \lambda) L(y_b)`.
 
     >>> import torch
     >>> target = MixedTarget(torch.tensor([0]), torch.tensor([1]), share=0.75)
-    >>> over_mixture(lambda y: y.float().mean(), target)
+    >>> mixed_loss(lambda y: y.float().mean(), target)
     tensor(0.2500)
     """
     if isinstance(target, MixedTarget):

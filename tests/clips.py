@@ -7,7 +7,7 @@ import wave
 
 import numpy as np
 
-from lightning_crmt.data.video.ffmpeg import ffmpeg_program
+from lightning_crmt.data.prepare.ffmpeg import ffmpeg_program
 
 RATE = 25
 WIDTH, HEIGHT = 64, 48

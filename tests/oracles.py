@@ -43,7 +43,7 @@ def random_constants(head, of, soundness=Soundness.SOUND, seed=0):
     return LipschitzConstants(values, of=of, soundness=soundness)
 
 
-# Fusion.
+# LateFusion.
 
 
 def fused_logits(scores, head, present):

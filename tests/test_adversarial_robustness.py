@@ -145,15 +145,15 @@ def test_the_distance_is_compared_with_the_radius_in_the_key(unit, make_trainer)
     assert f"test/robust_accuracy/apart@image={radius:g}" in found
 
 
-@pytest.mark.parametrize("represent", ["zeroed", "dropped"])
-def test_a_missing_modality_is_an_attack_without_a_radius(represent, make_model, data, make_trainer):
+@pytest.mark.parametrize("fill", ["zeroed", "dropped"])
+def test_a_missing_modality_is_an_attack_without_a_radius(fill, make_model, data, make_trainer):
     """What it withstands is what is right whatever is missing, and two callbacks agree."""
     model = make_model()
     make_trainer(max_epochs=8, limit_val_batches=0).fit(model, datamodule=data)
-    attacked = AdversarialRobustness({"gone": MissingModality(represent)}, radii=[0.1, 0.2])
-    (found,) = make_trainer(attacked, MissingModalities(represent)).test(model, datamodule=data, verbose=False)
+    attacked = AdversarialRobustness({"gone": MissingModality(fill)}, radii=[0.1, 0.2])
+    (found,) = make_trainer(attacked, MissingModalities(fill)).test(model, datamodule=data, verbose=False)
     assert [key for key in found if "robust" in key] == ["test/robust_accuracy/gone"]
-    assert found["test/robust_accuracy/gone"] == pytest.approx(found[f"test/accuracy_{represent}/worst"])
+    assert found["test/robust_accuracy/gone"] == pytest.approx(found[f"test/accuracy_{fill}/worst"])
     assert 0 < found["test/robust_accuracy/gone"] < found["test/clean_accuracy/gone"]
 
 

@@ -87,11 +87,11 @@ attack:
 
 
 def test_missing_modalities(tmp_path):
-    yaml = "attack: {class_path: MissingModality, init_args: {represent: {image: 0.5, audio: [1, 2, 3, 4, 5]}}}"
+    yaml = "attack: {class_path: MissingModality, init_args: {fill: {image: 0.5, audio: [1, 2, 3, 4, 5]}}}"
     attack = parsed(yaml=yaml, tmp_path=tmp_path)
     assert isinstance(attack, MissingModality)
     assert attack.logits(Linear(), samples(), torch.zeros(20, dtype=torch.long)).shape == (20, 4)
-    assert parsed("--attack=MissingModality", "--attack.represent=dropped").represent == "dropped"
+    assert parsed("--attack=MissingModality", "--attack.fill=dropped").fill == "dropped"
 
 
 @pytest.mark.parametrize(

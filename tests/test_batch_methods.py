@@ -14,7 +14,7 @@ from lightning_crmt.attacks import Budget, LossAscent
 from lightning_crmt.callbacks import IntegrationReweighting, RadiusTraining
 from lightning_crmt.methods import AdversarialTraining, Method, Mixup, ModalityDropout
 from lightning_crmt.modality import FusionOutput
-from lightning_crmt.targets import MixedTarget, over_mixture
+from lightning_crmt.targets import MixedTarget, mixed_loss
 
 ATTACK = LossAscent(Budget(0.1))
 
@@ -85,7 +85,7 @@ def test_the_loss_of_a_mixture(make_model):
     expected = 0.2 * cross(output.logits, y) + 0.8 * cross(output.logits, y.flip(0))
     expected = expected + 0.7 * margin_regularization(output.scores, target)
     assert module.crmt_loss(output, target).equal(expected)
-    assert over_mixture(lambda classes: cross(output.logits, classes), y).equal(cross(output.logits, y))
+    assert mixed_loss(lambda classes: cross(output.logits, classes), y).equal(cross(output.logits, y))
 
 
 def test_mixup_keeps_the_modalities_of_a_sample_together(make_model):

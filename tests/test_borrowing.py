@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_crmt.borrowing import borrow, device_of, differentiable
+from lightning_crmt.frozen_eval import device_of, differentiable, frozen_eval
 
 
 def half_frozen_model():
@@ -28,7 +28,7 @@ def state_of(model):
 @pytest.mark.parametrize("training", [True, False])
 def test_inside_it_evaluates_and_is_frozen(training):
     model = half_frozen_model().train(training)
-    with borrow(model):
+    with frozen_eval(model):
         assert not any(module.training for module in model.modules())
         assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -37,7 +37,7 @@ def test_inside_it_evaluates_and_is_frozen(training):
 def test_the_model_comes_back_as_it_was(error):
     model = half_frozen_model()
     before, buffers = state_of(model), {name: value.clone() for name, value in model.state_dict().items()}
-    with contextlib.suppress(RuntimeError), borrow(model):
+    with contextlib.suppress(RuntimeError), frozen_eval(model):
         x = torch.randn(5, 3, requires_grad=True)
         model(x).sum().backward()
         if error:
@@ -48,16 +48,16 @@ def test_the_model_comes_back_as_it_was(error):
 
 
 def test_errors_pass_through():
-    with pytest.raises(RuntimeError, match="inside"), borrow(nn.Linear(1, 1)):
+    with pytest.raises(RuntimeError, match="inside"), frozen_eval(nn.Linear(1, 1)):
         raise RuntimeError("inside")
 
 
 def test_it_nests():
     model = half_frozen_model()
     before = state_of(model)
-    with borrow(model):
+    with frozen_eval(model):
         inner = state_of(model)
-        with borrow(model):
+        with frozen_eval(model):
             pass
         assert state_of(model) == inner
     assert state_of(model) == before
@@ -72,7 +72,7 @@ def test_gradients_in_full_precision_wherever_it_is_called(surroundings):
     with surroundings():
         inputs = {"x": torch.ones(5, 3)}
         grad_enabled = torch.is_grad_enabled()
-        with borrow(model):
+        with frozen_eval(model):
             leaves = differentiable(inputs, model)
             output = model(leaves["x"])
             (gradient,) = torch.autograd.grad(output.sum(), leaves["x"])
@@ -88,7 +88,7 @@ def test_a_model_that_overrides_train_and_eval_is_not_asked_to():
             raise AssertionError("called")
 
     model = Stubborn(1, 1)
-    with borrow(model):
+    with frozen_eval(model):
         assert not model.training
     assert model.training
 

@@ -78,7 +78,7 @@ def test_attacks_by_long_and_short_names(tmp_path, capsys):
         attacks_of(config).update(
             {
                 "long": {"class_path": "lightning_crmt.attacks.PGD", "init_args": {"budget": long, "steps": 2}},
-                "gone": {"class_path": "MissingModality", "init_args": {"represent": {"mor": 0.5}}},
+                "gone": {"class_path": "MissingModality", "init_args": {"fill": {"mor": 0.5}}},
                 "several": {
                     "class_path": "Ensemble",
                     "init_args": {
@@ -164,7 +164,7 @@ def test_methods_and_heads_are_listed_with_a_line_each(capsys):
     main(["methods"])
     shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert {"Mixup", "GradientModulation", "OrthogonalFusion", "GatedFusion"} <= shown.keys()
-    assert not {"Method", "Fusion", "Head", "JointFusion"} & shown.keys()
+    assert not {"Method", "LateFusion", "FusionHead", "JointFusion"} & shown.keys()
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in shown.values())
 
 

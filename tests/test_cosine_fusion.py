@@ -68,7 +68,7 @@ def test_nothing_is_certified_and_there_is_no_step_two(make_model, make_trainer,
     module = make_model(head=CosineFusion)
     data.setup()
     inputs = {name: x[:2] for name, x in data.parts["val"].inputs.items()}
-    with pytest.raises(TypeError, match="`head`, a Fusion"):
+    with pytest.raises(TypeError, match="`head`, a LateFusion"):
         module.certify(inputs)
     ones = LipschitzConstants({"fou": torch.tensor(1.0), "mor": torch.tensor(1.0)}, "encoder", Soundness.SOUND)
     with pytest.raises(ValueError, match="`head` must be late fusion"):

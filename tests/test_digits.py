@@ -18,12 +18,12 @@ import torch
 
 from lightning_crmt import cli
 from lightning_crmt.data import SpokenWrittenDigits, fetching
-from lightning_crmt.data.fetching import fetch_recordings
-from lightning_crmt.data.installed import installed_file
-from lightning_crmt.data.pairing import pair_by_class, stratified_split
-from lightning_crmt.data.recordings import read_recordings, spectrograms
-from lightning_crmt.data.scaling import scaled
-from lightning_crmt.data.spectrogram import LOG_FLOOR, log_mel
+from lightning_crmt.data.read.fetching import fetch_recordings
+from lightning_crmt.data.read.installed import installed_file
+from lightning_crmt.data.read.pairing import pair_by_class, stratified_split
+from lightning_crmt.data.read.recordings import read_recordings, spectrograms
+from lightning_crmt.data.read.scaling import scaled
+from lightning_crmt.data.read.spectrogram import LOG_FLOOR, log_mel
 
 FSDD = Path(__file__).parents[2] / "shared" / "data" / "fsdd_8k_int16.npz"
 

@@ -149,7 +149,7 @@ def test_rounding_is_told_apart_unless_the_claim_is_rigorous():
 def test_what_lies_outside_of_the_claim_proves_nothing(monkeypatch):
     model, x = Linear(), samples(10)
     far = {name: value + 1e3 for name, value in x.items()}
-    monkeypatch.setattr("lightning_crmt.certification.falsify.PGD", lambda *args, **settings: lambda *given: far)
+    monkeypatch.setattr("lightning_crmt.certification.verify.PGD", lambda *args, **settings: lambda *given: far)
     done = verify_certificate(model, exact_certificate(model, x), x, probes=1, products=0)
     assert done.probes["audio + image"] == 10  # the random direction alone
 

@@ -210,7 +210,7 @@ def test_nothing_is_certified(data):
     module.head.fill({name: torch.randn(24, 8) for name in inputs})
     ones = LipschitzConstants({"fou": torch.tensor(1.0), "mor": torch.tensor(1.0)}, "encoder", Soundness.SOUND)
     for constants in (None, ones):
-        with pytest.raises(TypeError, match="`head`, a Fusion"):
+        with pytest.raises(TypeError, match="`head`, a LateFusion"):
             module.certify(inputs, constants)
     with pytest.raises(ValueError, match="`head` must be late fusion"):
         certify(module.eval()(inputs), module.head, ones)

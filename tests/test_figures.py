@@ -10,7 +10,7 @@ from lightning_crmt.attacks import PGD, Budget, MissingModality
 from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, RobustnessFigures
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import LipschitzMLP
-from lightning_crmt.figures import robustness_figures
+from lightning_crmt.evaluation.figures import robustness_figures
 
 GRID = [0.0, 0.02, 0.04]
 

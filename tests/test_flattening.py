@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_crmt.attacks.flattening import Flat
+from lightning_crmt.attacks.external.flattening import Flat
 
 KINDS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

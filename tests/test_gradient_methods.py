@@ -16,9 +16,9 @@ from lightning_crmt.fusion import GatedFusion
 from lightning_crmt.methods import AdaptiveGradientModulation, GradientModulation, Mixup, ParetoGradients
 from lightning_crmt.methods.adaptive_gradient_modulation import response_coefficients, shapley_responses
 from lightning_crmt.methods.gradient_modulation import modulation_coefficients
-from lightning_crmt.methods.modality_parts import check_steps_in_reach
 from lightning_crmt.methods.pareto_gradients import joint_share
-from lightning_crmt.methods.separate_gradients import SeparateGradients
+from lightning_crmt.methods.parts.modality_parts import check_steps_in_reach
+from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import StageObjective
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import MixedTarget

@@ -23,8 +23,8 @@ from lightning_crmt.layers import (
     ScaledAvgPool2d,
     with_fixed_weights,
 )
+from lightning_crmt.layers.orthogonal import orthonormal_rows
 from lightning_crmt.lipschitz import lipschitz_bound
-from lightning_crmt.orthogonal import orthonormal_rows
 
 #: in_channels, out_channels, kernel_size, stride
 CONVOLUTIONS = [

@@ -30,12 +30,12 @@ def by_hand(model, x, subset, stand):
 
 
 @pytest.mark.parametrize("most", [1, 2, None])
-@pytest.mark.parametrize("represent", ["zeroed", "values"])
-def test_each_sample_loses_what_it_can_bear_least(most, represent):
+@pytest.mark.parametrize("fill", ["zeroed", "values"])
+def test_each_sample_loses_what_it_can_bear_least(most, fill):
     model, x = Linear(sizes=THREE), samples(40, sizes=THREE)
     y = predict(model, x)
-    stand = {n: torch.full(THREE[n], 0.0 if represent == "zeroed" else i - 0.5).double() for i, n in enumerate(THREE)}
-    attack = MissingModality("zeroed" if represent == "zeroed" else stand, max_missing=most)
+    stand = {n: torch.full(THREE[n], 0.0 if fill == "zeroed" else i - 0.5).double() for i, n in enumerate(THREE)}
+    attack = MissingModality("zeroed" if fill == "zeroed" else stand, max_missing=most)
     logits = attack.logits(model, x, y)
     subsets = [subset for size in range((most or 2) + 1) for subset in combinations(THREE, size)]
     every = torch.stack([by_hand(model, x, subset, stand).detach() for subset in subsets])
@@ -130,7 +130,7 @@ def test_means():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda x, y: MissingModality("gone"), ValueError, "`represent` must be 'zeroed', 'dropped' or values"),
+        (lambda x, y: MissingModality("gone"), ValueError, "`fill` must be 'zeroed', 'dropped' or values"),
         (lambda x, y: MissingModality(max_missing=0), ValueError, "`max_missing` must be at least 1, got 0"),
         (lambda x, y: MissingModality(modalities="audio"), TypeError, "a sequence of names, got the string 'audio'"),
         (lambda x, y: MissingModality({"audio": 0.0}, modalities=["image"]), ValueError, "got none for \\['image'\\]"),

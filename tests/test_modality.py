@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_crmt import FusionOutput
-from lightning_crmt.modality import (
+from lightning_crmt.checks import (
     check_batch,
     check_inputs,
     check_logits,
@@ -14,9 +14,9 @@ from lightning_crmt.modality import (
     check_same_modalities,
     check_target,
     describe,
-    logits_of,
     require_finite,
 )
+from lightning_crmt.modality import logits_of
 
 NAMES = ["audio", "image"]
 

@@ -28,9 +28,9 @@ from lightning_crmt.methods import (
     ParetoGradients,
     Relearning,
 )
-from lightning_crmt.methods.clustering import k_means, purity
-from lightning_crmt.methods.modality_parts import own_parameters
-from lightning_crmt.methods.unimodal_validation import Unimodal
+from lightning_crmt.methods.parts.clustering import k_means, purity
+from lightning_crmt.methods.parts.modality_parts import own_parameters
+from lightning_crmt.methods.parts.unimodal_validation import Unimodal
 
 
 @pytest.fixture

@@ -299,12 +299,12 @@ def test_a_model_that_diverged_has_radius_zero_and_the_run_goes_on(data, make_tr
         (
             lambda: MissingModalities("noise"),
             ValueError,
-            "`represent` must be 'zeroed', 'dropped' or values by modality, got 'no",
+            "`fill` must be 'zeroed', 'dropped' or values by modality, got 'no",
         ),
         (
             lambda: MissingModalities({}),
             ValueError,
-            "`represent` must be 'zeroed', 'dropped' or values by modality, got {}",
+            "`fill` must be 'zeroed', 'dropped' or values by modality, got {}",
         ),
         (lambda: MissingModalities(max_missing=0), ValueError, "`max_missing` must be at least 1, got 0"),
     ],
@@ -330,7 +330,7 @@ def test_bad_settings_are_refused(callback, error, message):
         (
             MissingModalities({"c": 1.0}, inputs=("a", "b")),
             ValueError,
-            "`represent` must name modalities among ['a', 'b']",
+            "`fill` must name modalities among ['a', 'b']",
         ),
         (MissingModalities({"b": torch.zeros(2)}, inputs=("a", "b")), ValueError, "or have the shape (3,) of a sample"),
     ],

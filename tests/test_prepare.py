@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from lightning_crmt.cli import main
+from lightning_crmt.data.prepare.flow import Flow
+from lightning_crmt.data.prepare.frames import Frames
+from lightning_crmt.data.prepare.prepare import prepare
+from lightning_crmt.data.prepare.spectrograms import Spectrograms
+from lightning_crmt.data.prepare.videos import find_videos
 from lightning_crmt.data.video import ffmpeg as program
-from lightning_crmt.data.video.flow import Flow
-from lightning_crmt.data.video.frames import Frames
-from lightning_crmt.data.video.prepare import prepare
-from lightning_crmt.data.video.spectrograms import Spectrograms
-from lightning_crmt.data.video.videos import find_videos
 
 Image = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.skipif(not clips.have_ffmpeg(), reason="neither ffmpeg nor imageio-ffmpeg is there")
@@ -139,7 +139,7 @@ def test_channels_are_averaged_and_not_summed(tmp_path):
 
 
 def test_a_spectrogram_is_what_log_mel_says_of_the_samples(tmp_path):
-    from lightning_crmt.data.spectrogram import log_mel
+    from lightning_crmt.data.read.spectrogram import log_mel
 
     sound = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 11)
     clips.encode(tmp_path / "a.mkv", sound=sound, options=["-c:a", "pcm_s16le"], sound_rate=16000)

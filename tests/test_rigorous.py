@@ -25,7 +25,7 @@ from lightning_crmt.layers import (
     with_fixed_weights,
 )
 from lightning_crmt.lipschitz import NoBoundError, encoder_bounds, forward_error, lipschitz_bound, verified
-from lightning_crmt.lipschitz.verified import gamma, norm_up, product_up, sum_up
+from lightning_crmt.lipschitz.rigorous.verified import gamma, norm_up, product_up, sum_up
 
 # Norms.
 

@@ -35,9 +35,9 @@ from lightning_crmt import (
 from lightning_crmt.certification import certify_late_fusion
 from lightning_crmt.certification.rounding import rounding
 from lightning_crmt.encoders import MLP, LipschitzMLP
-from lightning_crmt.fusion import Fusion
+from lightning_crmt.fusion import LateFusion
 from lightning_crmt.layers import OrthogonalLinear
-from lightning_crmt.lipschitz.verified import UNIT_ROUNDOFF
+from lightning_crmt.lipschitz.rigorous.verified import UNIT_ROUNDOFF
 
 LIMIT = 2.0**60
 
@@ -318,7 +318,7 @@ def test_a_fixed_head_answers_the_same_and_stays(dtype):
     loaded = oracles.random_head(3, 4, dtype=dtype, seed=1).fixed()
     loaded.load_state_dict(torch.load(file))
     for twin in (fixed, copy.deepcopy(fixed), pickle.loads(pickle.dumps(fixed)), loaded):
-        assert isinstance(twin, Fusion)
+        assert isinstance(twin, LateFusion)
         assert twin(features).logits.equal(expected.logits)
         assert_close(twin.class_weights, head.class_weights, rtol=0, atol=0)
         assert not any(value.requires_grad for value in twin.class_weights.values())

@@ -13,8 +13,8 @@ from attacked import Linear, distances, samples
 from torch import nn
 
 from lightning_crmt.attacks import PGD, Budget
-from lightning_crmt.attacks.foreign import InOrder, Numbered, handed_over
-from lightning_crmt.attacks.second_opinion import AutoAttack, FoolboxDDN
+from lightning_crmt.attacks.external.attacks import AutoAttack, FoolboxDDN
+from lightning_crmt.attacks.external.bridge import InOrder, Numbered, handed_over
 
 BOX = {"audio": (-2.0, 2.0), "image": (-2.0, 2.0)}
 ALL = {"audio": 1.0, "image": 1.0}

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from lightning_crmt.data.spectrogram import ENERGY_FLOOR, LOG_FLOOR, frame_count, log_mel
+from lightning_crmt.data.read.spectrogram import ENERGY_FLOOR, LOG_FLOOR, frame_count, log_mel
 
 
 def mel(frequency):

@@ -23,8 +23,8 @@ from prepared import CLASSES, write_clip, write_flow, write_frames, write_pictur
 
 from lightning_crmt.data import UCF101, KineticsSounds, VGGSound
 from lightning_crmt.data.kinetics_sounds import CLASSES as ALL
+from lightning_crmt.data.prepare.flow import flow_levels
 from lightning_crmt.data.video.clips import ClipDataset, Draw, EpochDraws, Flow, Frames, Spectrogram
-from lightning_crmt.data.video.flow import flow_levels
 from lightning_crmt.data.video.lists import Listed, hold_out, look_up
 from lightning_crmt.data.video.transforms import IMAGENET_MEAN, IMAGENET_STD, Look, middle, random_look, stack_at
 

@@ -10,7 +10,7 @@ import torch
 
 from lightning_crmt import cli
 from lightning_crmt.data import WatchMotion
-from lightning_crmt.data.installed import installed_file
+from lightning_crmt.data.read.installed import installed_file
 
 try:
     FILE = installed_file("seglearn", "data/watch_dataset.npy")

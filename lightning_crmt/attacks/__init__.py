@@ -4,40 +4,65 @@
 
 from lightning_crmt.attacks.apgd import APGD
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.box import Box
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.ensemble import Ensemble, MinimumNormEnsemble
+from lightning_crmt.attacks.external.attacks import AutoAttack, FoolboxDDN
 from lightning_crmt.attacks.fgm import FGM
-from lightning_crmt.attacks.hygiene import suspicions
 from lightning_crmt.attacks.loss_ascent import LossAscent
 from lightning_crmt.attacks.minimum_norm import Adversarial, MinimumNorm
-from lightning_crmt.attacks.missing import MissingModality, mean_inputs
+from lightning_crmt.attacks.missing import Fill, MissingModality, mean_inputs
 from lightning_crmt.attacks.pgd import PGD
 from lightning_crmt.attacks.presets import paper_fgm, paper_pgd, strongest
 from lightning_crmt.attacks.random_noise import RandomNoise
 from lightning_crmt.attacks.random_search import RandomSearch
-from lightning_crmt.attacks.second_opinion import AutoAttack, FoolboxDDN
+from lightning_crmt.attacks.sanity_checks import PROBABILITIES, suspicions
+from lightning_crmt.attacks.scoring import (
+    SearchesDistance,
+    check_fits,
+    distance_by,
+    has_budget,
+    public_logits,
+    right_answers,
+    surviving,
+)
+from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, under_attack
+from lightning_crmt.attacks.threat.box import Box
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import Perturbation, like
 
 __all__ = [
     "APGD",
     "FGM",
     "PGD",
+    "PROBABILITIES",
     "Adversarial",
     "Attack",
+    "AttackedModel",
     "AutoAttack",
     "Box",
     "Budget",
     "Ensemble",
+    "Fill",
     "FoolboxDDN",
     "LossAscent",
     "MinimumNorm",
     "MinimumNormEnsemble",
     "MissingModality",
+    "Model",
+    "Perturbation",
     "RandomNoise",
     "RandomSearch",
+    "SearchesDistance",
+    "check_fits",
+    "distance_by",
+    "has_budget",
+    "like",
     "mean_inputs",
     "paper_fgm",
     "paper_pgd",
+    "public_logits",
+    "right_answers",
     "strongest",
+    "surviving",
     "suspicions",
+    "under_attack",
 ]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.fixed_budget import FixedBudget
-from lightning_crmt.attacks.geometry import Perturbation, choose, times
-from lightning_crmt.attacks.objective import Loss, Objective
-from lightning_crmt.attacks.oracle import Oracle
-from lightning_crmt.attacks.walk import Walk, follow
+from lightning_crmt.attacks.search.ascent import Ascent, follow
+from lightning_crmt.attacks.search.attacked_model import AttackedModel
+from lightning_crmt.attacks.search.loss import Loss, Objective
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import Perturbation, choose, times
 from lightning_crmt.modality import Inputs
 
 
@@ -71,7 +71,12 @@ class APGD(FixedBudget):
 
     @override
     def _search(
-        self, oracle: Oracle, budget: Budget, delta: Perturbation, objective: Objective, generator: torch.Generator
+        self,
+        oracle: AttackedModel,
+        budget: Budget,
+        delta: Perturbation,
+        objective: Objective,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         return follow(_Walk(budget, oracle.inputs, delta, checkpoints(self.steps)), oracle, objective, self.steps)
 
@@ -89,7 +94,7 @@ def checkpoints(steps: int) -> list[int]:
     return sorted(set(found))
 
 
-class _Walk(Walk):
+class _Walk(Ascent):
     def __init__(self, budget: Budget, inputs: Inputs, delta: Perturbation, reviews: list[int]) -> None:
         super().__init__(budget, inputs, delta)
         self.reviews, self.steps, self.reviewed = set(reviews), 0, 0

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_crmt.attacks.budget import Budget
-from lightning_crmt.attacks.oracle import Model, as_taken_by, holder_of
-from lightning_crmt.attacks.radius import Radius
-from lightning_crmt.borrowing import borrow
+from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by, holder_of
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.radius import Radius
+from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.modality import Inputs, logits_of
 
 
@@ -68,7 +68,7 @@ class Attack(ABC):
         :class:`~lightning_crmt.attacks.MissingModality` may leave a modality out of the fusion.
         """
         perturbed = self(model, inputs, target)
-        with borrow(holder_of(model)), torch.no_grad():
+        with frozen_eval(holder_of(model)), torch.no_grad():
             return logits_of(model(as_taken_by(model, perturbed)))
 
     def scaled(self, factor: Radius) -> Self:

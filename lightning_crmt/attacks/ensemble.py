@@ -12,14 +12,15 @@ from torch import Tensor
 from typing_extensions import Self, override
 
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.budget import Budget
-from lightning_crmt.attacks.geometry import choose
 from lightning_crmt.attacks.minimum_norm import Adversarial
-from lightning_crmt.attacks.oracle import Model, under_attack
-from lightning_crmt.attacks.radius import Radius
-from lightning_crmt.attacks.scoring import Searches
-from lightning_crmt.attacks.survivors import Survivors
-from lightning_crmt.modality import Inputs, describe
+from lightning_crmt.attacks.scoring import SearchesDistance
+from lightning_crmt.attacks.search.attacked_model import Model, under_attack
+from lightning_crmt.attacks.search.worst_case import WorstCase
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import choose
+from lightning_crmt.attacks.threat.radius import Radius
+from lightning_crmt.checks import describe
+from lightning_crmt.modality import Inputs
 
 
 class _Several(Attack):
@@ -70,7 +71,7 @@ class Ensemble(_Several):
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
         """Perturbed inputs within the budget: the first that fools the model, else the one that came nearest to it."""
         with under_attack(model, inputs, target, self.budget) as oracle:
-            survivors = Survivors(oracle, self.budget)
+            survivors = WorstCase(oracle, self.budget)
             for attack in self.attacks:
                 rows = survivors.rows()
                 if len(rows) == 0:
@@ -103,7 +104,7 @@ class MinimumNormEnsemble(_Several):
     def __init__(self, attacks: Sequence[Attack]) -> None:
         super().__init__(attacks)
         for attack in attacks:
-            if not isinstance(attack, Searches):
+            if not isinstance(attack, SearchesDistance):
                 raise TypeError(
                     f"`attacks` must hold minimum-norm attacks, with a method `search`, got {describe(attack)}"
                 )
@@ -117,7 +118,7 @@ class MinimumNormEnsemble(_Several):
         """Perturbed inputs and the factors of the budget they need, as :meth:`MinimumNorm.search` has them."""
         best: Adversarial | None = None
         for attack in self.attacks:
-            assert isinstance(attack, Searches)
+            assert isinstance(attack, SearchesDistance)
             found = attack.search(model, inputs, target)
             if best is None:
                 best = found

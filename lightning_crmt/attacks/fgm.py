@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.fixed_budget import FixedBudget
-from lightning_crmt.attacks.geometry import Perturbation
-from lightning_crmt.attacks.objective import Loss, Objective
-from lightning_crmt.attacks.oracle import Oracle
+from lightning_crmt.attacks.search.attacked_model import AttackedModel
+from lightning_crmt.attacks.search.loss import Loss, Objective
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import Perturbation
 
 
 class FGM(FixedBudget):
@@ -44,7 +44,12 @@ class FGM(FixedBudget):
 
     @override
     def _search(
-        self, oracle: Oracle, budget: Budget, delta: Perturbation, objective: Objective, generator: torch.Generator
+        self,
+        oracle: AttackedModel,
+        budget: Budget,
+        delta: Perturbation,
+        objective: Objective,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         gradient = oracle.gradient(oracle.inputs, objective)[2]
         return budget.apply(budget.steepest(gradient, oracle.inputs)[0], oracle.inputs)

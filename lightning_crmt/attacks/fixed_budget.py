@@ -11,11 +11,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.budget import Budget
-from lightning_crmt.attacks.geometry import Perturbation
-from lightning_crmt.attacks.objective import Loss, Objective, check_classes, check_loss
-from lightning_crmt.attacks.oracle import Model, Oracle, under_attack
-from lightning_crmt.attacks.survivors import Survivors
+from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, under_attack
+from lightning_crmt.attacks.search.loss import Loss, Objective, check_classes, check_loss
+from lightning_crmt.attacks.search.worst_case import WorstCase
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import Perturbation
 from lightning_crmt.modality import Inputs
 
 
@@ -24,7 +24,7 @@ class FixedBudget(Attack):
 
     Args:
         budget: what a perturbation may be.
-        loss: what is raised, see :class:`~lightning_crmt.attacks.objective.Objective`.
+        loss: what is raised, see :class:`~lightning_crmt.attacks.search.loss.Objective`.
         targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost.
         classes: with ``targeted``, aim at so many wrong classes with the largest logits; all by default.
         restarts: number of starts.
@@ -60,7 +60,7 @@ class FixedBudget(Attack):
         """Perturbed inputs within the budget: the first that fools the model, else the one that came nearest to it."""
         with under_attack(model, inputs, target, self.budget) as oracle:
             check_classes(self.loss, self.targeted, oracle.clean_logits.shape[1])
-            survivors = Survivors(oracle, self.budget)
+            survivors = WorstCase(oracle, self.budget)
             generator = torch.Generator().manual_seed(self.seed)
             for start in range(self.restarts):
                 begin = self._begin(oracle, generator, start)
@@ -76,14 +76,19 @@ class FixedBudget(Attack):
 
     @abstractmethod
     def _search(
-        self, oracle: Oracle, budget: Budget, delta: Perturbation, objective: Objective, generator: torch.Generator
+        self,
+        oracle: AttackedModel,
+        budget: Budget,
+        delta: Perturbation,
+        objective: Objective,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Perturbed inputs, those that fool the model where such were found.
 
         The same draws for all samples: what is found for one must not depend on which others are in the batch.
         """
 
-    def _begin(self, oracle: Oracle, generator: torch.Generator, start: int) -> Perturbation:
+    def _begin(self, oracle: AttackedModel, generator: torch.Generator, start: int) -> Perturbation:
         clean = start == 0 and not self.random_start
         return self.budget.random(oracle.inputs, generator, factor=0.0 if clean else 1.0)
 

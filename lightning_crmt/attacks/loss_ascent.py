@@ -8,11 +8,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.fixed_budget import at_least_one
-from lightning_crmt.attacks.objective import Loss, Objective, check_classes, check_loss
-from lightning_crmt.attacks.oracle import Model, under_attack
 from lightning_crmt.attacks.pgd import Descent
+from lightning_crmt.attacks.search.attacked_model import Model, under_attack
+from lightning_crmt.attacks.search.loss import Loss, Objective, check_classes, check_loss
+from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.modality import Inputs
 
 

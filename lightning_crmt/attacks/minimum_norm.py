@@ -12,11 +12,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.fixed_budget import at_least_one
-from lightning_crmt.attacks.geometry import Perturbation, choose, dot, times
-from lightning_crmt.attacks.objective import rival_margin
-from lightning_crmt.attacks.oracle import Model, Oracle, under_attack
+from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, under_attack
+from lightning_crmt.attacks.search.loss import rival_margin
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import Perturbation, choose, dot, times
 from lightning_crmt.modality import Inputs
 
 #: A factor of any budget that nothing needs, and that single precision holds.
@@ -106,8 +106,8 @@ class MinimumNorm(Attack):
             self._bisect(oracle, best, 20)
             return Adversarial({name: best.inputs.get(name, value) for name, value in inputs.items()}, best.factor)
 
-    def _approach(self, oracle: Oracle, delta: Perturbation, rival: Tensor, best: _Best) -> None:
-        """Walk along the boundary to ``rival``: shrink the ball while fooled, grow it while not."""
+    def _approach(self, oracle: AttackedModel, delta: Perturbation, rival: Tensor, best: _Best) -> None:
+        """Ascent along the boundary to ``rival``: shrink the ball while fooled, grow it while not."""
         loss = rival_margin(oracle.target, rival)
         radius = torch.full_like(best.factor, _FAR)  # of the ball that is searched now, as a factor of the budget
         reached = torch.zeros_like(radius, dtype=torch.bool)
@@ -130,7 +130,7 @@ class MinimumNorm(Attack):
         moved = self.budget.apply(delta, oracle.inputs)
         best.take(moved, oracle.fooled(oracle.logits(moved)))
 
-    def _polish(self, oracle: Oracle, best: _Best, steps: int) -> None:
+    def _polish(self, oracle: AttackedModel, best: _Best, steps: int) -> None:
         """From the best so far, jump to where the boundary, taken as flat, is nearest to the clean input."""
         delta = self.budget.difference(best.moved(), oracle.inputs)
         rival = oracle.logits(best.moved()).scatter(1, oracle.target[:, None], -torch.inf).argmax(dim=1)
@@ -152,7 +152,7 @@ class MinimumNorm(Attack):
             factor = (factor * needed.clamp(min=0) / gain.clamp(min=1e-300)).clamp(max=_FAR)
         return self.budget.steepest(gradient, inputs, factor)[0]
 
-    def _bisect(self, oracle: Oracle, best: _Best, steps: int) -> None:
+    def _bisect(self, oracle: AttackedModel, best: _Best, steps: int) -> None:
         """Move what was found towards the clean input until just before the prediction returns."""
         # What counts is what is stored, under the public forward: the logits that led here came with a graph.
         best.confirm(oracle.fooled(oracle.logits(best.moved())))
@@ -169,7 +169,7 @@ class MinimumNorm(Attack):
 class _Best:
     """The smallest perturbations found so far, as stored, and their sizes, measured on what is stored."""
 
-    def __init__(self, oracle: Oracle, budget: Budget) -> None:
+    def __init__(self, oracle: AttackedModel, budget: Budget) -> None:
         self.budget = budget
         self.clean = oracle.inputs
         self.inputs = {name: oracle.inputs[name] for name in oracle.attacked}

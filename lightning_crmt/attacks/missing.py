@@ -13,25 +13,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.geometry import choose
-from lightning_crmt.attacks.objective import rival_margin
-from lightning_crmt.attacks.oracle import Model, as_taken_by, holder_of
-from lightning_crmt.attacks.radius import Radius
-from lightning_crmt.borrowing import borrow
-from lightning_crmt.fusion import Fusion
-from lightning_crmt.modality import (
-    FusionOutput,
-    Inputs,
-    check_batch,
-    check_logits,
-    check_target,
-    describe,
-    logits_of,
-    require_finite,
-)
+from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by, holder_of
+from lightning_crmt.attacks.search.loss import rival_margin
+from lightning_crmt.attacks.threat.geometry import choose
+from lightning_crmt.attacks.threat.radius import Radius
+from lightning_crmt.checks import check_batch, check_logits, check_target, describe, require_finite
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.modality import FusionOutput, Inputs, logits_of
 
 #: What stands for a missing input: one number for all entries, or a value of the shape of one sample.
-Stand: TypeAlias = float | Sequence[float] | Tensor
+Fill: TypeAlias = float | Sequence[float] | Tensor
 
 
 class MissingModality(Attack):
@@ -44,12 +36,12 @@ class MissingModality(Attack):
     It has no budget: a modality is there or not.
 
     Args:
-        represent: ``"zeroed"``, inputs of zeros; a value for each modality, such as :func:`mean_inputs` computes, only
+        fill: ``"zeroed"``, inputs of zeros; a value for each modality, such as :func:`mean_inputs` computes, only
             those named are ever missing; or ``"dropped"``, the score is left out of the fusion. Dropping is no input:
             ask :meth:`logits`, the call refuses. The model then must answer a ``FusionOutput`` and have a fusion head
             as its attribute ``head``.
         max_missing: largest number of modalities missing at once; all but one by default.
-        modalities: those that may be missing; all by default, or all that ``represent`` names.
+        modalities: those that may be missing; all by default, or all that ``fill`` names.
 
     Raises:
         ValueError: if an argument is out of range; on call, if a name is unknown or a value does not fit.
@@ -66,21 +58,21 @@ class MissingModality(Attack):
 
     def __init__(
         self,
-        represent: Literal["zeroed", "dropped"] | Mapping[str, Stand] = "zeroed",
+        fill: Literal["zeroed", "dropped"] | Mapping[str, Fill] = "zeroed",
         max_missing: int | None = None,
         modalities: Sequence[str] | None = None,
     ) -> None:
-        if not isinstance(represent, Mapping) and represent not in ("zeroed", "dropped"):
-            raise ValueError(f"`represent` must be 'zeroed', 'dropped' or values by modality, got {represent!r}")
+        if not isinstance(fill, Mapping) and fill not in ("zeroed", "dropped"):
+            raise ValueError(f"`fill` must be 'zeroed', 'dropped' or values by modality, got {fill!r}")
         if max_missing is not None and max_missing < 1:
             raise ValueError(f"`max_missing` must be at least 1, got {max_missing}")
         if isinstance(modalities, str):
             raise TypeError(f"`modalities` must be a sequence of names, got the string {modalities!r}")
-        if isinstance(represent, Mapping) and modalities is not None:
-            absent = [name for name in modalities if name not in represent]
+        if isinstance(fill, Mapping) and modalities is not None:
+            absent = [name for name in modalities if name not in fill]
             if absent:
-                raise ValueError(f"`represent` must have a value for each of `modalities`, got none for {absent}")
-        self.represent = dict(represent) if isinstance(represent, Mapping) else represent
+                raise ValueError(f"`fill` must have a value for each of `modalities`, got none for {absent}")
+        self.fill = dict(fill) if isinstance(fill, Mapping) else fill
         self.max_missing = max_missing
         self.modalities = None if modalities is None else list(modalities)
 
@@ -89,12 +81,12 @@ class MissingModality(Attack):
         """Inputs without the modalities whose absence is worst; one that is missing nowhere is the very same tensor.
 
         Raises:
-            TypeError: for ``represent="dropped"``.
+            TypeError: for ``fill="dropped"``.
         """
-        if self.represent == "dropped":
+        if self.fill == "dropped":
             raise TypeError("a modality dropped from the fusion is no input; ask `logits` for what the model answers")
         missing, _ = self._worst(model, inputs, target)
-        with borrow(holder_of(model)):
+        with frozen_eval(holder_of(model)):
             known = as_taken_by(model, inputs)
             return {
                 name: choose(missing[name], self._stand(name, known[name]), known[name])
@@ -126,7 +118,7 @@ class MissingModality(Attack):
         >>> MissingModality(modalities=["audio"]).subsets({"audio": torch.zeros(1, 2), "image": torch.zeros(1, 2)})
         [(), ('audio',)]
         """
-        names = list(self.represent) if isinstance(self.represent, dict) else list(inputs)
+        names = list(self.fill) if isinstance(self.fill, dict) else list(inputs)
         names = names if self.modalities is None else self.modalities
         unknown = [name for name in names if name not in inputs]
         if unknown:
@@ -139,7 +131,7 @@ class MissingModality(Attack):
         size = check_batch("inputs", inputs)
         require_finite("inputs", inputs)
         subsets = self.subsets(inputs)
-        with borrow(holder_of(model)), torch.no_grad():
+        with frozen_eval(holder_of(model)), torch.no_grad():
             known = as_taken_by(model, inputs)
             answers = torch.stack([self._without(subset, model, known) for subset in subsets])
             check_target(target, answers.shape[2], size)
@@ -152,16 +144,16 @@ class MissingModality(Attack):
             return missing, answers.gather(0, worst[None, :, None].expand(1, -1, answers.shape[2])).squeeze(0)
 
     def _without(self, subset: tuple[str, ...], model: Model, inputs: dict[str, Tensor]) -> Tensor:
-        if self.represent != "dropped":
+        if self.fill != "dropped":
             stand = {name: self._stand(name, inputs[name]) for name in subset}
             logits = logits_of(model({**inputs, **stand}))
         else:
             # A wrapper, such as that of distributed training, keeps what it wraps as its attribute ``module``.
             head = getattr(model, "head", getattr(getattr(model, "module", None), "head", None))
             output = model(dict(inputs))
-            if not isinstance(head, Fusion) or not isinstance(output, FusionOutput):
+            if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
                 raise TypeError(
-                    "`represent='dropped'` needs a model with a fusion head as `head` that answers a FusionOutput, "
+                    "`fill='dropped'` needs a model with a fusion head as `head` that answers a FusionOutput, "
                     f"got {describe(head)} and {describe(output)}; use 'zeroed'"
                 )
             logits = head.fuse({name: score for name, score in output.scores.items() if name not in subset})
@@ -169,12 +161,12 @@ class MissingModality(Attack):
         return logits
 
     def _stand(self, name: str, value: Tensor) -> Tensor:
-        if not isinstance(self.represent, dict):
+        if not isinstance(self.fill, dict):
             return torch.zeros_like(value)
-        given = torch.as_tensor(self.represent[name], dtype=value.dtype, device=value.device)
+        given = torch.as_tensor(self.fill[name], dtype=value.dtype, device=value.device)
         if given.dim() > 0 and given.shape != value.shape[1:]:
             raise ValueError(
-                f"`represent[{name!r}]` must be a number or have the shape {tuple(value.shape[1:])} of a sample, "
+                f"`fill[{name!r}]` must be a number or have the shape {tuple(value.shape[1:])} of a sample, "
                 f"got {tuple(given.shape)}"
             )
         return given.expand_as(value)

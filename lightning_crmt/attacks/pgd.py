@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.fixed_budget import FixedBudget, at_least_one
-from lightning_crmt.attacks.geometry import Perturbation, norms_of, times
-from lightning_crmt.attacks.objective import Loss, Objective
-from lightning_crmt.attacks.oracle import Oracle
-from lightning_crmt.attacks.walk import Walk, follow
+from lightning_crmt.attacks.search.ascent import Ascent, follow
+from lightning_crmt.attacks.search.attacked_model import AttackedModel
+from lightning_crmt.attacks.search.loss import Loss, Objective
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import Perturbation, norms_of, times
 from lightning_crmt.modality import Inputs
 
 
@@ -78,14 +78,19 @@ class PGD(FixedBudget):
 
     @override
     def _search(
-        self, oracle: Oracle, budget: Budget, delta: Perturbation, objective: Objective, generator: torch.Generator
+        self,
+        oracle: AttackedModel,
+        budget: Budget,
+        delta: Perturbation,
+        objective: Objective,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         first = 2.5 / self.steps if self.step_size is None else self.step_size
         sizes = [first * (1 - (1 - self.decay) * step / self.steps) for step in range(self.steps)]
         return follow(Descent(budget, oracle.inputs, delta, sizes, self.momentum), oracle, objective, self.steps)
 
 
-class Descent(Walk):
+class Descent(Ascent):
     """Steps of given sizes, in units of the budget's radius, along the steepest direction, with momentum."""
 
     def __init__(

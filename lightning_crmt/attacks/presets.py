@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from lightning_crmt.attacks.apgd import APGD
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.ensemble import Ensemble
 from lightning_crmt.attacks.fgm import FGM
 from lightning_crmt.attacks.minimum_norm import MinimumNorm
 from lightning_crmt.attacks.pgd import PGD
+from lightning_crmt.attacks.threat.budget import Budget
 
 
 def paper_fgm(budget: Budget) -> FGM:

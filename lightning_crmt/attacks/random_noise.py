@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.fixed_budget import FixedBudget, at_least_one
-from lightning_crmt.attacks.geometry import Perturbation
-from lightning_crmt.attacks.objective import Objective
-from lightning_crmt.attacks.oracle import Oracle
+from lightning_crmt.attacks.search.attacked_model import AttackedModel
+from lightning_crmt.attacks.search.loss import Objective
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import Perturbation
 
 
 class RandomNoise(FixedBudget):
@@ -41,6 +41,11 @@ class RandomNoise(FixedBudget):
 
     @override
     def _search(
-        self, oracle: Oracle, budget: Budget, delta: Perturbation, objective: Objective, generator: torch.Generator
+        self,
+        oracle: AttackedModel,
+        budget: Budget,
+        delta: Perturbation,
+        objective: Objective,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         return budget.apply(delta, oracle.inputs)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.budget import Budget
 from lightning_crmt.attacks.fixed_budget import FixedBudget, at_least_one
-from lightning_crmt.attacks.geometry import Perturbation, choose, times
-from lightning_crmt.attacks.objective import Objective
-from lightning_crmt.attacks.oracle import Oracle
+from lightning_crmt.attacks.search.attacked_model import AttackedModel
+from lightning_crmt.attacks.search.loss import Objective
+from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.geometry import Perturbation, choose, times
 
 
 class RandomSearch(FixedBudget):
@@ -43,7 +43,12 @@ class RandomSearch(FixedBudget):
 
     @override
     def _search(
-        self, oracle: Oracle, budget: Budget, delta: Perturbation, objective: Objective, generator: torch.Generator
+        self,
+        oracle: AttackedModel,
+        budget: Budget,
+        delta: Perturbation,
+        objective: Objective,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         stops = {name: oracle.inputs[name].clone() for name in oracle.attacked}
         rows = torch.arange(len(oracle.target), device=oracle.target.device)
@@ -84,7 +89,7 @@ def coarse_noise(like: Tensor, generator: torch.Generator) -> Tensor:
 class _State:
     """The best place so far, its lead, and what was learnt of the slope; one row for each sample."""
 
-    def __init__(self, budget: Budget, oracle: Oracle, objective: Objective, delta: Perturbation) -> None:
+    def __init__(self, budget: Budget, oracle: AttackedModel, objective: Objective, delta: Perturbation) -> None:
         self.budget, self.oracle, self.objective = budget, oracle, objective
         self.delta = delta
         self.slope = {name: torch.zeros_like(each, dtype=torch.float64) for name, each in delta.items()}

@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.minimum_norm import Adversarial
 from lightning_crmt.attacks.missing import MissingModality
-from lightning_crmt.attacks.oracle import Model, as_taken_by, holder_of
-from lightning_crmt.borrowing import borrow
+from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by, holder_of
+from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.modality import Inputs, logits_of
 
 #: Float64 sums of squares may end this much above a radius that was kept exactly.
@@ -22,7 +22,7 @@ _SLACK = 1e-6
 
 
 @runtime_checkable
-class Searches(Protocol):
+class SearchesDistance(Protocol):
     """An attack that measures how far the nearest adversarial input is, as ``MinimumNorm`` does."""
 
     def search(self, model: Model, inputs: Inputs, target: Tensor) -> Adversarial:
@@ -41,7 +41,7 @@ def check_fits(attacks: Iterable[Attack], model: Model, inputs: Inputs) -> None:
         ValueError: if a modality is unknown, or an input lies outside its box.
         TypeError: if a modality that is to be perturbed holds integers.
     """
-    with borrow(holder_of(model)):
+    with frozen_eval(holder_of(model)):
         known = as_taken_by(model, inputs)
         for attack in attacks:
             if isinstance(attack, MissingModality):
@@ -57,7 +57,7 @@ def right_answers(logits: Tensor, target: Tensor) -> Tensor:
 
 def public_logits(model: Model, inputs: Inputs) -> Tensor:
     """Logits ``(B, K)`` of a plain forward in evaluation mode, in the precision of the parameters."""
-    with borrow(holder_of(model)), torch.no_grad():
+    with frozen_eval(holder_of(model)), torch.no_grad():
         return logits_of(model(as_taken_by(model, inputs))).detach()
 
 
@@ -85,7 +85,7 @@ def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name
     >>> fooled_by(PGD(Budget(10.0)), head, x, head(x).logits.argmax(1))
     tensor([True, True, True, True, True])
     """
-    with borrow(holder_of(model)):
+    with frozen_eval(holder_of(model)):
         clean, target = as_taken_by(model, inputs), target.clone()
         if not has_budget(attack):
             return ~right_answers(attack.logits(model, clean, target), target)
@@ -98,13 +98,13 @@ def distance_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, na
     """Factor of the budget at which the search fools each sample, ``(B,)``, float64.
 
     0 for what is predicted wrongly already; infinite where nothing was found, or what was found does not fool a plain
-    forward. The arguments are those of :func:`fooled_by`; the attack must be one that :class:`Searches`.
+    forward. The arguments are those of :func:`fooled_by`; the attack must be one that :class:`SearchesDistance`.
 
     Raises:
         RuntimeError: if what was stored is further away than the search said, or a modality was touched that may not.
     """
-    assert isinstance(attack, Searches)
-    with borrow(holder_of(model)):
+    assert isinstance(attack, SearchesDistance)
+    with frozen_eval(holder_of(model)):
         clean, target = as_taken_by(model, inputs), target.clone()
         moved, claimed = attack.search(model, clean, target)
         size = check_budget(attack, moved, clean, name, limit=claimed)

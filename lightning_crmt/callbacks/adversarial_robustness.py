@@ -13,20 +13,21 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks import Attack
-from lightning_crmt.attacks.hygiene import PROBABILITIES, suspicions
-from lightning_crmt.attacks.scoring import (
-    Searches,
+from lightning_crmt.attacks import (
+    PROBABILITIES,
+    Attack,
+    SearchesDistance,
     check_fits,
     distance_by,
     has_budget,
     public_logits,
     right_answers,
     surviving,
+    suspicions,
 )
-from lightning_crmt.callbacks.naming import NamedModel
 from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
-from lightning_crmt.modality import check_target, describe
+from lightning_crmt.checks import check_target, describe
+from lightning_crmt.training import NamedModel
 
 #: Samples that the checks of an attack are made on.
 _CHECKED = 32
@@ -51,8 +52,8 @@ class AdversarialRobustness(Observer):
       those of ``accuracy/joint``.
 
     Once per fit, validation or test, each attack is checked on at most 32 samples of the first batch, and what makes
-    its numbers doubtful is a warning: see :func:`~lightning_crmt.attacks.hygiene.suspicions`, also for the cost, about
-    that of attacking 100 samples.
+    its numbers doubtful is a warning: see :func:`~lightning_crmt.attacks.sanity_checks.suspicions`, also for the cost,
+    about that of attacking 100 samples.
 
     Args:
         attacks: by the names that their keys have.
@@ -194,7 +195,7 @@ class _Withstood(Measurement):
         self._add("samples", torch.ones_like(right))
         for name, attack in self.attacks.items():
             self._add(f"clean_accuracy/{name}", right)
-            if isinstance(attack, Searches):
+            if isinstance(attack, SearchesDistance):
                 distance = self._search(attack, name, inputs, target, right)
                 self.distances.setdefault(name, []).append(distance)
                 for at, factor in _factors(attack, self.radii or []).items():

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.borrowing import borrow, differentiable
-from lightning_crmt.callbacks.naming import NamedModel
 from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
 from lightning_crmt.callbacks.robustness_numbers import RobustnessNumbers
-from lightning_crmt.certification import certify
-from lightning_crmt.certification.late_fusion import certify_late_fusion
-from lightning_crmt.fusion import Fusion
-from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
-from lightning_crmt.lipschitz.estimate import margin_speeds
+from lightning_crmt.certification import certify, certify_late_fusion
+from lightning_crmt.checks import check_target, describe
+from lightning_crmt.frozen_eval import differentiable, frozen_eval
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds, margin_speeds
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, check_target, describe, logits_of
+from lightning_crmt.modality import FusionOutput, logits_of
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.training import NamedModel
 
 #: Where Lipschitz constants come from: bounds of the encoders at a level, or gradients on data.
 Constants: TypeAlias = Literal["sound", "rigorous", "estimated"]
@@ -113,7 +112,7 @@ class CertifiedRobustness(Observer):
         if self.constants == "estimated":
             return _Estimated(model, self.radii, self.budgets)
         if isinstance(model.module, CRMTMixin):
-            if not isinstance(model.module.head, Fusion):
+            if not isinstance(model.module.head, LateFusion):
                 raise TypeError(
                     f"constants={self.constants!r} needs late fusion as the module's `head`, as in OrthogonalFusion or "
                     f"LinearFusion; got {describe(model.module.head)}: choose constants='estimated', and what is "
@@ -141,7 +140,7 @@ class _Bounded(Measurement):
         self.level = level
         self.lipschitz: LipschitzConstants | None = None
         self.numbers = RobustnessNumbers(
-            names, radii, budgets, module.head if isinstance(module.head, Fusion) else None
+            names, radii, budgets, module.head if isinstance(module.head, LateFusion) else None
         )
         absent = names if len(names) > 1 else []
         self.dropped = {name: RobustnessNumbers([], radii, [], None) for name in absent}
@@ -154,7 +153,7 @@ class _Bounded(Measurement):
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             self.lipschitz = encoder_bounds(self.module.encoders, shapes, level=self.level)
         assert isinstance(self.module, torch.nn.Module)
-        with borrow(self.module), torch.no_grad():
+        with frozen_eval(self.module), torch.no_grad():
             output = self.module({n: leaf.detach() for n, leaf in differentiable(inputs, self.module).items()})
         self.numbers.update(certificate, output, target)
         for name, dropped in self.dropped.items():
@@ -178,14 +177,14 @@ class _Estimated(Measurement):
     def __init__(self, model: NamedModel, radii: Sequence[float], budgets: Sequence[Mapping[str, float]]) -> None:
         self.model = model
         head = getattr(model.module, "head", None)
-        known = isinstance(head, Fusion) and set(head.in_features) == set(model.names)
+        known = isinstance(head, LateFusion) and set(head.in_features) == set(model.names)
         self.numbers = RobustnessNumbers(model.names, radii, budgets, head if known else None)
         self.speeds: dict[str, Tensor] = {}
         self.seen: list[tuple[FusionOutput | Tensor, Tensor]] = []
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        with borrow(self.model):
+        with frozen_eval(self.model):
             leaves = differentiable(inputs, self.model)
             output = self.model(leaves)
             logits = logits_of(output)

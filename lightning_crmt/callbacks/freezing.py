@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
-from lightning_crmt.modality import describe
+from lightning_crmt.checks import describe
 
 
 class Freeze:

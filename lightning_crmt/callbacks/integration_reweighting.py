@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.callbacks.freezing import Freeze, check_strategy
-from lightning_crmt.callbacks.naming import crmt_module, late_fusion
 from lightning_crmt.callbacks.switch import Constants, mean_absolute_radius, measure_constants
-from lightning_crmt.callbacks.training_pass import TrainingPass
+from lightning_crmt.checks import describe
 from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.losses import Objective, integration_objective
 from lightning_crmt.mixin import StageObjective
-from lightning_crmt.modality import describe
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.training import TrainingPass, crmt_module, late_fusion
 
 
 class IntegrationReweighting(Callback):

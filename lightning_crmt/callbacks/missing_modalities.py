@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.missing import Stand
-from lightning_crmt.borrowing import borrow
-from lightning_crmt.callbacks.naming import NamedModel
+from lightning_crmt.attacks import Fill
 from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
-from lightning_crmt.fusion import Fusion
-from lightning_crmt.modality import FusionOutput, check_target, describe, logits_of
+from lightning_crmt.checks import check_target, describe
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.modality import FusionOutput, logits_of
+from lightning_crmt.training import NamedModel
 
 
 class MissingModalities(Observer):
@@ -30,7 +31,7 @@ class MissingModalities(Observer):
     with nothing missing, ``val/accuracy_zeroed/worst`` the share that is right then, and whichever of these subsets is.
 
     Args:
-        represent: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as
+        fill: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as
             :func:`~lightning_crmt.attacks.mean_inputs` computes; only those named are ever missing. ``"dropped"``, for
             modules with late fusion.
         max_missing: largest number of modalities missing at once; all but one by default.
@@ -43,23 +44,23 @@ class MissingModalities(Observer):
         ValueError: if an argument is out of range; on ``setup``, if names are needed and missing.
         TypeError: for ``"dropped"``, if the head of the module is no late fusion.
 
-    >>> callback = MissingModalities(represent="dropped")
+    >>> callback = MissingModalities(fill="dropped")
     """
 
     def __init__(
         self,
-        represent: Literal["zeroed", "dropped"] | Mapping[str, Stand] = "zeroed",
+        fill: Literal["zeroed", "dropped"] | Mapping[str, Fill] = "zeroed",
         max_missing: int | None = None,
         inputs: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
     ) -> None:
         super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        if not (isinstance(represent, Mapping) and represent) and represent not in ("zeroed", "dropped"):
-            raise ValueError(f"`represent` must be 'zeroed', 'dropped' or values by modality, got {represent!r}")
+        if not (isinstance(fill, Mapping) and fill) and fill not in ("zeroed", "dropped"):
+            raise ValueError(f"`fill` must be 'zeroed', 'dropped' or values by modality, got {fill!r}")
         if max_missing is not None and max_missing < 1:
             raise ValueError(f"`max_missing` must be at least 1, got {max_missing}")
-        self.represent = dict(represent) if isinstance(represent, Mapping) else represent
+        self.fill = dict(fill) if isinstance(fill, Mapping) else fill
         self.max_missing = max_missing
 
     @property
@@ -70,23 +71,23 @@ class MissingModalities(Observer):
 
     @property
     def _kind(self) -> str:
-        return "imputed" if isinstance(self.represent, dict) else self.represent
+        return "imputed" if isinstance(self.fill, dict) else self.fill
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
-        values = self.represent if isinstance(self.represent, dict) else dict.fromkeys(model.names, 0.0)
+        values = self.fill if isinstance(self.fill, dict) else dict.fromkeys(model.names, 0.0)
         if unknown := [name for name in values if name not in model.names]:
-            raise ValueError(f"`represent` must name modalities among {model.names}, got {unknown}")
+            raise ValueError(f"`fill` must name modalities among {model.names}, got {unknown}")
         largest = len(model.names) - 1
         if self.max_missing is not None:
             largest = min(largest, self.max_missing)
         subsets = [subset for size in range(largest + 1) for subset in combinations(values, size)]
         head = getattr(model.module, "head", None)
-        if self.represent != "dropped":
+        if self.fill != "dropped":
             return _Accuracies(model, subsets, self._kind, partial(_logits_with, values))
-        if not isinstance(head, Fusion):
+        if not isinstance(head, LateFusion):
             raise TypeError(
-                "`represent='dropped'` needs late fusion, whose scores can be left out, as the module's `head`, as in "
+                "`fill='dropped'` needs late fusion, whose scores can be left out, as the module's `head`, as in "
                 f"OrthogonalFusion or LinearFusion; got {_kind_of(head, model.module)}: use 'zeroed'"
             )
         return _Accuracies(model, subsets, self._kind, partial(_logits_without, head))
@@ -110,7 +111,7 @@ class _Accuracies(Measurement):
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        with borrow(self.model), torch.no_grad():
+        with frozen_eval(self.model), torch.no_grad():
             logits = [self.logits(self.model, subset, inputs) for subset in self.subsets]
         check_target(target, logits[0].shape[1], len(logits[0]))
         right = torch.stack([each.argmax(dim=1) == target for each in logits])
@@ -130,23 +131,23 @@ def _kind_of(head: object, module: object) -> str:
 
 
 def _logits_with(
-    values: Mapping[str, Stand], model: NamedModel, subset: tuple[str, ...], inputs: dict[str, Tensor]
+    values: Mapping[str, Fill], model: NamedModel, subset: tuple[str, ...], inputs: dict[str, Tensor]
 ) -> Tensor:
     stand = {name: _as_missing(name, values[name], inputs[name]) for name in subset}
     return logits_of(model(inputs | stand))
 
 
-def _logits_without(head: Fusion, model: NamedModel, subset: tuple[str, ...], inputs: dict[str, Tensor]) -> Tensor:
+def _logits_without(head: LateFusion, model: NamedModel, subset: tuple[str, ...], inputs: dict[str, Tensor]) -> Tensor:
     output = model(inputs)
     assert isinstance(output, FusionOutput)
     return head.fuse({name: score for name, score in output.scores.items() if name not in subset})
 
 
-def _as_missing(name: str, value: Stand, given: Tensor) -> Tensor:
+def _as_missing(name: str, value: Fill, given: Tensor) -> Tensor:
     stand = torch.as_tensor(value).to(given)
     if stand.dim() > 0 and stand.shape != given.shape[1:]:
         raise ValueError(
-            f"`represent[{name!r}]` must be a number or have the shape {tuple(given.shape[1:])} of a sample, "
+            f"`fill[{name!r}]` must be a number or have the shape {tuple(given.shape[1:])} of a sample, "
             f"got {describe(stand)}"
         )
     return stand.expand_as(given)

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.callbacks.naming import NamedModel
+from lightning_crmt.training import NamedModel
 
 #: Combines a tensor over all processes: ``reduce(tensor, "sum")`` or ``reduce(tensor, "max")``.
 Reduce: TypeAlias = Callable[[Tensor, str], Tensor]

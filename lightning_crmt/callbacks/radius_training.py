@@ -11,12 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.callbacks.naming import crmt_module, late_fusion
 from lightning_crmt.lipschitz import encoder_bounds
 from lightning_crmt.losses import radius_loss
 from lightning_crmt.mixin import CRMTMixin, StageObjective
 from lightning_crmt.modality import FusionOutput
-from lightning_crmt.targets import Target, over_mixture
+from lightning_crmt.targets import Target, mixed_loss
+from lightning_crmt.training import crmt_module, late_fusion
 
 
 class RadiusTraining(Callback):
@@ -83,4 +83,4 @@ class RadiusTraining(Callback):
 
 
 def _loss_of_mixture(output: FusionOutput, target: Target, **settings: Any) -> Tensor:
-    return over_mixture(lambda classes: radius_loss(output, classes, **settings), target)
+    return mixed_loss(lambda classes: radius_loss(output, classes, **settings), target)

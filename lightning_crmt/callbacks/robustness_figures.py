@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
-from lightning_crmt.figures import Threat, figure_type, robustness_figures
+from lightning_crmt.evaluation import Threat, figure_type, robustness_figures
 
 
 class RobustnessFigures(Callback):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_crmt.callbacks.observer import Reduce
 from lightning_crmt.certification import Certificate
-from lightning_crmt.fusion import Fusion
+from lightning_crmt.fusion import LateFusion
 from lightning_crmt.metrics import credited_radius
 from lightning_crmt.modality import FusionOutput, logits_of
 
@@ -34,7 +34,7 @@ class RobustnessNumbers:
         names: Sequence[str],
         radii: Sequence[float],
         budgets: Sequence[Mapping[str, float]],
-        head: Fusion | None,
+        head: LateFusion | None,
     ) -> None:
         self.names = names
         self.radii = radii

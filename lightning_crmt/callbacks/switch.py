@@ -9,12 +9,12 @@ from typing import Literal, TypeAlias
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_crmt.borrowing import borrow
-from lightning_crmt.callbacks.training_pass import TrainingPass
-from lightning_crmt.fusion import Fusion
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds, estimate_lipschitz
 from lightning_crmt.losses import true_class_radii
 from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.training import TrainingPass
 
 #: Estimated constants of scores, or sound ones of encoders.
 Constants: TypeAlias = Literal["estimated", "sound"]
@@ -43,9 +43,9 @@ def mean_absolute_radius(
 ) -> float:
     """Mean :math:`|r|` over the training samples of all processes, r the bound that step 2 optimises."""
     assert isinstance(module, LightningModule)
-    assert isinstance(module.head, Fusion)
+    assert isinstance(module.head, LateFusion)
     total = torch.zeros(2, device=module.device)
-    with borrow(module), torch.no_grad():
+    with frozen_eval(module), torch.no_grad():
         for batch in data.batches("Radii at the switch"):
             inputs, target = module.split_batch(batch)
             radii = true_class_radii(module(inputs), target, module.head, lipschitz)

@@ -3,8 +3,9 @@
 """Robustness certificates: one inequality, and everything that follows from it."""
 
 from lightning_crmt.certification.certificate import Certificate, certify
-from lightning_crmt.certification.falsify import Verification, verify_certificate
+from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
 from lightning_crmt.certification.late_fusion import certify_late_fusion
+from lightning_crmt.certification.verify import Verification, verify_certificate
 from lightning_crmt.certification.violation import CertificateViolation, Counterexample
 from lightning_crmt.soundness import Soundness
 
@@ -16,5 +17,8 @@ __all__ = [
     "Verification",
     "certify",
     "certify_late_fusion",
+    "own_class",
+    "sensitivities",
+    "signed_radii",
     "verify_certificate",
 ]

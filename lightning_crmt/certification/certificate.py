@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
 from lightning_crmt.certification.rounding import UP, rounding
-from lightning_crmt.fusion import Fusion
+from lightning_crmt.checks import check_same_modalities, describe
+from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import ForwardError, LipschitzConstants
-from lightning_crmt.modality import FusionOutput, at_least_single, check_same_modalities, describe, logits_of
+from lightning_crmt.modality import FusionOutput, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -114,7 +115,7 @@ class Certificate:
 
 def certify(
     output: FusionOutput | Tensor,
-    head: Fusion | None,
+    head: LateFusion | None,
     lipschitz: LipschitzConstants,
     *,
     missing: Collection[str] = (),
@@ -186,7 +187,7 @@ def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
 
 
 def _without(
-    missing: Collection[str], output: FusionOutput | Tensor, head: Fusion | None, pairs: dict[str, Tensor]
+    missing: Collection[str], output: FusionOutput | Tensor, head: LateFusion | None, pairs: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     if isinstance(missing, str):
         raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")

@@ -15,12 +15,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_crmt.fusion import Fusion
+from lightning_crmt.checks import check_same_modalities, describe
+from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import at_least_single, check_same_modalities, describe
+from lightning_crmt.modality import at_least_single
 
 
-def sensitivities(lipschitz: LipschitzConstants, head: Fusion | None) -> dict[str, Tensor]:
+def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dict[str, Tensor]:
     r"""The bounds :math:`D^m`, each ``(K, K)``, for every pair of classes.
 
     - constants of scores, the paper's form: :math:`D_{pj}^m = a_p^m \tau_p^m + a_j^m \tau_j^m`;
@@ -35,7 +36,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: Fusion | None) -> dict[st
     """
     if lipschitz.of == "margins":
         return dict(lipschitz.values)
-    if not isinstance(head, Fusion):
+    if not isinstance(head, LateFusion):
         raise ValueError(
             f"`head` must be late fusion with Lipschitz constants of {lipschitz.of}, got {describe(head)}; "
             "other models need constants of margins"

@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from lightning_crmt.borrowing import borrow, differentiable
 from lightning_crmt.certification.certificate import Certificate, certify
-from lightning_crmt.fusion import Fusion
-from lightning_crmt.lipschitz import LipschitzConstants, NoBoundError, encoder_bounds, encoder_errors
-from lightning_crmt.lipschitz.bound import Level
-from lightning_crmt.modality import Inputs, check_inputs, describe
+from lightning_crmt.checks import check_inputs, describe
+from lightning_crmt.frozen_eval import differentiable, frozen_eval
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.lipschitz import Level, LipschitzConstants, NoBoundError, encoder_bounds, encoder_errors
+from lightning_crmt.modality import Inputs
 from lightning_crmt.soundness import Soundness
 
 
@@ -60,15 +60,15 @@ def certify_late_fusion(
             "leave it out, or take encoder_bounds(encoders, level='rigorous')"
         )
     encoders, head = getattr(model, "encoders", None), getattr(model, "head", None)
-    if not isinstance(encoders, Mapping | nn.ModuleDict) or not isinstance(head, Fusion):
+    if not isinstance(encoders, Mapping | nn.ModuleDict) or not isinstance(head, LateFusion):
         raise TypeError(
-            "`model` must have `encoders`, a mapping of modules, and `head`, a Fusion, late fusion by a linear head; "
+            "`model` must have `encoders`, a mapping of modules, and `head`, a LateFusion by a linear head; "
             f"got {describe(encoders)} and {describe(head)}. Of another model radii can be estimated, not certified: "
             "certify(output, None, estimate_lipschitz(model, batches, of='margins'))"
         )
     if lipschitz is None or level == "rigorous":
         check_inputs(inputs, encoders.keys())
-    with borrow(model), torch.no_grad():
+    with frozen_eval(model), torch.no_grad():
         inputs = {
             name: differentiable({name: value}, model)[name].detach() if value.is_floating_point() else value
             for name, value in inputs.items()

@@ -21,11 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from lightning_crmt.fusion import FixedFusion, Fusion, LinearFusion
-from lightning_crmt.lipschitz import ForwardError, LipschitzConstants
-from lightning_crmt.lipschitz.registry import refuse_changed_behaviour
-from lightning_crmt.lipschitz.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
-from lightning_crmt.modality import describe
+from lightning_crmt.checks import describe
+from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion
+from lightning_crmt.lipschitz import (
+    UNDERFLOW,
+    UNIT_ROUNDOFF,
+    ForwardError,
+    LipschitzConstants,
+    gamma,
+    refuse_changed_behaviour,
+)
 
 #: Over the rounding of a few operations in double precision.
 UP = 1 + 2.0**-40
@@ -34,7 +39,7 @@ _TINY = 2.0**-400
 
 
 def rounding(
-    logits: Tensor, head: Fusion | None, lipschitz: LipschitzConstants, errors: Mapping[str, ForwardError]
+    logits: Tensor, head: LateFusion | None, lipschitz: LipschitzConstants, errors: Mapping[str, ForwardError]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""The slack of every margin, and the sensitivities with what rounding adds to them.
 
@@ -104,7 +109,7 @@ def rounding(
     return slack * up, slopes
 
 
-def _provable(head: Fusion | None) -> LinearFusion | FixedFusion:
+def _provable(head: LateFusion | None) -> LinearFusion | FixedFusion:
     if not isinstance(head, LinearFusion | FixedFusion) or type(head) not in (LinearFusion, FixedFusion):
         raise ValueError(
             f"`head` must hold fixed numbers where `errors` are given, got {describe(head)}: what is computed anew, as "

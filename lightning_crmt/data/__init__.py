@@ -5,13 +5,15 @@
 from lightning_crmt.data.digits import SpokenWrittenDigits
 from lightning_crmt.data.kinetics_sounds import KineticsSounds
 from lightning_crmt.data.mfeat import UCIMultiFeatures
-from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.module import EpochShuffle, MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.prepare.command import prepare_command
 from lightning_crmt.data.ucf101 import UCF101
 from lightning_crmt.data.vggsound import VGGSound
 from lightning_crmt.data.watch import WatchMotion
 
 __all__ = [
     "UCF101",
+    "EpochShuffle",
     "KineticsSounds",
     "MultimodalDataModule",
     "MultimodalDataset",
@@ -19,4 +21,5 @@ __all__ = [
     "UCIMultiFeatures",
     "VGGSound",
     "WatchMotion",
+    "prepare_command",
 ]

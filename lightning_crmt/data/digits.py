@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_crmt.data import fetching
-from lightning_crmt.data.installed import installed_file
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
-from lightning_crmt.data.pairing import pair_by_class, stratified_split
-from lightning_crmt.data.recordings import read_recordings, spectrograms
-from lightning_crmt.data.scaling import check_norm, scaled
+from lightning_crmt.data.read import fetching
+from lightning_crmt.data.read.installed import installed_file
+from lightning_crmt.data.read.pairing import pair_by_class, stratified_split
+from lightning_crmt.data.read.recordings import read_recordings, spectrograms
+from lightning_crmt.data.read.scaling import check_norm, scaled
 
 MODALITIES = ("audio", "image")
 PARTS = ("train", "val", "test")
@@ -45,7 +45,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
     Without ``held_out_speakers`` recordings are split like images, and every speaker is in every part: both modalities
     are easy, and together easier. With ``held_out_speakers`` theirs are the test part: audio, as good as images in
     training, is then a trap, and a joint model that leans on it does worse than images alone, unless a
-    ``dynamic_range`` takes the loudness out of it; ``benchmarks/senses.md`` has the numbers.
+    ``dynamic_range`` takes the loudness out of it; ``benchmarks/digits_and_motion.md`` has the numbers.
     Validation is what ``validation_speakers`` said, which like the test asks for unseen voices. Without them it is a
     random quarter of the other recordings, voices the model has heard: good for watching training, but no ground to
     choose a model on.
@@ -61,7 +61,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
 
     Args:
         recordings: folder of the Free Spoken Digit Dataset, its ``recordings``, or an ``.npz`` of it, see
-            ``lightning_crmt.data.recordings``; ``None`` takes the installed coefficients.
+            ``lightning_crmt.data.read.recordings``; ``None`` takes the installed coefficients.
         held_out_speakers: names of the speakers to test on.
         validation_speakers: names of the speakers to validate on; together with ``held_out_speakers`` only.
         download: fetch the data set into the folder ``recordings`` before training, unless something is there already.
@@ -70,7 +70,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
             spectrograms (10 ms each) and 40 of coefficients, enough for 19 of 20 recordings and more.
         n_mels: bands of spectrograms; without effect on coefficients.
         dynamic_range: takes the loudness of voice and microphone out of spectrograms, see
-            :func:`~lightning_crmt.data.recordings.spectrograms`; 10 is a good value. By default loudness stays in.
+            :func:`~lightning_crmt.data.read.recordings.spectrograms`; 10 is a good value. By default loudness stays in.
         norm: size of an input of either modality, above 0.
         batch_size: samples per batch and process.
         num_workers: worker processes per loader.

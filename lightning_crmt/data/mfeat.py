@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
-from lightning_crmt.data.pairing import stratified_split
+from lightning_crmt.data.read.pairing import stratified_split
 
 #: Number of features of each view.
 VIEWS = {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}

@@ -13,7 +13,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_crmt.modality import Inputs, check_batch, describe
+from lightning_crmt.checks import check_batch, describe
+from lightning_crmt.modality import Inputs
 
 
 class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_crmt.data.installed import installed_file
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
-from lightning_crmt.data.scaling import check_norm, scaled
+from lightning_crmt.data.read.installed import installed_file
+from lightning_crmt.data.read.scaling import check_norm, scaled
 
 #: Columns of each modality.
 SENSORS = {"accelerometer": (0, 1, 2), "gyroscope": (3, 4, 5)}

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from lightning_crmt.modality import describe
+from lightning_crmt.checks import describe
 
 
 class _ConvNet(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.modality import at_least_single, describe
+from lightning_crmt.checks import describe
+from lightning_crmt.modality import at_least_single
 
 
 class ResNet18(nn.Module):

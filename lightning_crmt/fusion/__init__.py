@@ -4,9 +4,9 @@
 
 from lightning_crmt.fusion.attention import AttentionFusion
 from lightning_crmt.fusion.cosine import CosineFusion
-from lightning_crmt.fusion.head import Head
+from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.fusion.joint import FiLMFusion, GatedFusion, JointFusion
-from lightning_crmt.fusion.late import FixedFusion, Fusion, LinearFusion, OrthogonalFusion
+from lightning_crmt.fusion.late import FixedFusion, LateFusion, LinearFusion, OrthogonalFusion
 from lightning_crmt.fusion.memory import MemoryFusion
 
 __all__ = [
@@ -14,10 +14,10 @@ __all__ = [
     "CosineFusion",
     "FiLMFusion",
     "FixedFusion",
-    "Fusion",
+    "FusionHead",
     "GatedFusion",
-    "Head",
     "JointFusion",
+    "LateFusion",
     "LinearFusion",
     "MemoryFusion",
     "OrthogonalFusion",

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fusion by a small transformer over the features of all modalities as tokens."""
+"""LateFusion by a small transformer over the features of all modalities as tokens."""
 
 from __future__ import annotations
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.fusion.head import Head
-from lightning_crmt.modality import FusionOutput, Inputs, check_batch, check_same_modalities, describe
+from lightning_crmt.checks import check_batch, check_same_modalities, describe
+from lightning_crmt.fusion.head import FusionHead
+from lightning_crmt.modality import FusionOutput, Inputs
 
 
-class CosineFusion(Head):
+class CosineFusion(FusionHead):
     r"""Multi-modal cosine loss (MMCosine of Xu et al., ICASSP 2023, arXiv 2303.05338), as a head under cross-entropy.
 
     .. math:: h_k = s \sum_m \cos(W_k^m, z^m)

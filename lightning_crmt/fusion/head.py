@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lightning_crmt.modality import FusionOutput, Inputs, check_modality_names
+from lightning_crmt.checks import check_modality_names
+from lightning_crmt.modality import FusionOutput, Inputs
 
 
-class Head(nn.Module, ABC):
+class FusionHead(nn.Module, ABC):
     """Fuses the features of all modalities into logits, and says what each modality alone would answer.
 
     Args:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.fusion.head import Head
-from lightning_crmt.modality import FusionOutput, Inputs, check_batch, check_same_modalities, describe
+from lightning_crmt.checks import check_batch, check_same_modalities, describe
+from lightning_crmt.fusion.head import FusionHead
+from lightning_crmt.modality import FusionOutput, Inputs
 
 #: Where uni-modal scores come from: the head itself without the other modalities, or a linear head for each.
 Scores: TypeAlias = Literal["ablated", "auxiliary"]
 
 
-class JointFusion(Head):
+class JointFusion(FusionHead):
     """A head in which modalities interact before they are classified.
 
     The scores of a modality are what the head answers when all others are absent (``scores="ablated"``, one more pass

@@ -12,18 +12,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.fusion.head import Head
-from lightning_crmt.modality import (
-    FusionOutput,
-    Inputs,
-    check_batch,
-    check_same_modalities,
-    describe,
-)
-from lightning_crmt.orthogonal import Fixable, orthonormal_rows
+from lightning_crmt.checks import check_batch, check_same_modalities, describe
+from lightning_crmt.fusion.head import FusionHead
+from lightning_crmt.layers import Fixable, orthonormal_rows
+from lightning_crmt.modality import FusionOutput, Inputs
 
 
-class Fusion(Head):
+class LateFusion(FusionHead):
     r"""A head that fuses the features of all modalities by class-wise weighted uni-modal scores.
 
     .. math:: h_k = \sum_m a_k^m s_k^m + b_k, \qquad s_k^m = d_k^m \cdot z^m
@@ -102,7 +97,7 @@ class Fusion(Head):
         return FusionOutput(self.fuse(scores), scores, dict(features))
 
 
-class OrthogonalFusion(Fusion, Fixable):
+class OrthogonalFusion(LateFusion, Fixable):
     r"""CRMT's head: orthonormal class directions per modality, class-wise integration weights.
 
     .. math:: W^m (W^m)^\top = I_K, \qquad a_k^m \ge 0
@@ -172,12 +167,12 @@ class OrthogonalFusion(Fusion, Fixable):
         Raises:
             TypeError: if a subclass computes scores or logits in its own way.
         """
-        if type(self).forward is not Fusion.forward or type(self).fuse is not Fusion.fuse:
+        if type(self).forward is not LateFusion.forward or type(self).fuse is not LateFusion.fuse:
             raise TypeError(f"{type(self).__name__} must not override `forward` or `fuse` to be fixed, it does")
         return FixedFusion(self.directions, self.integration_weights, self.bias)
 
 
-class FixedFusion(Fusion):
+class FixedFusion(LateFusion):
     r"""A head whose directions and integration weights are stored numbers, for deployment and rigorous certificates.
 
     Nothing in it is computed from a free parameter, and only the bias could still be trained.
@@ -222,7 +217,7 @@ class FixedFusion(Fusion):
         return {name: self.get_buffer(f"integration_weights_{name}") for name in self.in_features}
 
 
-class LinearFusion(Fusion):
+class LinearFusion(LateFusion):
     r"""The joint classifier of ordinary late fusion: one linear layer on the concatenated features.
 
     .. math:: h = \sum_m W^m z^m + b

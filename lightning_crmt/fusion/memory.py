@@ -10,20 +10,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.fusion.head import Head
+from lightning_crmt.checks import check_batch, check_same_modalities, describe
+from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.fusion.late import LinearFusion
 from lightning_crmt.fusion.sparse_coding import reconstruction
-from lightning_crmt.modality import (
-    FusionOutput,
-    Inputs,
-    at_least_single,
-    check_batch,
-    check_same_modalities,
-    describe,
-)
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
 
 
-class MemoryFusion(Head):
+class MemoryFusion(FusionHead):
     r"""External feature memory (ExFMem of Tian and Xu, CVPR 2021, arXiv 2104.02000) before another head.
 
     .. math:: z^m \leftarrow a D^m c^m + (1 - a) z^m, \qquad
@@ -63,7 +57,7 @@ class MemoryFusion(Head):
         self,
         in_features: Mapping[str, int],
         num_classes: int,
-        head: Callable[[Mapping[str, int], int], Head] = LinearFusion,
+        head: Callable[[Mapping[str, int], int], FusionHead] = LinearFusion,
         atoms: int = 128,
         blend: float = 0.5,
         penalty: float = 0.1,

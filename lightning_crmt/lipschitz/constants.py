@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_crmt.modality import check_modality_names, describe
+from lightning_crmt.checks import check_modality_names, describe
 from lightning_crmt.soundness import Soundness
 
 _RANK = {"encoder": 0, "scores": 1, "margins": 2}

@@ -10,19 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.borrowing import borrow, differentiable
+from lightning_crmt.checks import check_batch, describe, require_finite
+from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.gradients import input_gradients
-from lightning_crmt.lipschitz.probes import ProbeSearch, probed_speeds
-from lightning_crmt.modality import (
-    FusionOutput,
-    Inputs,
-    at_least_single,
-    check_batch,
-    describe,
-    logits_of,
-    require_finite,
-)
+from lightning_crmt.lipschitz.screening.probes import ProbeSearch, probed_speeds
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -78,7 +71,7 @@ def estimate_lipschitz(
     if search is not None and not isinstance(search, ProbeSearch):
         raise TypeError(f"`search` must be a ProbeSearch or None, got {describe(search)}")
     largest: dict[str, Tensor] = {}
-    with borrow(model):
+    with frozen_eval(model):
         for found in _speeds(model, batches, of, search):
             for name, speeds in found.items():
                 speeds = speeds.amax(dim=0)

@@ -8,7 +8,6 @@ from lightning_crmt.methods.blending_weights import blending_weights
 from lightning_crmt.methods.feature_memory import FeatureMemory
 from lightning_crmt.methods.gradient_blending import GradientBlending
 from lightning_crmt.methods.gradient_modulation import GradientModulation
-from lightning_crmt.methods.method import Method
 from lightning_crmt.methods.minimal_similarity import MinimalSimilarity
 from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.methods.modality_dropout import ModalityDropout
@@ -20,6 +19,7 @@ from lightning_crmt.methods.relearning import Relearning
 from lightning_crmt.methods.teacher_features import TeacherFeatures
 from lightning_crmt.methods.unimodal_losses import UnimodalLosses
 from lightning_crmt.methods.vulnerability_penalty import VulnerabilityPenalty
+from lightning_crmt.training import Method
 
 __all__ = [
     "AdaptiveGradientModulation",

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.methods.batch_sums import BatchSums, losses
-from lightning_crmt.methods.epoch_range import check_epochs, within
-from lightning_crmt.methods.features import features_of
-from lightning_crmt.methods.method import Method
-from lightning_crmt.methods.modality_parts import check_modalities_to_compare, check_steps_in_reach
-from lightning_crmt.methods.separate_gradients import SeparateGradients
+from lightning_crmt.methods.parts.batch_sums import BatchSums, losses
+from lightning_crmt.methods.parts.epoch_range import check_epochs, within
+from lightning_crmt.methods.parts.features import features_of
+from lightning_crmt.methods.parts.modality_parts import check_modalities_to_compare, check_steps_in_reach
+from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
-from lightning_crmt.targets import Target, over_mixture, size_of
+from lightning_crmt.targets import Target, mixed_loss, size_of
+from lightning_crmt.training import Method, crmt_module
 
 #: A probability below this counts as this, as in the released code.
 _LEAST = 1e-8
@@ -216,7 +215,7 @@ def _gradient_at_logits(module: CRMTMixin, output: FusionOutput, target: Target)
     """Gradient of the stage's loss with respect to the logits."""
     logits = output.logits.detach().requires_grad_(True)
     if module.stage_objective is None:
-        loss = over_mixture(lambda y: nn.functional.cross_entropy(logits, y), target)
+        loss = mixed_loss(lambda y: nn.functional.cross_entropy(logits, y), target)
     else:
         loss = module.stage_objective.loss(output._replace(logits=logits), target)
     (gradient,) = torch.autograd.grad(loss, logits)

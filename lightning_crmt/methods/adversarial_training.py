@@ -10,14 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks import Attack
-from lightning_crmt.attacks.oracle import Model
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.methods.method import Method
+from lightning_crmt.attacks import Attack, Model
+from lightning_crmt.checks import describe
 from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import Inputs, describe
+from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import Target
+from lightning_crmt.training import Method, crmt_module
 
 _ORDER = "AdversarialTraining must come before Mixup: an attack leads away from one class"
 

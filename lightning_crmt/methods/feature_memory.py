@@ -14,13 +14,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.borrowing import borrow
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.callbacks.training_pass import TrainingPass
-from lightning_crmt.fusion.memory import MemoryFusion
-from lightning_crmt.methods.method import Method
+from lightning_crmt.checks import describe
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.fusion import MemoryFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import describe
+from lightning_crmt.training import Method, TrainingPass, crmt_module
 
 
 class FeatureMemory(Method):
@@ -106,7 +104,7 @@ class FeatureMemory(Method):
         keys = torch.empty(0)
         kept: dict[str, Tensor] = {}
         data = TrainingPass(trainer, self.dataloader)
-        with borrow(module), torch.no_grad():
+        with frozen_eval(module), torch.no_grad():
             for batch in data.batches("Feature memory"):
                 inputs, target = module.split_batch(batch)
                 features = {name: encoder(inputs[name]) for name, encoder in module.encoders.items()}

@@ -13,15 +13,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.borrowing import borrow
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.callbacks.training_pass import TrainingPass
+from lightning_crmt.checks import check_same_modalities, describe
+from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.methods.blending_weights import blending_weights
-from lightning_crmt.methods.method import Method
-from lightning_crmt.methods.unimodal_readout import Readout, UnimodalReadout
+from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, at_least_single, check_same_modalities, describe
-from lightning_crmt.targets import Target, over_mixture
+from lightning_crmt.modality import FusionOutput, at_least_single
+from lightning_crmt.targets import Target, mixed_loss
+from lightning_crmt.training import Method, TrainingPass, crmt_module
 
 #: Of the loss of the joint logits, beside those of the modalities.
 JOINT = "joint"
@@ -166,7 +165,7 @@ class GradientBlending(Method):
         assert isinstance(module, LightningModule)
         kept = torch.promote_types(torch.float32, next(module.parameters()).dtype)
         totals = torch.zeros(len(self.weights) + 1, dtype=kept, device=module.device)
-        with borrow(module), torch.no_grad():
+        with frozen_eval(module), torch.no_grad():
             for batch in data.batches(f"Losses of each head, {part}"):
                 inputs, target = module.split_batch(batch)
                 output = module(inputs)
@@ -184,7 +183,7 @@ class GradientBlending(Method):
 
 
 def _cross_entropy(logits: Tensor, target: Target) -> Tensor:
-    return over_mixture(lambda y: nn.functional.cross_entropy(logits, y), target)
+    return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y), target)
 
 
 def _validation_pass(trainer: Trainer) -> TrainingPass:

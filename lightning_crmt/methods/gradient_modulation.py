@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.methods.batch_sums import BatchSums, confidences
-from lightning_crmt.methods.epoch_range import check_epochs, within
-from lightning_crmt.methods.method import Method
-from lightning_crmt.methods.modality_parts import (
+from lightning_crmt.methods.parts.batch_sums import BatchSums, confidences
+from lightning_crmt.methods.parts.epoch_range import check_epochs, within
+from lightning_crmt.methods.parts.modality_parts import (
     check_modalities_to_compare,
     check_steps_in_reach,
     encoder_parameters,
@@ -26,6 +24,7 @@ from lightning_crmt.methods.modality_parts import (
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import Target, size_of
+from lightning_crmt.training import Method, crmt_module
 
 #: Which tensors of an encoder: all, those of two dimensions and more, or those of convolutions over images.
 Modulated: TypeAlias = Literal["all", "matrices", "convolutions"]

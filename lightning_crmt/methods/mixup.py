@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.methods.method import Method
+from lightning_crmt.checks import describe
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import Inputs, describe
+from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import MixedTarget, Target
+from lightning_crmt.training import Method
 
 
 class Mixup(Method):

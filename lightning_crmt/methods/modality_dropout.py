@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import torch
 from typing_extensions import override
 
-from lightning_crmt.attacks.geometry import like
-from lightning_crmt.methods.method import Method
+from lightning_crmt.attacks import like
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import Target
+from lightning_crmt.training import Method
 
 
 class ModalityDropout(Method):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.methods.modality_parts import check_steps_in_reach, head_parts, own_parameters
-from lightning_crmt.methods.unimodal_validation import Unimodal, ValidatedMethod
+from lightning_crmt.methods.parts.modality_parts import check_steps_in_reach, head_parts, own_parameters
+from lightning_crmt.methods.parts.unimodal_validation import Unimodal, ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.training import crmt_module
 
 
 class ModalityEarlyStopping(ValidatedMethod):

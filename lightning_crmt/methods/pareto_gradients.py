@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.methods.batch_sums import losses
-from lightning_crmt.methods.method import Method
-from lightning_crmt.methods.modality_parts import check_steps_in_reach, encoder_parameters
-from lightning_crmt.methods.separate_gradients import SeparateGradients
+from lightning_crmt.methods.parts.batch_sums import losses
+from lightning_crmt.methods.parts.modality_parts import check_steps_in_reach, encoder_parameters
+from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import Target, size_of
+from lightning_crmt.training import Method
 
 
 class ParetoGradients(Method):

@@ -13,21 +13,19 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.borrowing import borrow
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.callbacks.training_pass import TrainingPass
-from lightning_crmt.methods.features import as_vectors, features_of
-from lightning_crmt.methods.method import Method
-from lightning_crmt.methods.prototypes import Prototypes
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.methods.parts.features import as_vectors, features_of
+from lightning_crmt.methods.parts.prototypes import Prototypes
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
-from lightning_crmt.targets import MixedTarget, Target, over_mixture
+from lightning_crmt.targets import MixedTarget, Target, mixed_loss
+from lightning_crmt.training import Method, TrainingPass, crmt_module
 
 
 class PrototypicalRebalancing(Method):
     r"""Prototypical modal rebalance (PMR), after Fan et al., CVPR 2023 (arXiv 2211.07089): help the weaker modality.
 
-    With prototypes of the classes in each modality, :class:`~lightning_crmt.methods.prototypes.Prototypes`, and
+    With prototypes of the classes in each modality, :class:`~lightning_crmt.methods.parts.prototypes.Prototypes`, and
     :math:`q^m = \mathrm{softmax}(d^m(z^m))` of shape ``(B, K)`` from features ``(B, d_m)``,
 
     .. math:: L = \mathrm{CE}(h, y) + \alpha \sum_m \beta_m \, \mathrm{CE}(d^m, y) - \mu \sum_m \gamma_m H(q^m), \qquad
@@ -148,7 +146,7 @@ class PrototypicalRebalancing(Method):
         }
         counts = torch.zeros(classes, dtype=kept, device=device)
         data = TrainingPass(trainer, self.dataloader)
-        with borrow(module), torch.no_grad():
+        with frozen_eval(module), torch.no_grad():
             for batch in data.batches("Prototypes"):
                 inputs, target = module.split_batch(batch)
                 for name, value in as_vectors(features_of(module(inputs), self)).items():
@@ -168,7 +166,7 @@ class PrototypicalRebalancing(Method):
             found: Tensor = (probabilities.gather(1, column[:, None])[:, 0] * known).sum()
             return found
 
-        return over_mixture(of_class, target)
+        return mixed_loss(of_class, target)
 
     def _prototypical_loss(self, name: str, logits: Tensor, target: Target) -> Tensor:
         """Cross-entropy of the samples whose classes have a prototype."""
@@ -181,7 +179,7 @@ class PrototypicalRebalancing(Method):
             # The sum over none is 0, and keeps the graph.
             return nn.functional.cross_entropy(logits[counted], column[counted], reduction="sum")
 
-        return over_mixture(of_class, target) / counted.sum().clamp(min=1)
+        return mixed_loss(of_class, target) / counted.sum().clamp(min=1)
 
 
 def coefficients(scores: Tensor) -> tuple[Tensor, Tensor]:

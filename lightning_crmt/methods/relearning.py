@@ -14,16 +14,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.borrowing import borrow
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.callbacks.training_pass import TrainingPass
-from lightning_crmt.methods.clustering import purity
-from lightning_crmt.methods.features import as_vectors, features_of
-from lightning_crmt.methods.method import Method
-from lightning_crmt.methods.modality_parts import check_steps_in_reach, encoder_parameters
-from lightning_crmt.methods.unimodal_validation import check_validation
+from lightning_crmt.checks import describe
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.methods.parts.clustering import purity
+from lightning_crmt.methods.parts.features import as_vectors, features_of
+from lightning_crmt.methods.parts.modality_parts import check_steps_in_reach, encoder_parameters
+from lightning_crmt.methods.parts.unimodal_validation import check_validation
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import describe
+from lightning_crmt.training import Method, TrainingPass, crmt_module
 
 
 class Relearning(Method):
@@ -140,7 +138,7 @@ class Relearning(Method):
         names = list(module.encoders.keys())
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         targets: list[Tensor] = []
-        with borrow(module), torch.no_grad():
+        with frozen_eval(module), torch.no_grad():
             for batch in data.batches("Features"):
                 inputs, target = module.split_batch(batch)
                 features = as_vectors(features_of(module(inputs), self))

@@ -12,12 +12,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.methods.features import features_of
-from lightning_crmt.methods.method import Method
+from lightning_crmt.checks import describe
+from lightning_crmt.methods.parts.features import features_of
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, describe
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
 from lightning_crmt.targets import MixedTarget, Target
+from lightning_crmt.training import Method, crmt_module
 
 
 class TeacherFeatures(Method):

@@ -12,12 +12,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.callbacks.naming import crmt_module
-from lightning_crmt.methods.method import Method
-from lightning_crmt.methods.unimodal_readout import Readout, UnimodalReadout
+from lightning_crmt.checks import check_same_modalities
+from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, check_same_modalities
-from lightning_crmt.targets import Target, over_mixture
+from lightning_crmt.modality import FusionOutput
+from lightning_crmt.targets import Target, mixed_loss
+from lightning_crmt.training import Method, crmt_module
 
 
 class UnimodalLosses(Method):
@@ -74,7 +74,7 @@ class UnimodalLosses(Method):
         logits = self.readout.logits(module, output, self)
         losses = [
             (self.weight[name] if isinstance(self.weight, Mapping) else self.weight)
-            * over_mixture(lambda y, own=own: nn.functional.cross_entropy(own, y), target)  # type: ignore[misc]
+            * mixed_loss(lambda y, own=own: nn.functional.cross_entropy(own, y), target)  # type: ignore[misc]
             for name, own in logits.items()
         ]
         return torch.stack(losses).sum()

@@ -9,8 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lightning_crmt.attacks.scoring import right_answers
-from lightning_crmt.modality import at_least_single, check_target, describe
+from lightning_crmt.attacks import right_answers
+from lightning_crmt.checks import check_target, describe
+from lightning_crmt.modality import at_least_single
 
 
 def withstood(logits: Tensor, attacked: Tensor, target: Tensor) -> Tensor:

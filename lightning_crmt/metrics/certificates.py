@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_crmt.certification import Certificate
-from lightning_crmt.modality import check_target
+from lightning_crmt.checks import check_target
 
 
 def credited_radius(certificate: Certificate, target: Tensor, modalities: Sequence[str] | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_crmt.data.video.videos import SUFFIXES
+from lightning_crmt.data.prepare.videos import SUFFIXES
 
 
 class Listed(NamedTuple):

@@ -1,0 +1,225 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Does an attack's result deserve belief? The checks that a critical reader would run first."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lightning_crmt.attacks.attack import Attack
+from lightning_crmt.attacks.scoring import (
+    SearchesDistance,
+    check_fits,
+    distance_by,
+    fooled_by,
+    has_budget,
+    public_logits,
+    right_answers,
+)
+from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by
+from lightning_crmt.attacks.threat.geometry import Perturbation
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.modality import Inputs, logits_of
+
+#: Draws of noise that a search by gradients should not lose to.
+_DRAWS = 20
+#: Share of samples without a gradient that is worth a word; a ReLU network may have a few.
+_BLIND = 0.1
+#: Differences of logits below this, relative to the largest, may be rounding, of TF32 at worst.
+_ROUNDING = 5e-3
+#: Sums of probabilities may be this far from 1.
+_SUM = 1e-4
+#: Said of the model, whatever the attack.
+PROBABILITIES = (
+    "the model returns probabilities, outputs that are at least 0 and sum to 1, which attacks take for logits; return "
+    "logits, the values before softmax"
+)
+
+
+def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> list[str]:
+    """Reasons not to believe what this attack says of this model, a sentence each; none for a healthy pair.
+
+    After Carlini et al., *On Evaluating Adversarial Robustness* (2019), and Athalye et al. (ICML 2018), on samples that
+    are rightly predicted:
+
+    - the outputs are probabilities;
+    - two forwards of the same inputs differ; predictions change with the batch that a sample is in; or the attack fools
+      samples with a radius of 0: then nothing else is tried;
+    - the first gradient that the attack takes is 0, or not finite, in every attacked modality, for a tenth or more;
+    - random noise of the same size fools samples that the attack does not;
+    - some are not fooled where the budget is large enough to turn any of these inputs into any other, ten times over.
+
+    The last three are asked of attacks that take gradients, the others of all. An attack that is kept to modalities
+    which cannot decide alone meets the last one by right: the sentence says so.
+
+    Cost: three calls of the attack, one for those that search for the distance, and 24 forwards. Give it some 32
+    samples, not a data set.
+
+    Args:
+        attack: settings of the attack.
+        model: a module, or anything from inputs by name to logits.
+        inputs: one tensor per modality.
+        target: classes, ``(B,)``.
+
+    Raises:
+        ValueError, TypeError: if the budget does not fit the inputs.
+        RuntimeError: if the attack breaks its budget, or the model detaches its logits from an attacked modality.
+
+    >>> from lightning_crmt import LinearFusion
+    >>> from lightning_crmt.attacks import PGD, Budget
+    >>> head = LinearFusion({"audio": 4}, num_classes=3)
+    >>> x = {"audio": torch.randn(8, 4)}
+    >>> suspicions(PGD(Budget(0.1)), head, x, head(x).logits.argmax(1))
+    []
+    >>> rounded = lambda inputs: (100 * head(inputs).logits).round()
+    >>> suspicions(PGD(Budget(0.1)), rounded, x, rounded(x).argmax(1))[0].split(",")[0]
+    '8 of 8 gradients are 0 or not finite in every attacked modality'
+    """
+    watched = _Watched(model, inputs)
+    with frozen_eval(watched):
+        clean, target = as_taken_by(watched, inputs), target.clone()
+        check_fits([attack], watched, clean)
+        with torch.no_grad():  # in one go: each `public_logits` begins with the same random state
+            logits, again = logits_of(watched(clean)), logits_of(watched(clean))
+        gap = _gap(logits, again)
+        if gap > _ROUNDING:
+            return [
+                f"two forwards of the same inputs differ, by {gap:.2g} of the largest logit: is a dropout or another "
+                "draw of random numbers left on in evaluation mode?"
+            ]
+        right = right_answers(logits, target)
+        if not bool(right.any()):
+            return []
+        found = [PROBABILITIES] if _sum_to_one(logits) else []
+        troubles = _without_a_change(attack, watched, clean, target, right, logits)
+        if troubles or not has_budget(attack):
+            return found + troubles
+        factor = _factors(attack, watched, clean, target)
+        if not watched.first:
+            return found
+        blind = watched.blind(right)
+        if blind >= max(1.0, _BLIND * int(right.sum())):
+            found.append(
+                f"{blind} of {int(right.sum())} gradients are 0 or not finite in every attacked modality, so the "
+                "search is blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large "
+                "margins, or does the model ignore these modalities?"
+            )
+        lost = _lost_to_noise(attack, watched, clean, target, factor) & right
+        if bool(lost.any()):
+            found.append(
+                f"random noise of the same size fools {_count(lost, right)} samples that the attack did not: its "
+                "gradients mislead it, or its steps are too few"
+            )
+        return found + _at_a_huge_radius(attack, watched, clean, target, right, factor)
+
+
+class _Watched(nn.Module):
+    """The model, and the first gradients that an attack takes of it."""
+
+    def __init__(self, model: Model, inputs: Inputs) -> None:
+        super().__init__()
+        self.model = model
+        #: Tells where a model without parameters runs.
+        self.register_buffer("device_holder", next(iter(inputs.values())).new_zeros(()))
+        self.first: dict[str, Tensor] = {}
+        self.slopes: dict[str, Tensor] = {}
+
+    def forward(self, inputs: dict[str, Tensor]) -> object:
+        leaves = {name: value for name, value in inputs.items() if value.requires_grad}
+        if leaves and not self.first:
+            self.first = leaves
+            for name, leaf in leaves.items():
+                leaf.register_hook(partial(self._keep, name))  # type: ignore[no-untyped-call]
+        return self.model(inputs)
+
+    def _keep(self, name: str, slope: Tensor) -> None:
+        self.slopes.setdefault(name, slope.detach())
+
+    def blind(self, right: Tensor) -> int:
+        """How many of the samples that are right have no gradient at all."""
+        size = len(next(iter(self.first.values())))
+        dead = torch.ones(size, dtype=torch.bool, device=right.device)
+        for slope in self.slopes.values():
+            dead &= (slope.nan_to_num(0.0, 0.0, 0.0) == 0).flatten(1).all(dim=1)
+        # An attack starts with all samples, or with those that are right.
+        return int((dead & right if size == len(right) else dead).sum())
+
+
+def _without_a_change(
+    attack: Attack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, logits: Tensor
+) -> list[str]:
+    halves = torch.empty_like(logits)
+    for start in range(min(2, len(target))):
+        halves[start::2] = public_logits(model, {name: value[start::2] for name, value in inputs.items()})
+    gap = _gap(logits, halves)
+    if gap > _ROUNDING:
+        return [
+            f"logits change by {gap:.2g} of the largest with the batch that a sample is in, so an adversary may be no "
+            "more than other neighbours: does evaluation mode still use statistics of the batch?"
+        ]
+    if isinstance(attack, SearchesDistance) or not has_budget(attack):
+        return []
+    fallen = right & fooled_by(attack.scaled(0.0), model, inputs, target)
+    if not bool(fallen.any()):
+        return []
+    return [
+        f"{_count(fallen, right)} samples are fooled at radius 0, without any change: what is attacked is not what is "
+        "evaluated"
+    ]
+
+
+def _factors(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> Tensor:
+    """Factor of the budget at which each sample is fooled, as far as the attack tells; infinite where it is not."""
+    if isinstance(attack, SearchesDistance):
+        return distance_by(attack, model, inputs, target)
+    return torch.where(fooled_by(attack, model, inputs, target), 0.0, torch.inf).double()
+
+
+def _lost_to_noise(attack: Attack, model: Model, inputs: Inputs, target: Tensor, factor: Tensor) -> Tensor:
+    """Where noise fools the model within the budget, or nearer than the search found something."""
+    generator = torch.Generator().manual_seed(0)
+    lost = torch.zeros_like(target, dtype=torch.bool)
+    for _ in range(_DRAWS):
+        noise = attack.budget.random(inputs, generator, factor.nan_to_num(posinf=1.0))
+        lost |= ~right_answers(public_logits(model, attack.budget.apply(noise, inputs)), target)
+    return lost
+
+
+def _at_a_huge_radius(
+    attack: Attack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, needed: Tensor
+) -> list[str]:
+    left = right & needed.isinf()
+    if isinstance(attack, SearchesDistance):
+        where = "at any distance"
+    else:
+        span: Perturbation = {}
+        for name in attack.budget.attacked(inputs):
+            value = inputs[name].double()
+            span[name] = torch.maximum(value.amax(0) - value.amin(0), value.abs().amax(0))[None]
+        factor = 10 * attack.budget.size(span).max().item()
+        if not 0 < factor < torch.inf:  # a radius of 0 stays 0
+            return []
+        left = left & ~fooled_by(attack.scaled(factor), model, inputs, target)
+        where = f"at {factor:.3g} times the budget, where any of these inputs could become any other"
+    if not bool(left.any()):
+        return []
+    return [
+        f"{where}, {_count(left, right)} samples are not fooled: either the attacked modalities cannot decide alone, "
+        "or the search fails"
+    ]
+
+
+def _sum_to_one(logits: Tensor) -> bool:
+    return bool((logits >= 0).all()) and bool(((logits.double().sum(dim=1) - 1).abs() < _SUM).all())
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    largest = torch.maximum(one.abs(), other.abs()).nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-30)
+    return ((one - other).abs().nan_to_num(0.0).max() / largest).item()
+
+
+def _count(some: Tensor, among: Tensor) -> str:
+    return f"{int(some.sum())} of {int(among.sum())}"

@@ -1,0 +1,137 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what comes in: each names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def describe(value: Any) -> str:
+    """``value`` in a few words, for error messages.
+
+    >>> describe(torch.zeros(2, 3))
+    'a float32 tensor of shape (2, 3)'
+    """
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with keys {list(value)}"
+    return f"a {type(value).__name__}"
+
+
+def check_modality_names(argument: str, names: Iterable[str]) -> None:
+    """Refuse an empty set of modalities, and names that module paths or metric keys cannot carry."""
+    names = list(names)
+    if not names:
+        raise ValueError(f"`{argument}` must name at least one modality, got none")
+    for name in names:
+        if not isinstance(name, str) or not name or "." in name or "/" in name:
+            raise ValueError(
+                f"`{argument}` must have names that are non-empty strings without '.' and '/', got {name!r}"
+            )
+        if name == "training" or hasattr(nn.ParameterDict, name):
+            raise ValueError(f"`{argument}` must not use {name!r} as a name: torch modules have it as an attribute")
+
+
+def check_same_modalities(argument: str, given: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise unless ``given`` are exactly the ``expected`` modalities; the order is free."""
+    given, expected = list(given), list(expected)
+    missing = [name for name in expected if name not in given]
+    unknown = [name for name in given if name not in expected]
+    if missing or unknown:
+        what = [f"missing {missing}"] * bool(missing) + [f"unknown {unknown}"] * bool(unknown)
+        raise ValueError(f"`{argument}` must hold exactly the modalities {expected}; got {given}: {', '.join(what)}")
+
+
+def check_inputs(inputs: Any, modalities: Iterable[str]) -> None:
+    """Check one batch of inputs before anything is computed from it.
+
+    Raises:
+        TypeError: if it is no mapping of tensors.
+        ValueError: if a modality is missing or unknown, a tensor has no batch dimension, batch sizes differ, the
+            batch is empty, or a floating point tensor holds NaN or Inf.
+
+    >>> check_inputs({"audio": torch.zeros(2, 5)}, ["audio", "image"])
+    Traceback (most recent call last):
+        ...
+    ValueError: `inputs` must hold exactly the modalities ['audio', 'image']; got ['audio']: missing ['image']
+    """
+    if isinstance(inputs, Mapping):
+        check_same_modalities("inputs", inputs, modalities)
+    check_batch("inputs", inputs)
+    require_finite("inputs", inputs)
+
+
+def check_batch(argument: str, tensors: Any) -> int:
+    """Check that all are tensors of one batch, and return its size."""
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"`{argument}` must map the name of each modality to a tensor, got {describe(tensors)}")
+    sizes = {}
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"`{argument}[{name!r}]` must be a tensor, got {describe(value)}")
+        if value.dim() < 2:
+            raise ValueError(
+                f"`{argument}[{name!r}]` must have a batch dimension and at least one more, got {describe(value)}"
+            )
+        sizes[name] = value.shape[0]
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"`{argument}` must have one batch size, got {sizes}")
+    size = next(iter(sizes.values()))
+    if size == 0:
+        raise ValueError(f"`{argument}` must hold at least one sample, got an empty batch")
+    return size
+
+
+def require_finite(argument: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise if a floating point tensor holds NaN or Inf; one synchronisation with the device for all of them."""
+    finite = {name: value.isfinite().all() for name, value in tensors.items() if value.is_floating_point()}
+    if finite and not torch.stack(list(finite.values())).all():
+        bad = [name for name, ok in finite.items() if not ok]
+        where = ", ".join(f"`{argument}[{name!r}]` has {_count_non_finite(tensors[name])}" for name in bad)
+        raise ValueError(f"`{argument}` must be finite: {where}")
+
+
+def _count_non_finite(value: Tensor) -> str:
+    nan, inf = int(value.isnan().sum()), int(value.isinf().sum())
+    return f"{nan} NaN and {inf} Inf among {value.numel()} values"
+
+
+def check_logits(logits: Any, argument: str = "logits") -> None:
+    """Check that ``logits`` is a finite floating point tensor of shape (B, K) with K >= 2."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point() or logits.shape[1] < 2:
+        raise ValueError(
+            f"`{argument}` must be a floating point tensor of shape (B, K), K >= 2, got {describe(logits)}"
+        )
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"`{argument}` must be finite: {_count_non_finite(logits)}; the model diverged or its input is broken"
+        )
+
+
+def check_target(target: Any, num_classes: int, batch_size: int) -> None:
+    """Check that ``target`` holds one class index in [0, K) per sample.
+
+    >>> check_target(torch.tensor([0, 3]), num_classes=3, batch_size=2)
+    Traceback (most recent call last):
+        ...
+    ValueError: `target` must hold class indices from 0 to 2, got values from 0 to 3
+    """
+    if not isinstance(target, Tensor) or target.dtype not in _INTEGERS:
+        raise TypeError(f"`target` must be a tensor of integer class indices, got {describe(target)}")
+    if target.shape != (batch_size,):
+        raise ValueError(f"`target` must have shape ({batch_size},), one class per sample, got {describe(target)}")
+    if batch_size == 0:
+        raise ValueError("`target` must hold at least one sample, got an empty batch")
+    low, high = torch.stack(target.aminmax()).tolist()
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"`target` must hold class indices from 0 to {num_classes - 1}, got values from {low} to {high}"
+        )

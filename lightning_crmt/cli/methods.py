@@ -1,0 +1,48 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What there is, read off the classes themselves."""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+
+from lightning_crmt import attacks, callbacks, fusion, methods
+
+#: Not to be used themselves.
+_BASES = (methods.Method, fusion.FusionHead, attacks.Attack)
+
+
+def listing() -> str:
+    """Methods of training, heads and attacks with a line each: name, and the first line of the documentation.
+
+    >>> print(listing().splitlines()[0])
+    Methods of training, for `trainer.callbacks`:
+    """
+    parts = [
+        "Methods of training, for `trainer.callbacks`:",
+        *_lines(methods, methods.Method, ""),
+        "",
+        "The steps of CRMT, for `trainer.callbacks` too:",
+        *_lines(callbacks, (callbacks.IntegrationReweighting, callbacks.RadiusTraining), ""),
+        "",
+        "Heads, for `model.head`:",
+        *_lines(fusion, fusion.FusionHead, "in_features"),  # not those made from another head
+        "",
+        "Attacks, for `AdversarialRobustness` and `AdversarialTraining`:",
+        *_lines(attacks, attacks.Attack, ""),
+    ]
+    return "\n".join(parts)
+
+
+def _lines(room: ModuleType, base: type | tuple[type, ...], argument: str) -> list[str]:
+    kinds = {name: getattr(room, name) for name in sorted(room.__all__)}
+    kinds = {name: kind for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, base)}
+    usable = {
+        name: (inspect.getdoc(kind) or "").partition("\n")[0]
+        for name, kind in kinds.items()
+        if kind not in _BASES and not inspect.isabstract(kind)
+        if not argument or argument in inspect.signature(kind).parameters
+    }
+    width = max(map(len, usable))
+    return [f"  {name:<{width}}  {line}" for name, line in usable.items()]

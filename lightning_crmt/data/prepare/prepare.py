@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of videos becomes pictures, spectrograms and optical flow, once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from lightning_crmt.data.module import chosen
+from lightning_crmt.data.prepare.ffmpeg import FFmpeg
+from lightning_crmt.data.prepare.flow import Flow, flow_estimator
+from lightning_crmt.data.prepare.frames import Frames
+from lightning_crmt.data.prepare.production import Maker, produce
+from lightning_crmt.data.prepare.report import Report
+from lightning_crmt.data.prepare.spectrograms import Spectrograms
+from lightning_crmt.data.prepare.videos import find_videos
+
+Kind = Literal["frames", "spectrograms", "flow"]
+KINDS: tuple[Kind, ...] = ("frames", "spectrograms", "flow")
+
+
+def prepare(
+    videos: Path,
+    output: Path,
+    kinds: Sequence[Kind] = ("frames", "spectrograms"),
+    fps: float = 1.0,
+    size: int = 256,
+    flow_fps: float | None = None,
+    flow_bound: float = 20.0,
+    flow_method: Literal["dis", "tvl1"] = "dis",
+    workers: int | None = None,
+) -> Report:
+    """Turn a folder of videos into what models are trained on. A video VIDEOS/a/b.mp4 becomes
+
+        OUTPUT/frames/a/b/000001.jpg ...   `fps` colour pictures per second, shorter side `size` pixels
+        OUTPUT/spectrograms/a/b.npy        log-mel energies (T, 128), float16, of the sound at 16 kHz, mono:
+                                           a row per 10 ms, at most 1024 rows, neither normalised nor padded
+        OUTPUT/flow/a/b/u/000001.jpg ...   motion between successive pictures to the right, in grey levels
+        OUTPUT/flow/a/b/v/000001.jpg ...   and downwards: 128 is none, 0 and 255 are `flow_bound` pixels
+        OUTPUT/skipped.csv                 videos that are broken: video, kind, reason
+        OUTPUT/frames.json ...             the settings of each kind
+
+    What is there is not made again, and a run that was stopped goes on where it was, with the same settings. A video
+    that is cut off, damaged, or has no picture or no sound is skipped and listed, and tried again in the next run.
+    A video that was replaced is not noticed: delete what was made of it to have it made anew. Only one run at a time
+    may write to OUTPUT.
+
+    Args:
+        videos: folder of videos; those in folders below it count too.
+        output: folder to write to.
+        kinds: what to make, among frames, spectrograms and flow.
+        fps: pictures per second in frames.
+        size: shorter side of the pictures in frames and flow, pixels.
+        flow_fps: pictures per second that flow is taken between; by default all that the video has.
+        flow_bound: the largest motion that flow tells, pixels; who reads the flow finds it in OUTPUT/flow.json.
+        flow_method: dis, or tvl1, which takes a hundred times as long and needs opencv-contrib-python-headless.
+        workers: videos worked on at a time; by default one per processor.
+
+    Returns:
+        What was made, was there already, and was skipped.
+
+    Raises:
+        FileNotFoundError: if `videos` is no folder, or there is no ffmpeg.
+        ModuleNotFoundError: if flow is asked for without OpenCV.
+        ValueError: if a setting is out of range or other than that of what is there, if `output` is `videos`, if there
+            are no videos, if two of them would become one, or if a folder of them cannot be read.
+    """
+    videos, output = Path(videos), Path(output)
+    numbers = {"fps": fps, "size": size, "flow_fps": flow_fps, "flow_bound": flow_bound, "workers": workers}
+    names = chosen("kinds", kinds, KINDS)
+    _check_numbers({name: value for name, value in numbers.items() if value is not None})
+    if videos.resolve() == output.resolve():
+        raise ValueError(f"`output` must be another folder than `videos`, got {str(output)!r} for both")
+    every = Frames(fps, size), Spectrograms(), Flow(size, flow_fps, flow_bound, flow_method)
+    makers = [maker for maker in every if maker.kind in names]
+    ffmpeg = FFmpeg()
+    if "flow" in names:
+        flow_estimator(flow_method)  # at once, if it is not installed
+    found = find_videos(videos, leave_out=output)
+    _keep_settings(output, makers)
+    return produce(videos, found, makers, ffmpeg, output, workers or _processors())
+
+
+def _check_numbers(numbers: dict[str, float]) -> None:
+    for name, value in numbers.items():
+        least = 1 if name in ("size", "workers") else 0
+        if not (math.isfinite(value) and value >= least and value > 0):
+            raise ValueError(f"`{name}` must be {'at least 1' if least else 'positive and finite'}, got {value}")
+
+
+def _keep_settings(output: Path, makers: Sequence[Maker]) -> None:
+    """Refuse to mix what was made with different settings."""
+    for maker in makers:
+        path = output / f"{maker.kind}.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before != asdict(maker):
+                raise ValueError(
+                    f"`output` must be another folder, for {str(output / maker.kind)!r} was made with {before}, and "
+                    f"asked for is {asdict(maker)}; or remove that folder and {path.name}"
+                )
+        elif (output / maker.kind).exists():
+            raise ValueError(
+                f"`output` must be another folder, for {str(output / maker.kind)!r} was not made by this command: "
+                f"there is no {path.name}"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    for maker in makers:
+        part = output / f"{maker.kind}.json.part"
+        part.write_text(json.dumps(asdict(maker)) + "\n")
+        part.replace(output / f"{maker.kind}.json")
+
+
+def _processors() -> int:
+    """Those this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,126 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Log-mel spectrograms as Kaldi computes them, in torch alone."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_crmt.checks import describe
+
+#: Energies below this count as this; the single precision epsilon, in whatever precision is computed.
+ENERGY_FLOOR = torch.finfo(torch.float32).eps
+#: What silence looks like in a spectrogram.
+LOG_FLOOR = math.log(ENERGY_FLOOR)
+
+_PREEMPHASIS = 0.97
+_LOWEST_FREQUENCY = 20.0
+
+
+def log_mel(
+    waveform: Tensor, sample_rate: int, n_mels: int = 128, frame_length: float = 25.0, frame_shift: float = 10.0
+) -> Tensor:
+    r"""Logarithms of the energies in mel-spaced frequency bands, frame by frame: Kaldi's ``fbank``.
+
+    Frame :math:`t` holds the :math:`W` samples from :math:`tS` on; only whole frames count. Its mean is removed, then
+    each sample loses 0.97 times the one before it (the first, 0.97 times itself), then a symmetric Hann window is laid
+    over it and the power spectrum :math:`P_t` taken at the next power of two:
+
+    .. math:: L_{tb} = \log \max\Bigl(\epsilon, \sum_k w_b(k) P_t(k)\Bigr), \qquad
+        \mathrm{mel}(f) = 1127 \ln(1 + f / 700)
+
+    The triangles :math:`w_b` are linear in mel, with equidistant corners from 20 Hz to half the sample rate, each up
+    from the centre of the one before and down to that of the next; the bin of half the sample rate itself is left out.
+    A triangle so narrow that no bin falls into it, as one of 128 at 16 kHz, always gives :math:`\log \epsilon`, as in
+    torchaudio, where Kaldi itself refuses. :math:`\epsilon` is the single precision epsilon.
+
+    This is what the reference implementation of CRMT (Yang et al., 2024) and the audio models it follows take from
+    ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True, use_energy=False, window_type="hanning",
+    num_mel_bins=128, dither=0.0, frame_shift=10``. Subtracting the mean of the waveform before, as they do, is without
+    effect, since each frame loses its own. Source: D. Povey et al., "The Kaldi speech recognition toolkit", 2011, and
+    its ``feature-window`` and ``mel-computations``.
+
+    Args:
+        waveform: samples in [-1, 1], ``(..., T)``, floating point; integers must be divided by their range first.
+        sample_rate: samples per second.
+        n_mels: number of bands.
+        frame_length: length of a frame, milliseconds.
+        frame_shift: from the start of a frame to the start of the next, milliseconds.
+
+    Returns:
+        ``(..., frames, n_mels)``, where ``frames`` is what ``frame_count`` says.
+
+    Raises:
+        TypeError: if ``waveform`` is not a floating point tensor.
+        ValueError: if it is shorter than a frame, or not finite, or a setting is out of range.
+
+    >>> log_mel(torch.sin(torch.arange(16000) * 0.1), sample_rate=16000).shape
+    torch.Size([98, 128])
+    """
+    if not isinstance(waveform, Tensor) or not waveform.is_floating_point() or waveform.dim() < 1:
+        raise TypeError(f"`waveform` must be a floating point tensor of samples in [-1, 1], got {describe(waveform)}")
+    if n_mels < 1:
+        raise ValueError(f"`n_mels` must be at least 1, got {n_mels}")
+    frame_count(waveform.shape[-1], sample_rate, frame_length, frame_shift)
+    if not waveform.isfinite().all():
+        raise ValueError("`waveform` must be finite, got NaN or Inf")
+    if waveform.dtype not in (torch.float32, torch.float64):
+        waveform = waveform.float()
+    size, shift = _frame_sizes(sample_rate, frame_length, frame_shift)
+    frames = waveform.unfold(-1, size, shift)
+    frames = frames - frames.mean(-1, keepdim=True)
+    before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+    window = torch.hann_window(size, periodic=False, dtype=waveform.dtype, device=waveform.device)
+    padded = 2 ** math.ceil(math.log2(size))
+    spectrum = torch.fft.rfft((frames - _PREEMPHASIS * before) * window, n=padded)
+    power = spectrum.real.square() + spectrum.imag.square()
+    bands = _mel_bands(n_mels, padded, sample_rate).to(waveform)
+    return F.linear(power[..., :-1], bands).clamp_min(ENERGY_FLOOR).log()
+
+
+def frame_count(samples: int, sample_rate: int, frame_length: float = 25.0, frame_shift: float = 10.0) -> int:
+    r"""Number of frames in ``samples`` samples, :math:`1 + \lfloor (T - W) / S \rfloor`: what is left over is dropped.
+
+    Raises:
+        ValueError: if that is not even one, or a setting is out of range.
+
+    >>> frame_count(400, sample_rate=16000), frame_count(16000, sample_rate=16000)
+    (1, 98)
+    """
+    size, shift = _frame_sizes(sample_rate, frame_length, frame_shift)
+    if samples < size:
+        raise ValueError(
+            f"`waveform` must hold at least one frame of {frame_length:g} ms = {size} samples at {sample_rate} Hz, "
+            f"got {samples} samples = {1000 * samples / sample_rate:g} ms"
+        )
+    return 1 + (samples - size) // shift
+
+
+def _frame_sizes(sample_rate: int, frame_length: float, frame_shift: float) -> tuple[int, int]:
+    if sample_rate <= 2 * _LOWEST_FREQUENCY:
+        raise ValueError(f"`sample_rate` must be above {2 * _LOWEST_FREQUENCY:g} Hz, got {sample_rate}")
+    sizes = []
+    for name, value, least in (("frame_length", frame_length, 2), ("frame_shift", frame_shift, 1)):
+        if not math.isfinite(value) or value * sample_rate < 1000 * least:
+            raise ValueError(
+                f"`{name}` must be at least {least} samples, {1000 * least / sample_rate:g} ms at {sample_rate} Hz, "
+                f"got {value} ms"
+            )
+        sizes.append(int(value * sample_rate / 1000))
+    return sizes[0], sizes[1]
+
+
+@lru_cache(maxsize=8)
+def _mel_bands(n_mels: int, fft_size: int, sample_rate: int) -> Tensor:
+    """Weights ``(n_mels, fft_size / 2)`` of the frequencies in each band, in double precision."""
+    frequencies = torch.arange(fft_size // 2, dtype=torch.float64) * (sample_rate / fft_size)
+    place = 1127 * (1 + frequencies / 700).log()
+    lowest, highest = (1127 * math.log(1 + f / 700) for f in (_LOWEST_FREQUENCY, sample_rate / 2))
+    step = (highest - lowest) / (n_mels + 1)
+    centre = lowest + step * torch.arange(1, n_mels + 1, dtype=torch.float64).unsqueeze(1)
+    return (1 - (place - centre).abs() / step).clamp_min(0)

@@ -1,0 +1,22 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""1-Lipschitz layers in the l2 norm, to build encoders whose sound bound is 1, and one that scales."""
+
+from lightning_crmt.layers.fixed_weights import Fixable, with_fixed_weights
+from lightning_crmt.layers.one_lipschitz import GroupSort, MaxMin, Residual, Scale, ScaledAvgPool1d, ScaledAvgPool2d
+from lightning_crmt.layers.orthogonal import OrthogonalConv1d, OrthogonalConv2d, OrthogonalLinear, orthonormal_rows
+
+__all__ = [
+    "Fixable",
+    "GroupSort",
+    "MaxMin",
+    "OrthogonalConv1d",
+    "OrthogonalConv2d",
+    "OrthogonalLinear",
+    "Residual",
+    "Scale",
+    "ScaledAvgPool1d",
+    "ScaledAvgPool2d",
+    "orthonormal_rows",
+    "with_fixed_weights",
+]

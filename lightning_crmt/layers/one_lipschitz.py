@@ -1,0 +1,178 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""1-Lipschitz layers in the l2 norm, to build encoders whose sound bound is 1, and one that scales."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+
+class GroupSort(nn.Module):
+    """Sorts each group of channels: an activation that keeps every norm, and every gradient's norm.
+
+    (Anil, Lucas and Grosse, ICML 2019.) Where ReLU halves what an orthogonal layer preserved, sorting only permutes.
+
+    Args:
+        group_size: channels per group, at least 2; must divide the number of channels, dimension 1 of the input.
+
+    Raises:
+        ValueError: if ``group_size`` is below 2, or does not divide the channels of an input.
+
+    >>> GroupSort()(torch.tensor([[3.0, 1.0, 2.0, 5.0]]))
+    tensor([[1., 3., 2., 5.]])
+    """
+
+    def __init__(self, group_size: int = 2) -> None:
+        super().__init__()
+        if group_size < 2:
+            raise ValueError(f"`group_size` must be at least 2, got {group_size}")
+        self.group_size = group_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape, ``(B, C, ...)``."""
+        if x.dim() < 2 or x.shape[1] % self.group_size:
+            raise ValueError(
+                f"`x` must have shape (B, C, ...) with C a multiple of `group_size` = {self.group_size}, "
+                f"got {tuple(x.shape)}"
+            )
+        groups = x.reshape(x.shape[0], -1, self.group_size, *x.shape[2:])
+        if self.group_size == 2:  # several times faster than sorting
+            first, second = groups.unbind(2)
+            return torch.stack([torch.minimum(first, second), torch.maximum(first, second)], dim=2).flatten(1, 2)
+        return torch.sort(groups, dim=2).values.flatten(1, 2)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"group_size={self.group_size}"
+
+
+class MaxMin(GroupSort):
+    """:class:`GroupSort` of pairs, under the name it has elsewhere.
+
+    >>> MaxMin()(torch.tensor([[3.0, 1.0]]))
+    tensor([[1., 3.]])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(group_size=2)
+
+
+class _ScaledAvgPool(nn.Module):
+    axes: int
+
+    def __init__(self, kernel_size: int | None = None) -> None:
+        super().__init__()
+        if kernel_size is not None and kernel_size < 1:
+            raise ValueError(f"`kernel_size` must be at least 1, or None for the whole input, got {kernel_size}")
+        self.kernel_size = kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, ...)`` of ``(B, C, ...)``."""
+        sizes = list(x.shape[2:]) if self.kernel_size is None else [self.kernel_size] * self.axes
+        pool = F.avg_pool1d if self.axes == 1 else F.avg_pool2d
+        return pool(x, sizes) * math.sqrt(math.prod(sizes))
+
+    @override
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}"
+
+
+class ScaledAvgPool1d(_ScaledAvgPool):
+    """:class:`ScaledAvgPool2d` for sequences ``(B, C, T)``.
+
+    >>> ScaledAvgPool1d(4)(torch.ones(1, 1, 8))
+    tensor([[[2., 2.]]])
+    """
+
+    axes = 1
+
+
+class ScaledAvgPool2d(_ScaledAvgPool):
+    r"""Average pooling on disjoint windows, scaled up to norm 1.
+
+    .. math:: y = \sqrt{n}\, \frac 1 n \sum_{i \in \text{window}} x_i, \qquad n = \text{size of the window}
+
+    A plain average has norm :math:`1 / \sqrt n`, which a certificate would lose. ``nn.MaxPool2d`` on disjoint windows
+    has norm 1 as it is.
+
+    Args:
+        kernel_size: side of the window; ``None`` pools over the whole input.
+
+    >>> ScaledAvgPool2d(2)(torch.ones(1, 1, 4, 4))
+    tensor([[[[2., 2.],
+              [2., 2.]]]])
+    """
+
+    axes = 2
+
+
+class Residual(nn.Module):
+    r"""Convex combination of the identity and a branch: 1-Lipschitz if the branch is.
+
+    .. math:: y = (1 - w)\, x + w\, f(x)
+
+    The plain residual :math:`x + f(x)` has bound :math:`1 + L`, which doubles with every block.
+
+    Args:
+        branch: the module f; keeps the shape of its input.
+        weight: w, from 0 to 1.
+
+    Raises:
+        ValueError: if ``weight`` is out of range.
+
+    >>> Residual(nn.Identity())(torch.ones(1, 2))
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, branch: nn.Module, weight: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= weight <= 1:
+            raise ValueError(f"`weight` must be from 0 to 1, got {weight}")
+        self.branch = branch
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        kept = (1 - self.weight) * x  # before the branch, which may begin with an activation in place
+        found = self.branch(x)
+        if found.shape != kept.shape:
+            raise ValueError(f"`branch` must keep the shape {tuple(kept.shape)}, it returned {tuple(found.shape)}")
+        mixed: Tensor = kept + self.weight * found
+        return mixed
+
+    @override
+    def extra_repr(self) -> str:
+        return f"weight={self.weight}"
+
+
+class Scale(nn.Module):
+    r"""Multiplies by a fixed factor :math:`c`; counts as :math:`|c|` in every bound.
+
+    A 1-Lipschitz network separates classes by at most the distance of their inputs, so its logits need a scale. Put it
+    in the open, where the bound sees it.
+
+    Args:
+        factor: c, finite.
+
+    >>> Scale(3.0)(torch.ones(2))
+    tensor([3., 3.])
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        if not math.isfinite(factor):
+            raise ValueError(f"`factor` must be finite, got {factor}")
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return x * self.factor
+
+    @override
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"

@@ -1,0 +1,236 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Linear maps of norm 1 by construction: matrices and convolutions made orthogonal from a free parameter."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+
+def orthonormal_rows(raw: Tensor) -> Tensor:
+    r"""The orthonormal rows that a free parameter stands for, a smooth function of it.
+
+    The Q factor of the transpose, with the signs that make the diagonal of R positive: so it is unique.
+
+    Args:
+        raw: ``(..., n, d)`` with n <= d, of full rank.
+
+    Returns:
+        ``(..., n, d)`` in single precision, or in double if ``raw`` is: there is no QR in half precision, and norms and
+        margins deserve better anyway.
+
+    >>> rows = orthonormal_rows(torch.randn(3, 5))
+    >>> torch.allclose(rows @ rows.mT, torch.eye(3), atol=1e-6)
+    True
+    """
+    with torch.autocast(raw.device.type, enabled=False):
+        wide = raw if raw.dtype is torch.float64 else raw.float()
+        q, r = torch.linalg.qr(wide.mT)
+        signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
+        rows: Tensor = (q * signs[..., None, :]).mT
+    return rows
+
+
+def _orthogonal(raw: Tensor) -> Tensor:
+    """``raw`` made orthonormal along its shorter side."""
+    return orthonormal_rows(raw) if raw.shape[0] <= raw.shape[1] else orthonormal_rows(raw.mT).mT
+
+
+class OrthogonalLinear(nn.Module):
+    r"""Linear layer :math:`x \mapsto W x + b` with orthonormal rows, or columns where there are more rows.
+
+    .. math:: W W^\top = I \text{ or } W^\top W = I, \qquad \|W\|_2 = 1
+
+    W is computed from the free parameter ``raw`` in every forward pass, so it is orthogonal up to rounding whatever the
+    optimiser or weight decay does. :func:`~lightning_crmt.lipschitz.lipschitz_bound` measures W, it does not assume 1.
+
+    Args:
+        in_features: size of the last dimension of the input.
+        out_features: size of the last dimension of the output.
+        bias: whether to add a bias.
+
+    >>> layer = OrthogonalLinear(5, 3)
+    >>> layer(torch.randn(2, 5)).shape
+    torch.Size([2, 3])
+    >>> torch.allclose(layer.weight @ layer.weight.mT, torch.eye(3), atol=1e-6)
+    True
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {size}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.raw = nn.Parameter(nn.init.orthogonal_(torch.empty(out_features, in_features)))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    @property
+    def weight(self) -> Tensor:
+        """The orthogonal matrix W, ``(out_features, in_features)``."""
+        return _orthogonal(self.raw).to(self.raw.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., out_features)`` of ``(..., in_features)``."""
+        return F.linear(x, self.weight, self.bias)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class _OrthogonalConv(nn.Module):
+    # One kernel of size k and stride s is the product of
+    #  - a matrix with orthonormal rows or columns on disjoint patches of size s, and
+    #  - along every axis, k - s convolutions with two taps P and I - P, P an orthogonal projector.
+    # A two-tap convolution has the symbol P + e^{iw} (I - P), which is unitary, so on infinite signals every factor has
+    # norm 1. Zero padding extends a finite signal by zeros, an isometry, and keeps some of the outputs, a projection:
+    # the norm stays at most 1 for every input size. On a torus the same holds if the stride divides its size.
+    axes: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | None = None,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "circular"] = "zeros",
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
+            if size < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {size}")
+        if kernel_size < stride:
+            raise ValueError(f"`kernel_size` must be at least `stride` = {stride}, got {kernel_size}")
+        if padding_mode not in ("zeros", "circular"):
+            raise ValueError(f"`padding_mode` must be 'zeros' or 'circular', got {padding_mode!r}")
+        if padding is not None and padding < 0:
+            raise ValueError(f"`padding` must be at least 0, got {padding}")
+        if padding_mode == "circular" and padding is not None and 2 * padding >= kernel_size:
+            raise ValueError(
+                f"`padding` must be below half of `kernel_size` = {kernel_size} if circular, or outputs appear twice; "
+                f"got {padding}"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = (kernel_size - stride) // 2 if padding is None else padding
+        self.padding_mode = padding_mode
+        # The taps mix channels on the wider side, where there is more to mix: one input channel has nothing to.
+        self._taps_on_output = stride == 1 and out_channels > in_channels
+        width = out_channels if self._taps_on_output else in_channels
+        patch = torch.empty(out_channels, in_channels * stride**self.axes)
+        self.raw_patch = nn.Parameter(nn.init.orthogonal_(patch))
+        self._taps = (self.axes * (kernel_size - stride), width // 2, width)
+        # One channel has no projectors but 0 and 1: nothing to train, and DDP dislikes parameters without gradient.
+        free = nn.init.normal_(torch.empty(self._taps), std=1 / math.sqrt(width)) if math.prod(self._taps) else None
+        self.raw_taps = None if free is None else nn.Parameter(free)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, ``(out_channels, in_channels, kernel_size, ...)``."""
+        with torch.autocast(self.raw_patch.device.type, enabled=False):
+            patch = (self.out_channels, self.in_channels) + (self.stride,) * self.axes
+            kernel = _orthogonal(self.raw_patch).reshape(patch)
+            count, _, width = self._taps
+            projectors = kernel.new_zeros(count, width, width)
+            if self.raw_taps is not None:
+                rows = orthonormal_rows(self.raw_taps)
+                projectors = rows.mT @ rows
+            for index, projector in enumerate(projectors):
+                kernel = self._compose(kernel, projector, axis=index % self.axes, flip=index // self.axes % 2 == 1)
+        return kernel.to(self.raw_patch.dtype)
+
+    def _compose(self, kernel: Tensor, projector: Tensor, axis: int, flip: bool) -> Tensor:
+        if self._taps_on_output:
+            here = torch.einsum("po,oi...->pi...", projector, kernel)
+        else:
+            here = torch.einsum("oi...,ip->op...", kernel, projector)
+        there = kernel - here
+        # Every other factor has its taps the other way round: otherwise they would shift the image to one side.
+        first, second = (there, here) if flip else (here, there)
+        after = [0] * (2 * self.axes)
+        after[2 * (self.axes - 1 - axis) + 1] = 1  # F.pad counts axes from the last
+        before = [0] * (2 * self.axes)
+        before[2 * (self.axes - 1 - axis)] = 1
+        return F.pad(first, after) + F.pad(second, before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, out_channels, ...)`` of ``(B, in_channels, ...)``.
+
+        Raises:
+            ValueError: if padding is circular and the stride does not divide the size of the input: patches would
+                overlap where it closes, and the norm exceed 1.
+        """
+        convolve = F.conv1d if self.axes == 1 else F.conv2d
+        if self.padding_mode == "circular":
+            if any(size % self.stride for size in x.shape[2:]):
+                raise ValueError(
+                    f"`x` must have sizes that `stride` = {self.stride} divides if padding is circular, "
+                    f"got {tuple(x.shape)}"
+                )
+            x = F.pad(x, [self.padding] * (2 * self.axes), mode="circular")
+            return convolve(x, self.weight, self.bias, self.stride)
+        return convolve(x, self.weight, self.bias, self.stride, self.padding)
+
+    @override
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, bias={self.bias is not None}, padding_mode={self.padding_mode!r}"
+        )
+
+
+class OrthogonalConv1d(_OrthogonalConv):
+    """:class:`OrthogonalConv2d` for sequences ``(B, C, T)``.
+
+    >>> OrthogonalConv1d(4, 8, kernel_size=3)(torch.randn(2, 4, 50)).shape
+    torch.Size([2, 8, 50])
+    """
+
+    axes = 1
+
+
+class OrthogonalConv2d(_OrthogonalConv):
+    r"""Convolution whose operator has norm at most 1, for every input size, zero or circular padding, any stride.
+
+    With circular padding, which takes sizes that the stride divides, it is orthogonal: it keeps every norm if
+    ``out_channels >= in_channels * stride**2``. With zero padding it is that up to what leaves over the border.
+
+    The kernel is a product of orthogonal factors, one on patches of size ``stride`` and two-tap convolutions
+    :math:`(P, I - P)` with projectors P of half rank along each axis (block convolution, Xiao et al., ICML 2018, Li et
+    al., NeurIPS 2019; the strided form as in Boissin et al., 2025). No layer beyond ``torch`` is needed.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: side of the kernel, at least ``stride``; equal to it, patches do not overlap.
+        stride: step between patches.
+        padding: rows added at each border, below half of ``kernel_size`` if circular. By default
+            ``(kernel_size - stride) // 2``, which divides sizes by ``stride`` if ``kernel_size - stride`` is even.
+        bias: whether to add a bias per channel.
+        padding_mode: ``"zeros"`` or ``"circular"``.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    >>> layer = OrthogonalConv2d(4, 16, kernel_size=4, stride=2, padding_mode="circular", bias=False)
+    >>> x = torch.randn(2, 4, 8, 8)
+    >>> layer(x).shape
+    torch.Size([2, 16, 4, 4])
+    >>> torch.allclose(layer(x).norm(), x.norm())
+    True
+    """
+
+    axes = 2

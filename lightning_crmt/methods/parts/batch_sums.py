@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics over the effective batch: all micro-batches of gradient accumulation, on all processes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_crmt.modality import Inputs, at_least_single
+from lightning_crmt.targets import Target, mixed_loss
+
+
+class BatchSums:
+    """Sums over samples by name. They are right for batches of unequal size too, where a mean of means is not.
+
+    >>> sums = BatchSums()
+    >>> sums.add({"audio": torch.tensor(2.0)}, size=4)
+    >>> sums.add({"audio": torch.tensor(1.0)}, size=2)
+    >>> bool(sums)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, Tensor] = {}
+        self._size = 0
+
+    def add(self, values: Inputs, size: int) -> None:
+        """Take in the sums over ``size`` samples."""
+        for name, value in values.items():
+            value = at_least_single(value.detach())
+            self._values[name] = self._values[name] + value if name in self._values else value
+        self._size += size
+
+    def take(self, trainer: Trainer) -> tuple[dict[str, float], int]:
+        """The sums, and the number of samples, over all processes, which must call it together; and begin anew."""
+        values = list(self._values.values())
+        vector = torch.stack([*values, values[0].new_tensor(self._size)])
+        reduced: list[float] = trainer.strategy.reduce(vector, reduce_op="sum").tolist()
+        sums = dict(zip(self._values, reduced[:-1], strict=True))
+        self.clear()
+        return sums, round(reduced[-1])
+
+    def clear(self) -> None:
+        """Forget what was gathered."""
+        self._values, self._size = {}, 0
+
+    def __bool__(self) -> bool:
+        return self._size > 0
+
+
+def confidences(logits: Inputs, target: Target) -> dict[str, Tensor]:
+    r"""Confidence of each modality in the true classes, summed over the batch: :math:`\sum_i \mathrm{softmax}(h_m)_y`.
+
+    For mixed samples :math:`\lambda p_{y_a} + (1 - \lambda) p_{y_b}`.
+
+    >>> confidences({"audio": torch.tensor([[0.0, 0.0], [0.0, 100.0]])}, torch.tensor([0, 1]))
+    {'audio': tensor(1.5000)}
+    """
+    return {name: _sum_at(each.softmax(dim=1), target) for name, each in logits.items()}
+
+
+def losses(logits: Inputs, target: Target, least: float = 0.0) -> dict[str, Tensor]:
+    r"""Cross-entropy of each modality, summed over the batch; probabilities count as at least ``least``.
+
+    >>> losses({"audio": torch.tensor([[0.0, 0.0], [0.0, 100.0]])}, torch.tensor([0, 1]))
+    {'audio': tensor(0.6931)}
+    """
+    most = -math.log(least) if least > 0 else math.inf
+    return {name: _sum_at(-each.log_softmax(dim=1).clamp(min=-most), target) for name, each in logits.items()}
+
+
+def _sum_at(values: Tensor, target: Target) -> Tensor:
+    """The sum of the values ``(B, K)`` in the columns of the true classes."""
+    return mixed_loss(lambda classes: values.gather(1, classes[:, None]).sum(), target)

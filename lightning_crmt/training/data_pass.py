@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over the training data from within a callback, beside the Trainer's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+
+from lightning_crmt.checks import describe
+from lightning_crmt.data import EpochShuffle
+
+
+class TrainingPass:
+    """The training data once, in order, each rank its share, on the rank's device, under a progress bar.
+
+    Never iterates the Trainer's own loader: with persistent workers the epoch under way would lose its batches. The
+    loader is built anew from the data set and loads in the main process, so that no random state is drawn from workers.
+    Under DDP samples may repeat to even out the ranks, which no maximum minds.
+
+    Args:
+        trainer: the running Trainer.
+        dataloader: batches to use instead of the training data; they are taken as they come, on every rank.
+    """
+
+    def __init__(self, trainer: Trainer, dataloader: Iterable[Any] | None = None) -> None:
+        self.trainer = trainer
+        self.loader = _copy_of_training_loader(trainer) if dataloader is None else dataloader
+        limited = getattr(trainer, "fast_dev_run", False) or trainer.limit_train_batches != 1.0
+        self.limit = int(trainer.num_training_batches) if limited else None
+
+    def batches(self, description: str) -> Iterator[Any]:
+        """Iterate under a bar that vanishes at the end; no bar where the Trainer shows none."""
+        bar = self.trainer.progress_bar_callback
+        shown = self.trainer.is_global_zero and bar is not None and getattr(bar, "is_enabled", True)
+        total = self.limit
+        if total is None and isinstance(self.loader, Sized) and not _is_stream(self.loader):
+            total = len(self.loader)
+        with Tqdm(desc=description, total=total, disable=not shown, leave=False, dynamic_ncols=True) as progress:
+            for batch in islice(self.loader, self.limit):
+                # As Lightning's own loop does: to the precision of the parameters, then to the device.
+                batch = self.trainer.precision_plugin.convert_input(batch)
+                yield self.trainer.strategy.batch_to_device(batch)
+                progress.update()
+
+
+#: Samplers that pass over every sample.
+_ALL_SAMPLES = (SequentialSampler, RandomSampler, DistributedSampler, EpochShuffle)
+
+
+def _copy_of_training_loader(trainer: Trainer) -> DataLoader[Any]:
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            "a pass over the training data can rebuild a single DataLoader for training, "
+            f"got {describe(loader)}; pass `dataloader=` with batches like those of training"
+        )
+    dataset: Dataset[Any] = loader.dataset
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, list(loader.sampler.indices))
+    elif not isinstance(loader.sampler, _ALL_SAMPLES) and not isinstance(dataset, IterableDataset):
+        raise TypeError(
+            f"a pass over the training data cannot know which samples a {type(loader.sampler).__name__} leaves out; "
+            "pass `dataloader=` with batches like those of training"
+        )
+    sampler: Sampler[int] | None = None
+    if trainer.world_size > 1 and not isinstance(dataset, IterableDataset):
+        sampler = DistributedSampler(
+            dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False, drop_last=False
+        )
+    if loader.batch_sampler is not None and not hasattr(loader.batch_sampler, "batch_size"):
+        raise TypeError(
+            f"a pass over the training data cannot rebuild a {type(loader.batch_sampler).__name__}; "
+            "pass `dataloader=` with batches like those of training"
+        )
+    batch_size = getattr(loader.batch_sampler, "batch_size", None)  # None: the data set yields whole batches
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler if sampler is not None or isinstance(dataset, IterableDataset) else SequentialSampler(dataset),  # type: ignore[arg-type]
+        collate_fn=loader.collate_fn,
+    )
+
+
+def _is_stream(loader: object) -> bool:
+    return isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
