@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import IntEnum
 
 
@@ -11,10 +12,13 @@ class Soundness(IntEnum):
     """Levels of trust, ordered; of several parts the weakest wins, so combine them with :func:`min`.
 
     Only the first three may be called *certified*. A radius that rests on an estimated constant is called *estimated*
-    wherever it is shown, because the true radius may be smaller.
+    wherever it is shown, because the true radius may be smaller. Arguments that take a level also take its name, in
+    either case.
 
     >>> min(Soundness.SOUND, Soundness.ESTIMATED).label
     'estimated'
+    >>> Soundness("rigorous") is Soundness.RIGOROUS
+    True
     """
 
     ESTIMATED = 0
@@ -28,6 +32,29 @@ class Soundness(IntEnum):
 
     RIGOROUS = 3
     """An upper bound that is proof against rounding too."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Soundness | None:
+        return cls.__members__.get(value.upper()) if isinstance(value, str) else None
+
+    @classmethod
+    def among(cls, allowed: Collection[Soundness], argument: str, value: Soundness | str) -> Soundness:
+        """The level that ``value`` names, known to be one of those ``allowed``.
+
+        Raises:
+            ValueError: naming the argument, for anything else.
+
+        >>> Soundness.among([Soundness.SOUND, Soundness.ESTIMATED], "constants", "guessed")
+        Traceback (most recent call last):
+            ...
+        ValueError: `constants` must be 'sound' or 'estimated', got 'guessed'
+        """
+        level = cls.__members__.get(value.upper()) if isinstance(value, str) else value
+        if level is None or level not in allowed:
+            *names, last = (repr(each.name.lower()) for each in allowed)
+            given = value.name.lower() if isinstance(value, cls) else value
+            raise ValueError(f"`{argument}` must be {', '.join(names)} or {last}, got {given!r}")
+        return cls(level)
 
     @property
     def certified(self) -> bool:

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "lightning_crmt"
 
 #: From the ground up. A room may import those before it.
 ORDER = [
-    "version", "checks", "modality", "targets", "soundness", "frozen_eval", "layers", "encoders", "fusion", "lipschitz",
-    "attacks", "certification", "losses", "evaluation", "metrics", "data", "mixin", "module", "training", "callbacks",
-    "methods", "cli", "__main__",
+    "version", "deprecation", "checks", "modality", "targets", "soundness", "frozen_eval", "layers", "encoders",
+    "fusion", "lipschitz", "attacks", "certification", "losses", "evaluation", "metrics", "data", "stage", "mixin",
+    "module", "training", "callbacks", "methods", "cli", "__main__",
 ]  # fmt: skip
 
 NUMERICAL = ORDER[: ORDER.index("losses") + 1]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads: from the features of all modalities to logits and uni-modal scores."""
 
+from lightning_crmt.deprecation import renamed
 from lightning_crmt.fusion.attention import AttentionFusion
 from lightning_crmt.fusion.cosine import CosineFusion
 from lightning_crmt.fusion.head import FusionHead
@@ -22,3 +23,5 @@ __all__ = [
     "MemoryFusion",
     "OrthogonalFusion",
 ]
+
+__getattr__ = renamed(__name__, {"Fusion": "LateFusion", "Head": "FusionHead"})
