@@ -171,10 +171,10 @@ class CRMTMixin:
         assert isinstance(self, nn.Module)
         hooked = self._forward_hooks or self._forward_pre_hooks
         changed = hooked or getattr(self.forward, "__func__", None) is not CRMTMixin.forward
-        if changed and (lipschitz is None or level == "rigorous"):
+        if changed and (lipschitz is None or lipschitz.soundness.certified):
             raise ValueError(
-                "`lipschitz` must be given, and `level` be 'sound', where `forward` is overridden or has hooks: bounds "
-                "of the encoders say nothing about what else it does"
+                "`forward` must be that of CRMTMixin, without hooks, to be certified: bounds of the encoders say "
+                "nothing about what else it does; estimated constants, as `lipschitz`, still give estimates"
             )
         return certify_late_fusion(self, inputs, lipschitz, level=level)
 

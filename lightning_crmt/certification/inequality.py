@@ -46,9 +46,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
     for name, constant in lipschitz.values.items():
         if lipschitz.of == "encoder":
             rows = at_least_single(head.class_weights[name])
-            # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
-            distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-            found[name] = constant.to(rows) * distances
+            found[name] = constant.to(rows) * row_distances(rows)
         else:
             if constant.shape != (head.num_classes,):
                 raise ValueError(
@@ -59,6 +57,13 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
             speed = weights * constant.to(weights)
             found[name] = speed[:, None] + speed[None, :]
     return found
+
+
+def row_distances(rows: Tensor) -> Tensor:
+    r"""l2 distances of rows ``(K, d)`` from each other, ``(K, K)``, also where their squares would underflow."""
+    scale = power_of_two(rows.detach().abs().amax())
+    # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
+    return scale * torch.cdist(rows / scale, rows / scale, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
@@ -73,8 +78,18 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
         margins: ``(B, K)``.
         slopes: :math:`D_j^m` of each sample by modality, each ``(B, K)``.
     """
-    joint = torch.linalg.vector_norm(torch.stack(list(slopes.values())), dim=0)
+    stacked = torch.stack(list(slopes.values()))
+    # Scaled, for squares of tiny slopes underflow, and an infinite radius is not what that should mean.
+    scale = power_of_two(stacked.detach().amax(dim=0))
+    joint = scale * torch.linalg.vector_norm(stacked / scale, dim=0)
     return torch.where((margins == 0) & (joint == 0), margins, margins / joint)
+
+
+def power_of_two(value: Tensor) -> Tensor:
+    """A power of two near each number, by which to divide and multiply without rounding; 1 for what has none."""
+    exponent = torch.frexp(value).exponent.clamp(-120, 120)
+    scale = torch.ldexp(torch.ones_like(value), exponent)
+    return torch.where(value.isfinite() & (value > 0), scale, torch.ones_like(scale))
 
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:

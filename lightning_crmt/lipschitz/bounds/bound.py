@@ -18,6 +18,7 @@ from lightning_crmt.lipschitz.bounds import activations as activations  # regist
 from lightning_crmt.lipschitz.bounds import rules as rules  # registers rules
 from lightning_crmt.lipschitz.bounds.registry import NoBoundError, find_rule, refuse_changed_behaviour
 from lightning_crmt.lipschitz.constants import LipschitzConstants
+from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.rigorous.forward_error import rigorous_bound
 from lightning_crmt.soundness import Soundness
 
@@ -102,7 +103,13 @@ def encoder_bounds(
             raise NoBoundError(f"the encoder of {name!r}: {error}") from error
         values[name] = torch.tensor(_single_precision_up(bound), dtype=torch.float64)
     soundness = Soundness.RIGOROUS if level == "rigorous" else Soundness.SOUND
-    return LipschitzConstants(values, of="encoder", soundness=soundness)
+    return LipschitzConstants(
+        values,
+        of="encoder",
+        soundness=soundness,
+        fingerprints={name: fingerprint(encoder) for name, encoder in encoders.items()},
+        shapes=None if input_shapes is None else {name: tuple(shape) for name, shape in input_shapes.items()},
+    )
 
 
 class _Walk:

@@ -79,13 +79,13 @@ def _linear(layer: nn.Linear | OrthogonalLinear, place: Place) -> float:
 
 @lipschitz_rule(nn.Conv1d, nn.Conv2d, OrthogonalConv1d, OrthogonalConv2d)
 def _convolution(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d, place: Place) -> float:
-    operator = _operator(layer)
+    operator = convolution_of(layer)
     return convolution_norm(operator, _spatial(place.input_shape, operator.axes))
 
 
 @lipschitz_rule(nn.BatchNorm1d, nn.BatchNorm2d)
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, place: Place) -> float:
-    return float(_batch_norm_scale(layer).max()) * SLACK
+    return float(batch_norm_scale(layer).max()) * SLACK
 
 
 @lipschitz_rule(
@@ -181,7 +181,9 @@ def _scale(layer: Scale, place: Place) -> float:
 @lipschitz_rule(Residual)
 def _residual(layer: Residual, place: Place) -> float:
     branch = place.bound(layer.branch, "branch", place.input_shape)
-    return math.fsum([1.0, -layer.weight, layer.weight * branch])
+    # The weight may have been learnt, and have left [0, 1].
+    weight = float(layer.weight)
+    return (abs(1 - weight) + abs(weight) * branch) * SLACK
 
 
 @lipschitz_rule(MLP, ConvNet1d, ConvNet2d, LipschitzMLP, LipschitzCNN)
@@ -199,7 +201,8 @@ def _finite(weight: object, name: str) -> Tensor:
     return weight.detach().to("cpu", torch.float64)
 
 
-def _operator(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d) -> Convolution:
+def convolution_of(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d) -> Convolution:
+    """The operator of a layer, without its bias."""
     kernel = _finite(layer.weight, "weight")
     axes = kernel.dim() - 2
     if isinstance(layer, OrthogonalConv1d | OrthogonalConv2d):
@@ -217,7 +220,8 @@ def _operator(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d
     return Convolution(kernel, stride, padding, dilation, layer.groups, layer.padding_mode)
 
 
-def _batch_norm_scale(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
+def batch_norm_scale(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
+    """What each channel is multiplied by in evaluation mode."""
     if layer.running_var is None or layer.running_mean is None:
         raise ValueError("it must track running statistics; with those of the batch, samples influence each other")
     _finite(layer.running_mean, "running_mean")
@@ -235,12 +239,12 @@ def _folded(layer: nn.Module | None, norm: nn.Module | None, shape: tuple[int, .
         if len(shape) != 1:  # on (B, T, C) the channels are T
             return None
         weight = _finite(layer.weight, "weight")  # type: ignore[union-attr]
-        return spectral_norm(_batch_norm_scale(norm)[:, None] * weight)  # type: ignore[arg-type]
+        return spectral_norm(batch_norm_scale(norm)[:, None] * weight)  # type: ignore[arg-type]
     convolutions = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))
     orthogonal = ((OrthogonalConv1d, nn.BatchNorm1d), (OrthogonalConv2d, nn.BatchNorm2d))
     if pair in (*convolutions, *orthogonal):
-        operator = _operator(layer)  # type: ignore[arg-type]
-        scale = _batch_norm_scale(norm)  # type: ignore[arg-type]
+        operator = convolution_of(layer)  # type: ignore[arg-type]
+        scale = batch_norm_scale(norm)  # type: ignore[arg-type]
         scaled = operator.kernel * scale.reshape(-1, *(1,) * (1 + operator.axes))
         folded = Convolution(
             scaled, *(getattr(operator, name) for name in ("stride", "padding", "dilation", "groups", "mode"))

@@ -96,7 +96,7 @@ def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or not len(x):
         raise ValueError(f"`x` must be a floating point tensor (B, ...) of at least one sample, got {describe(x)}")
     with frozen_eval(module), torch.no_grad():
-        dtype = _precision(module)
+        dtype = _precision(module, x)
         # Through the network's own precision: that is the sample it sees.
         centre = x.detach().to("cpu", dtype).double()
         if not centre.isfinite().all():
@@ -189,8 +189,9 @@ def _exactly(weight: Tensor, name: str) -> Tensor:
     return weight.detach().to("cpu", torch.float64)
 
 
-def _precision(module: nn.Module) -> torch.dtype:
-    found = {parameter.dtype for parameter in module.parameters()} or {torch.float64}
+def _precision(module: nn.Module, x: Tensor) -> torch.dtype:
+    # Without parameters it runs in the precision of what it is given.
+    found = {parameter.dtype for parameter in module.parameters()} or {x.dtype}
     if len(found) != 1 or not found <= UNIT_ROUNDOFF.keys():
         raise ValueError(f"the network must run in float32 or in float64, its parameters are {sorted(map(str, found))}")
     if not _full_precision():
