@@ -24,7 +24,8 @@ from lightning_crmt.layers import (
     Scale,
     with_fixed_weights,
 )
-from lightning_crmt.lipschitz import NoBoundError, encoder_bounds, forward_error, lipschitz_bound, verified
+from lightning_crmt.lipschitz import NoBoundError, encoder_bounds, forward_error, lipschitz_bound
+from lightning_crmt.lipschitz.rigorous import verified
 from lightning_crmt.lipschitz.rigorous.verified import gamma, norm_up, product_up, sum_up
 
 # Norms.

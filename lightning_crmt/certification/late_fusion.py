@@ -85,20 +85,18 @@ class Evaluation:
             size = check_batch("features", self.output.features)
             if size != check_batch("inputs", inputs):
                 raise ValueError(f"encoders must give one row of features per sample, got {size} of {len(inputs)}")
+            if level is Soundness.RIGOROUS:
+                self.constants = encoder_bounds(encoders, shapes, level=level)
+                self.errors = encoder_errors(encoders, inputs)
+                return
             try:
-                bounds = twin.bounds(shapes)
-                if level is Soundness.RIGOROUS:
-                    self.constants = encoder_bounds(encoders, shapes, level=level)
-                    self.errors = encoder_errors(encoders, inputs)
-                    return
+                self.constants = twin.bounds(shapes)
             except NoBoundError as error:
-                if level is Soundness.RIGOROUS:
-                    raise  # it says what to do
                 raise NoBoundError(
                     f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
                     "lipschitz=estimate_lipschitz(model, batches)"
                 ) from error
-            self.constants, self.exact = bounds, twin.head
+            self.exact = twin.head
             features, self.feature_errors = {}, {}
             for name, encoder in encoders.items():
                 precision = Precision(_dtype(encoder, inputs[name]), inputs[name].device)

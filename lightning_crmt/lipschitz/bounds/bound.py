@@ -26,7 +26,7 @@ from lightning_crmt.soundness import Soundness
 Level: TypeAlias = Literal["sound", "rigorous"]
 
 
-def lipschitz_bound(module: nn.Module, input_shape: Sequence[int] | None = None, *, level: Level = "sound") -> float:
+def lipschitz_bound(module: nn.Module, input_shape: Sequence[int] | None = None, *, level: Soundness | str = Soundness.SOUND) -> float:
     r"""Upper bound of the l2 Lipschitz constant of ``module`` as it computes in evaluation mode.
 
     .. math:: \|f(x') - f(x)\|_2 \le L \|x' - x\|_2 \quad \text{for all } x, x'
@@ -57,22 +57,21 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int] | None = None,
     ...     print(error)
     no Lipschitz bound is known for '1', a Softmax; if you can prove one, register it with @lipschitz_rule
     """
-    if level not in ("sound", "rigorous"):
-        raise ValueError(f"`level` must be 'sound' or 'rigorous', got {level!r}")
+    level = Soundness.among([Soundness.SOUND, Soundness.RIGOROUS], "level", level)
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be an nn.Module, got {describe(module)}")
     shape = None if input_shape is None else tuple(int(size) for size in input_shape)
     if shape is not None and min(shape, default=0) < 1:
         raise ValueError(f"`input_shape` must hold sizes of one sample, all at least 1, got {shape}")
     with frozen_eval(module), torch.no_grad():
-        return rigorous_bound(module) if level == "rigorous" else _Walk("", shape).bound(module, "", shape)
+        return rigorous_bound(module) if level is Soundness.RIGOROUS else _Walk("", shape).bound(module, "", shape)
 
 
 def encoder_bounds(
     encoders: Mapping[str, nn.Module] | nn.ModuleDict,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     *,
-    level: Level = "sound",
+    level: Soundness | str = Soundness.SOUND,
 ) -> LipschitzConstants:
     """The constants that :func:`~lightning_crmt.certification.certify` takes, bounded for each encoder.
 
@@ -102,11 +101,10 @@ def encoder_bounds(
         except NoBoundError as error:
             raise NoBoundError(f"the encoder of {name!r}: {error}") from error
         values[name] = torch.tensor(_single_precision_up(bound), dtype=torch.float64)
-    soundness = Soundness.RIGOROUS if level == "rigorous" else Soundness.SOUND
     return LipschitzConstants(
         values,
         of="encoder",
-        soundness=soundness,
+        soundness=Soundness.among([Soundness.SOUND, Soundness.RIGOROUS], "level", level),
         fingerprints={name: fingerprint(encoder) for name, encoder in encoders.items()},
         shapes=None if input_shapes is None else {name: tuple(shape) for name, shape in input_shapes.items()},
     )
