@@ -1,28 +1,30 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of videos becomes pictures, spectrograms and optical flow, once."""
+"""A folder of videos becomes frames, spectrograms and optical flow, once; what has its name is complete."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from lightning_crmt.data.module import chosen
-from lightning_crmt.data.prepare.ffmpeg import FFmpeg
-from lightning_crmt.data.prepare.flow import Flow, flow_estimator
-from lightning_crmt.data.prepare.frames import Frames
-from lightning_crmt.data.prepare.production import Maker, produce
-from lightning_crmt.data.prepare.report import Report
-from lightning_crmt.data.prepare.spectrograms import Spectrograms
+import torch
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from lightning_crmt.data.prepare.ffmpeg import BrokenVideoError, FFmpeg
+from lightning_crmt.data.prepare.kinds import Flow, Frames, Maker, Method, Spectrograms, flow_estimator
+from lightning_crmt.data.prepare.report import Report, Skipped
 from lightning_crmt.data.prepare.videos import find_videos
+from lightning_crmt.data.settings import above_zero, at_least, chosen
 
 Kind = Literal["frames", "spectrograms", "flow"]
-KINDS: tuple[Kind, ...] = ("frames", "spectrograms", "flow")
 
 
 def prepare(
@@ -33,7 +35,7 @@ def prepare(
     size: int = 256,
     flow_fps: float | None = None,
     flow_bound: float = 20.0,
-    flow_method: Literal["dis", "tvl1"] = "dis",
+    flow_method: Method = "dis",
     workers: int | None = None,
 ) -> Report:
     """Turn a folder of videos into what models are trained on. A video VIDEOS/a/b.mp4 becomes
@@ -72,9 +74,9 @@ def prepare(
             are no videos, if two of them would become one, or if a folder of them cannot be read.
     """
     videos, output = Path(videos), Path(output)
-    numbers = {"fps": fps, "size": size, "flow_fps": flow_fps, "flow_bound": flow_bound, "workers": workers}
-    names = chosen("kinds", kinds, KINDS)
-    _check_numbers({name: value for name, value in numbers.items() if value is not None})
+    names = chosen("kinds", kinds, get_args(Kind))
+    above_zero(fps=fps, flow_fps=flow_fps, flow_bound=flow_bound)
+    at_least(1, size=size, workers=workers)
     if videos.resolve() == output.resolve():
         raise ValueError(f"`output` must be another folder than `videos`, got {str(output)!r} for both")
     every = Frames(fps, size), Spectrograms(), Flow(size, flow_fps, flow_bound, flow_method)
@@ -82,16 +84,58 @@ def prepare(
     ffmpeg = FFmpeg()
     if "flow" in names:
         flow_estimator(flow_method)  # at once, if it is not installed
-    found = find_videos(videos, leave_out=output)
+    clips = find_videos(videos, leave_out=output)
     _keep_settings(output, makers)
-    return produce(videos, found, makers, ffmpeg, output, workers or _processors())
+    lacking = [(clip, maker) for clip in clips for maker in makers if not _target(output, maker, clip).exists()]
+    already = {each.kind: len(clips) - sum(maker is each for _, maker in lacking) for each in makers}
+    report = Report(output, len(clips), already)
+    with ExitStack() as stack:
+        # Files are the unit of work: torch in many threads at a time must not start many of its own.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        # In the same file system as what is finished; whatever a killed run has left there goes.
+        unfinished = output / ".unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        stack.callback(shutil.rmtree, unfinished)
+        bar = stack.enter_context(Tqdm(total=len(lacking), unit="file", disable=None))
+        # Threads do: the work is that of ffmpeg, OpenCV and torch, which let other threads run.
+        pool = stack.enter_context(ThreadPoolExecutor(workers or _processors()))
+        try:
+            running = {
+                pool.submit(_make, maker, ffmpeg, clips[clip], _target(output, maker, clip), unfinished): (clip, maker)
+                for clip, maker in lacking
+            }
+            for future in as_completed(running):
+                clip, maker = running[future]
+                if reason := future.result():
+                    report.skipped.append(Skipped(clips[clip].relative_to(videos).as_posix(), maker.kind, reason))
+                bar.set_postfix(skipped=len(report.skipped), refresh=False)
+                bar.update()
+        except BaseException:
+            ffmpeg.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    report.skipped.sort()
+    report.write()
+    return report
 
 
-def _check_numbers(numbers: dict[str, float]) -> None:
-    for name, value in numbers.items():
-        least = 1 if name in ("size", "workers") else 0
-        if not (math.isfinite(value) and value >= least and value > 0):
-            raise ValueError(f"`{name}` must be {'at least 1' if least else 'positive and finite'}, got {value}")
+def _make(maker: Maker, ffmpeg: FFmpeg, video: Path, target: Path, unfinished: Path) -> str | None:
+    """Make one kind of output of a video, and rename it when it is complete; the reason if the video is broken."""
+    with tempfile.TemporaryDirectory(dir=unfinished) as folder:
+        part = Path(folder, target.name)
+        try:
+            maker.make(ffmpeg, video, part)
+        except BrokenVideoError as error:
+            return str(error)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(target)
+        return None
+
+
+def _target(output: Path, maker: Maker, clip: str) -> Path:
+    return output / maker.kind / f"{clip}{maker.suffix}"
 
 
 def _keep_settings(output: Path, makers: Sequence[Maker]) -> None:

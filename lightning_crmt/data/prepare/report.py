@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -29,22 +30,26 @@ class Report:
 
     Args:
         output: folder that was written to.
-        videos: how many were found.
-        made: of each kind, how many have it since this run.
+        videos: how many there are.
         already: of each kind, how many had it before.
         skipped: videos that were broken.
     """
 
     output: Path
     videos: int
-    made: dict[str, int]
     already: dict[str, int]
     skipped: list[Skipped] = field(default_factory=list)
 
     @property
+    def made(self) -> dict[str, int]:
+        """Of each kind, how many have it since this run."""
+        skipped = Counter(each.kind for each in self.skipped)
+        return {kind: self.videos - already - skipped[kind] for kind, already in self.already.items()}
+
+    @property
     def nothing(self) -> list[str]:
         """Kinds that not a single video has."""
-        return [kind for kind in self.made if not self.made[kind] + self.already[kind]]
+        return [kind for kind, made in self.made.items() if not made + self.already[kind]]
 
     @property
     def path(self) -> Path:
@@ -53,19 +58,16 @@ class Report:
 
     def write(self) -> None:
         """List the skipped videos; of the kinds that this run was not about, those that were listed."""
-        part = self.path.with_suffix(".csv.part")
-        rows = sorted([*self.skipped, *self._others()])
+        rows = list(self.skipped)
         # surrogateescape: names of files need not be UTF-8
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                before = [Skipped(*row) for row in list(csv.reader(file))[1:] if len(row) == len(Skipped._fields)]
+            rows += [row for row in before if row.kind not in self.already]
+        part = self.path.with_suffix(".csv.part")
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([Skipped._fields, *rows])
+            csv.writer(file).writerows([Skipped._fields, *sorted(rows)])
         part.replace(self.path)
-
-    def _others(self) -> list[Skipped]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [Skipped(*row) for row in list(csv.reader(file))[1:] if len(row) == len(Skipped._fields)]
-        return [row for row in rows if row.kind not in self.made]
 
     def __str__(self) -> str:
         lines = [f"{self.videos} videos"]
@@ -77,7 +79,7 @@ class Report:
             reasons.setdefault((video, reason), []).append(kind)
         if reasons:
             lines.append(f"skipped, see {self.path}:")
-            told = [f"  {video}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()]
-            lines += told[:_MOST_LINES]
-            lines += [f"  and {len(told) - _MOST_LINES} more"] if len(told) > _MOST_LINES else []
+            shown = [f"  {video}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()]
+            lines += shown[:_MOST_LINES]
+            lines += [f"  and {len(shown) - _MOST_LINES} more"] if len(shown) > _MOST_LINES else []
         return "\n".join(lines)
