@@ -18,10 +18,9 @@ import torch
 
 from lightning_crmt import cli
 from lightning_crmt.data import SpokenWrittenDigits
-from lightning_crmt.data.read import fetching
-from lightning_crmt.data.read.fetching import fetch_recordings
+from lightning_crmt.data.read import recordings
 from lightning_crmt.data.read.installed import installed_file
-from lightning_crmt.data.read.recordings import read_recordings, spectrograms
+from lightning_crmt.data.read.recordings import fetch_recordings, read_recordings, spectrograms
 from lightning_crmt.data.read.scaling import scaled
 from lightning_crmt.data.read.spectrogram import LOG_FLOOR, log_mel
 from lightning_crmt.data.read.splits import pair_by_class, stratified_split
@@ -456,7 +455,7 @@ def test_fetch_into_an_empty_folder_but_over_nothing(archive, tmp_path):
 
 @needs_images
 def test_download_is_part_of_preparing(folder, archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "ARCHIVE", archive.as_uri())
+    monkeypatch.setattr(recordings, "ARCHIVE", archive.as_uri())
     data = SpokenWrittenDigits(recordings=tmp_path / "new", held_out_speakers=["ada"], download=True)
     with pytest.raises(FileNotFoundError, match="call `prepare_data` before `setup`"):
         data.setup()

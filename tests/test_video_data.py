@@ -28,8 +28,8 @@ from lightning_crmt.data.read.flow import FlowReader
 from lightning_crmt.data.read.frames import IMAGENET_MEAN, IMAGENET_STD, FrameReader
 from lightning_crmt.data.read.looks import Look, middle, random_look, stack_at
 from lightning_crmt.data.read.spectrogram import SpectrogramReader
-from lightning_crmt.data.video.clips import ClipDataset, Draw, EpochDraws
 from lightning_crmt.data.video.lists import Listed, hold_out, look_up
+from lightning_crmt.data.video.module import ClipDataset, Draw, EpochDraws
 
 FOLDERS = {"image": ("frames", ""), "audio": ("spectrograms", ".npy")}
 
@@ -64,7 +64,7 @@ def test_what_a_sample_is(tmp_path):
 @pytest.mark.parametrize(("count", "shown"), [(1, [0, 0, 0]), (2, [0, 1, 1]), (3, [0, 1, 2]), (10, [1, 5, 8])])
 def test_evaluation_shows_the_middles_of_three_segments(pattern, count, shown, tmp_path):
     write_frames(tmp_path / "clip", count, pattern=pattern)
-    image = FrameReader(16)(tmp_path, "clip", middle(3))
+    image = FrameReader(16, folder=tmp_path)("clip", middle(3))
     assert grey_of(image).tolist() == pytest.approx([20 * i for i in shown], abs=4)
 
 
@@ -72,7 +72,7 @@ def test_training_shows_any_frame_of_each_segment(tmp_path):
     write_frames(tmp_path / "clip", 9)
     seen = [set(), set(), set()]
     for i in range(60):
-        image = FrameReader(8)(tmp_path, "clip", Look(random_look(3, (i,)).moments))
+        image = FrameReader(8, folder=tmp_path)("clip", Look(random_look(3, (i,)).moments))
         for segment, grey in zip(seen, grey_of(image).tolist(), strict=True):
             segment.add(round(grey / 20))
     assert seen == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}]
@@ -81,17 +81,17 @@ def test_training_shows_any_frame_of_each_segment(tmp_path):
 def test_audio_is_padded_with_zeros_then_scaled(tmp_path):
     rows = np.random.default_rng(0).normal(-4, 3, (300, 128)).astype(np.float16)
     np.save(tmp_path / "clip.npy", rows)
-    audio = SpectrogramReader(-4.5, 5.1)(tmp_path, "clip", middle(3))
+    audio = SpectrogramReader(-4.5, 5.1, folder=tmp_path)("clip", middle(3))
     for t, b in ((0, 0), (299, 127), (300, 0), (1023, 64)):
         energy = float(rows[t, b]) if t < 300 else 0.0
         assert audio[0, t, b].item() == pytest.approx((energy + 4.5) / (2 * 5.1), abs=1e-6)
     np.save(tmp_path / "long.npy", np.zeros((1100, 128), np.float16))
-    assert SpectrogramReader(0.0, 1.0)(tmp_path, "long", middle(3)).shape == (1, 1024, 128)
+    assert SpectrogramReader(0.0, 1.0, folder=tmp_path)("long", middle(3)).shape == (1, 1024, 128)
 
 
 def test_flow_is_a_stack_of_successive_pairs_in_pixels(tmp_path):
     write_flow(tmp_path / "clip", 20)
-    flow = FlowReader(8, length=4, std=2.0)(tmp_path, "clip", middle(2))
+    flow = FlowReader(8, length=4, std=2.0, folder=tmp_path)("clip", middle(2))
     for moment, start in enumerate((3, 13)):
         for i in range(4):
             grey = 10 * (start + i)
@@ -129,7 +129,7 @@ def test_flow_that_is_written_is_read_again(bound, tmp_path):
     assert (flow_levels(pixels, bound) == grey).all()
     for axis in "uv":
         write_picture(tmp_path / "clip" / axis / "1.jpg", np.full((8, 8), flow_levels(np.zeros(1), bound)))
-    assert (FlowReader(8, bound=bound)(tmp_path, "clip", middle(1)) == 0).all(), "what stands still is exactly 0"
+    assert (FlowReader(8, bound=bound, folder=tmp_path)("clip", middle(1)) == 0).all(), "what stands still is exactly 0"
 
 
 def test_stacks_of_flow_stay_within_the_clip():
@@ -148,10 +148,10 @@ def test_mirroring_exchanges_sides_and_negates_sideways_motion_alone(tmp_path):
         for axis in "uv":
             write_picture(tmp_path / "clip" / axis / f"{i:06d}.jpg", ramp)
     plain, mirrored = (Look((0.5,), mirrored=each) for each in (False, True))
-    image = FrameReader(16)
-    assert torch.equal(image(tmp_path, "clip", plain), image(tmp_path, "clip", mirrored).flip(-1))
+    image = FrameReader(16, folder=tmp_path)
+    assert torch.equal(image("clip", plain), image("clip", mirrored).flip(-1))
     flow, turned = (
-        FlowReader(16)(tmp_path, "clip", look).flip(-1 if look.mirrored else ()) for look in (plain, mirrored)
+        FlowReader(16, folder=tmp_path)("clip", look).flip(-1 if look.mirrored else ()) for look in (plain, mirrored)
     )
     assert torch.allclose(turned[:, 0::2], -flow[:, 0::2], atol=1e-5)
     assert torch.allclose(turned[:, 1::2], flow[:, 1::2], atol=1e-5)
@@ -167,7 +167,10 @@ def test_one_crop_for_all_frames_and_for_flow(tmp_path):
     crops = set()
     for i in range(8):
         look = random_look(3, (i,))
-        image, flow = FrameReader(16)(tmp_path, "clip", look), FlowReader(16, std=1.0)(tmp_path, "clip", look)
+        image, flow = (
+            FrameReader(16, folder=tmp_path)("clip", look),
+            FlowReader(16, std=1.0, folder=tmp_path)("clip", look),
+        )
         assert torch.equal(image[0], image[1])
         assert torch.equal(image[0], image[2])
         red = (image[0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
@@ -202,7 +205,7 @@ def test_a_large_picture_is_seen_alike_when_decoded_coarsely(tmp_path):
     write_picture(tmp_path / "large" / "1.jpg", waves)
     write_picture(tmp_path / "small" / "1.jpg", waves[::4, ::4])
     look = Look((0.5,), crops=((0.3, 1.2, 0.7, 0.2),))
-    large, small = (FrameReader(64)(tmp_path, name, look) for name in ("large", "small"))
+    large, small = (FrameReader(64, folder=tmp_path)(name, look) for name in ("large", "small"))
     assert (large - small).abs().mean() < 0.05
 
 
@@ -334,13 +337,13 @@ def test_no_file_stays_open(workers, tmp_path):
 
 
 def _counting(part):
-    return OpenFiles(part.clips, part.target.tolist(), part.folders, part.readers, part.moments, part.seed)
+    return OpenFiles(part.clips, part.target, part.readers, part.moments, part.seed)
 
 
 @pytest.mark.skipif(not os.path.isfile("/proc/self/maps"), reason="reads the maps of the process as Linux shows them")
 def test_spectrograms_are_not_kept_mapped(tmp_path):
     write_spectrogram(tmp_path / "clip.npy")
-    kept = [SpectrogramReader(0.0, 1.0)(tmp_path, "clip", middle(3)) for _ in range(5)]
+    kept = [SpectrogramReader(0.0, 1.0, folder=tmp_path)("clip", middle(3)) for _ in range(5)]
     assert len(kept) == 5
     assert ".npy" not in Path("/proc/self/maps").read_text()
 
@@ -521,7 +524,7 @@ def test_looking_up_many_clips_opens_each_folder_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "listdir", lambda folder: calls.append(folder) or listing(folder))
     listed = [Listed((f"clip{i}",), "a") for i in range(4000)]
     start = time.monotonic()
-    there, missing = look_up(listed, {"image": (tmp_path / "frames", "")})
+    there, missing = look_up(listed, [FrameReader(8, folder=tmp_path / "frames")])
     assert (len(there), len(missing), len(calls)) == (3000, 1000, 1)
     assert time.monotonic() - start < 2
 
@@ -727,9 +730,11 @@ BREAKS = [broken_jpeg, no_jpeg, empty_folder, cut_short, no_bytes, other_shape, 
 def test_a_broken_file_is_named(breaks, workers, tmp_path):
     write_clip(tmp_path, "clip", count=1)
     path = breaks(tmp_path)
-    readers = {"image": FrameReader(8), "audio": SpectrogramReader(0.0, 1.0)}
-    folders = {"image": tmp_path / "frames", "audio": tmp_path / "spectrograms"}
-    loader = torch.utils.data.DataLoader(ClipDataset(["clip"], [0], folders, readers), num_workers=workers)
+    readers = {
+        "image": FrameReader(8, folder=tmp_path / "frames"),
+        "audio": SpectrogramReader(0.0, 1.0, folder=tmp_path / "spectrograms"),
+    }
+    loader = torch.utils.data.DataLoader(ClipDataset(["clip"], torch.tensor([0]), readers), num_workers=workers)
     with pytest.raises(RuntimeError, match=re.escape(str(path)) + r"[\s\S]*delete[\s\S]*prepare"):
         next(iter(loader))
 
@@ -738,7 +743,7 @@ def test_flow_with_a_lost_picture_is_refused(tmp_path):
     write_flow(tmp_path / "clip", 12)
     (tmp_path / "clip" / "v" / "000012.jpg").unlink()
     with pytest.raises(RuntimeError, match=r"as many pictures of u as of v, got 12 and 11"):
-        FlowReader(8)(tmp_path, "clip", middle(3))
+        FlowReader(8, folder=tmp_path)("clip", middle(3))
 
 
 @pytest.mark.parametrize(("numbers", "lost"), [((1, 3), 2), ((1, 2, 4, 5), 3)])
@@ -747,7 +752,7 @@ def test_a_lost_picture_in_the_middle_is_noticed(numbers, lost, tmp_path):
         write_picture(tmp_path / "clip" / f"{number:06d}.jpg", np.zeros((8, 8, 3)))
     message = f"every picture up to {numbers[-1]:06d}.jpg, got no {lost:06d}.jpg: delete the folder of its clip"
     with pytest.raises(RuntimeError, match=re.escape(f"{tmp_path / 'clip'} must hold {message}")):
-        FrameReader(8)(tmp_path, "clip", middle(3))
+        FrameReader(8, folder=tmp_path)("clip", middle(3))
 
 
 @pytest.mark.parametrize(
@@ -767,7 +772,7 @@ def test_a_lost_picture_in_the_middle_is_noticed(numbers, lost, tmp_path):
 def test_pictures_of_others_are_taken_in_order(names, tmp_path):
     for i, name in enumerate(names):
         write_picture(tmp_path / "clip" / f"{name}.jpg", np.full((8, 8, 3), 20 * i))
-    shown = grey_of(FrameReader(8)(tmp_path, "clip", middle(len(names)))).tolist()
+    shown = grey_of(FrameReader(8, folder=tmp_path)("clip", middle(len(names)))).tolist()
     assert shown == pytest.approx([20 * i for i in range(len(names))], abs=4)
 
 

@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 from typing_extensions import Unpack
 
 from lightning_crmt.data.module import Loading, MultimodalDataModule, MultimodalDataset
-from lightning_crmt.data.read import fetching
 from lightning_crmt.data.read.installed import installed_file
-from lightning_crmt.data.read.recordings import read_recordings, spectrograms
+from lightning_crmt.data.read.recordings import fetch_recordings, read_recordings, spectrograms
 from lightning_crmt.data.read.scaling import scaled
 from lightning_crmt.data.read.splits import pair_by_class, people_by_part, stratified_split
 from lightning_crmt.data.settings import above_zero, at_least, chosen, several
@@ -106,7 +105,8 @@ class SpokenWrittenDigits(MultimodalDataModule):
         super().__init__(**loading)
         at_least(1, frames=frames, n_mels=n_mels)
         above_zero(dynamic_range=dynamic_range, norm=norm)
-        test, validation = several(held_out_speakers), several(validation_speakers)
+        self.held_out_speakers = test = several(held_out_speakers)
+        self.validation_speakers = validation = several(validation_speakers)
         people_by_part("speaker", test, validation)
         if validation and not test:
             raise ValueError("`validation_speakers` must go with `held_out_speakers`, got none of these")
@@ -121,8 +121,6 @@ class SpokenWrittenDigits(MultimodalDataModule):
             raise ValueError(f"`download` must go with a folder as `recordings`, got {self.recordings}")
         self.download = download
         self.modalities = chosen("modalities", modalities, MODALITIES)
-        self.held_out_speakers = test
-        self.validation_speakers = validation
         self.frames = frames if frames is not None else 40 if recordings is None else 64
         self.n_mels = n_mels
         self.dynamic_range = dynamic_range
@@ -140,7 +138,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
     def prepare_data(self) -> None:
         """Fetch the recordings, if asked to and nothing is there."""
         if self.download and self.recordings is not None:
-            fetching.fetch_recordings(self.recordings, fetching.ARCHIVE)
+            fetch_recordings(self.recordings)
 
     def load(self) -> dict[str, Dataset[Any]]:
         """Read, split, pair and scale."""

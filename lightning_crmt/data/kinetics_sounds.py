@@ -11,7 +11,6 @@ from pathlib import Path
 from typing_extensions import Unpack, override
 
 from lightning_crmt.data.prepare.videos import SUFFIXES
-from lightning_crmt.data.read.frames import FrameReader
 from lightning_crmt.data.read.spectrogram import SpectrogramReader
 from lightning_crmt.data.video.lists import Listed, class_index, entries, lines_of, plain
 from lightning_crmt.data.video.module import ClipDataModule, ClipSettings, Folder
@@ -48,14 +47,12 @@ class KineticsSounds(ClipDataModule):
     Args:
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.
         parts: what ``train``, ``test`` and perhaps ``val`` hold, below ``root``; by default the folders of these names.
-        frames: folder of the frames below ``root``; by part where each part has its own.
-        spectrograms: likewise of the spectrograms.
+        spectrograms: folder of the spectrograms below ``root``; by part where each part has its own.
         val_share: share of the training part for validation, where ``parts`` names none; 0 for none.
-        size: height and width of the frames.
         audio_mean: :math:`\mu`.
         audio_std: :math:`\sigma`.
-        **settings: ``classes``, which may be fewer or others, ``moments``, ``batch_size``, ``num_workers`` and
-            ``seed``, see ``ClipDataModule``.
+        **settings: ``frames``, ``classes``, which may be fewer or others, ``size``, ``moments``, ``batch_size``,
+            ``num_workers`` and ``seed``, see ``ClipDataModule``.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if a list is malformed or a class has no clips.
@@ -70,21 +67,14 @@ class KineticsSounds(ClipDataModule):
         root: str,
         *,
         parts: Mapping[str, str] | None = None,
-        frames: Folder = "frames",
         spectrograms: Folder = "spectrograms",
         val_share: float = 0.1,
-        size: int = 224,
         audio_mean: float = -4.503877,
         audio_std: float = 5.141276,
         **settings: Unpack[ClipSettings],
     ) -> None:
-        super().__init__(
-            root=root,
-            folders={"image": frames, "audio": spectrograms},
-            readers={"image": FrameReader(size), "audio": SpectrogramReader(audio_mean, audio_std)},
-            val_share=val_share,
-            **settings,
-        )
+        super().__init__(root, val_share=val_share, **settings)
+        self.folders["audio"], self.readers["audio"] = spectrograms, SpectrogramReader(audio_mean, audio_std)
         if parts is not None and not {"train", "test"} <= set(parts) <= set(_PARTS):
             raise ValueError(f"`parts` must say what 'train', 'test' and perhaps 'val' are, got {dict(parts)}")
         self.sources = None if parts is None else dict(parts)
@@ -97,12 +87,9 @@ class KineticsSounds(ClipDataModule):
 
     @override
     def listed(self) -> dict[str, list[Listed]]:
-        sources = self.sources
-        if sources is None:
-            folders = self.folders_of("train").values()
-            sources = {
-                part: part for part in _PARTS if part != "val" or any((folder / part).is_dir() for folder in folders)
-            }
+        folders = [reader.folder for reader in self.readers_of("train").values()]
+        own = {part: part for part in _PARTS if part != "val" or any((folder / part).is_dir() for folder in folders)}
+        sources = self.sources or own
         return {part: self._clips(part, source) for part, source in sources.items()}
 
     def _clips(self, part: str, source: str) -> list[Listed]:
@@ -111,7 +98,7 @@ class KineticsSounds(ClipDataModule):
             return _csv(self.root / source, hint)
         if source.endswith(".txt"):
             return self._named(self.root / source, hint)
-        folders = self.folders_of(part).values()
+        folders = [reader.folder for reader in self.readers_of(part).values()]
         if not any((folder / source).is_dir() for folder in folders):
             raise FileNotFoundError(
                 f"there is no folder {source!r} in {' or '.join(map(str, folders))}: {self.how_to_prepare} in "
@@ -162,16 +149,17 @@ def _csv(path: Path, hint: str) -> list[Listed]:
     A clip is called ``<class>/<id>_<start>_<end>``, each time six digits, the class with spaces or underscores, in a
     folder that is called as the file or in none.
     """
-    lines = list(lines_of(path, hint))
-    header, *rows = [next(csv.reader([line]), []) for _, line in lines] or [[]]
+    lines = lines_of(path, hint)
+    header = next(csv.reader([next(lines, ("", ""))[1]]), [])
     if missing := [column for column in _COLUMNS if column not in header]:
         raise ValueError(f"{path}:1 must name the columns {', '.join(_COLUMNS)}; missing {missing}")
     clips = []
-    for (where, line), row in zip(lines[1:], rows, strict=True):
+    for where, line in lines:
+        row = dict(zip(header, next(csv.reader([line])), strict=False))
         try:
-            label, clip, start, end = (row[header.index(column)] for column in _COLUMNS)
+            label, clip, start, end = (row[column] for column in _COLUMNS)
             ends = f"{int(float(start)):06d}_{int(float(end)):06d}"
-        except (IndexError, ValueError, OverflowError) as error:
+        except (KeyError, ValueError, OverflowError) as error:
             raise ValueError(f"{where} must have {', '.join(_COLUMNS)} as in the header, got {line!r}") from error
         tails = [f"{spelt}/{clip}_{ends}" for spelt in (plain(label).replace(" ", "_"), plain(label))]
         clips.append(Listed((*(f"{path.stem}/{tail}" for tail in tails), *tails), label))

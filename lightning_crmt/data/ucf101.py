@@ -9,7 +9,6 @@ import re
 from typing_extensions import Unpack, override
 
 from lightning_crmt.data.read.flow import FlowReader
-from lightning_crmt.data.read.frames import FrameReader
 from lightning_crmt.data.video.lists import Listed, class_index, lines_of
 from lightning_crmt.data.video.module import ClipDataModule, ClipSettings
 
@@ -32,16 +31,15 @@ class UCF101(ClipDataModule):
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.
         lists: folder of ``classInd.txt``, ``trainlist01.txt`` and so on, below ``root``.
         fold: 1, 2 or 3.
-        frames: folder of the frames below ``root``.
         flow: folder of the flow below ``root``. The displacement that its grey values end at is read from the file of
             settings that ``lightning-crmt prepare`` writes beside it, ``flow.json``; it is 20 pixels where there is no
             such file, as for most flow that others have made.
         val_share: share of each class's groups for validation; 0 for none.
-        size: height and width of frames and flow.
         flow_length: pairs (u, v) in a stack.
         flow_std: pixels of displacement that count as 1. The default is a guess at the deviation in moving scenes,
             where most of the picture does not move; that of your training part makes the variance 1.
-        **settings: ``classes``, ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
+        **settings: ``frames``, ``classes``, ``size``, ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see
+            ``ClipDataModule``.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if a list or the settings of the flow are malformed,
@@ -57,21 +55,14 @@ class UCF101(ClipDataModule):
         *,
         lists: str = "ucfTrainTestlist",
         fold: int = 1,
-        frames: str = "frames",
         flow: str = "flow",
         val_share: float = 0.1,
-        size: int = 224,
         flow_length: int = 10,
         flow_std: float = 3.0,
         **settings: Unpack[ClipSettings],
     ) -> None:
-        super().__init__(
-            root=root,
-            folders={"image": frames, "flow": flow},
-            readers={"image": FrameReader(size), "flow": FlowReader(size, flow_length, flow_std)},
-            val_share=val_share,
-            **settings,
-        )
+        super().__init__(root, val_share=val_share, **settings)
+        self.folders["flow"], self.readers["flow"] = flow, FlowReader(self.size, flow_length, flow_std)
         if fold not in (1, 2, 3):
             raise ValueError(f"`fold` must be 1, 2 or 3, got {fold}")
         self.lists = self.root / lists

@@ -8,7 +8,6 @@ import csv
 
 from typing_extensions import Unpack, override
 
-from lightning_crmt.data.read.frames import FrameReader
 from lightning_crmt.data.read.spectrogram import SpectrogramReader
 from lightning_crmt.data.video.lists import Listed, lines_of
 from lightning_crmt.data.video.module import ClipDataModule, ClipSettings, Folder
@@ -25,13 +24,12 @@ class VGGSound(ClipDataModule):
     Args:
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.
         csv: the list, below ``root``.
-        frames: folder of the frames below ``root``; by part where each part has its own.
-        spectrograms: likewise of the spectrograms.
+        spectrograms: folder of the spectrograms below ``root``; by part where each part has its own.
         val_share: share of the training part for validation; 0 for none.
-        size: height and width of the frames.
         audio_mean: :math:`\mu`, what is subtracted from the energies.
         audio_std: :math:`\sigma`; they are divided by :math:`2\sigma`.
-        **settings: ``classes``, ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
+        **settings: ``frames``, ``classes``, ``size``, ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see
+            ``ClipDataModule``.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if the list is malformed or a class has no clips.
@@ -45,21 +43,14 @@ class VGGSound(ClipDataModule):
         root: str,
         *,
         csv: str = "vggsound.csv",
-        frames: Folder = "frames",
         spectrograms: Folder = "spectrograms",
         val_share: float = 0.05,
-        size: int = 224,
         audio_mean: float = -4.503877,
         audio_std: float = 5.141276,
         **settings: Unpack[ClipSettings],
     ) -> None:
-        super().__init__(
-            root=root,
-            folders={"image": frames, "audio": spectrograms},
-            readers={"image": FrameReader(size), "audio": SpectrogramReader(audio_mean, audio_std)},
-            val_share=val_share,
-            **settings,
-        )
+        super().__init__(root, val_share=val_share, **settings)
+        self.folders["audio"], self.readers["audio"] = spectrograms, SpectrogramReader(audio_mean, audio_std)
         self.csv = self.root / csv
 
     @override

@@ -136,10 +136,14 @@ class Flow:
             BrokenVideoError: if the video is broken, or has a single picture.
         """
         cv2, estimate = _opencv(), flow_estimator(self.method)
+        chosen = "" if self.fps is None else f"fps=fps={self.fps!r},"
+        # Pictures numbered evenly, for ffmpeg repeats or drops none of those, and its option that says just that has
+        # changed its name. A second apart, since a picture shown for longer than it lasts here would be repeated.
+        form = ["-vf", f"{chosen}settb=1,setpts=N,{_scale(self.size)}", "-r", "1", "-pix_fmt", "gray", "-c:v", "pgm"]
         for name in ("u", "v"):
             (target / name).mkdir(parents=True)
         number = 0
-        with ffmpeg.decode(video, "video", self._form()) as pipe:
+        with ffmpeg.decode(video, "video", [*form, "-f", "image2pipe", "pipe:1"]) as pipe:
             for number, (before, after) in enumerate(pairwise(_pictures(pipe)), start=1):
                 if before.shape != after.shape:
                     raise BrokenVideoError(f"pictures change from {before.shape[::-1]} to {after.shape[::-1]} pixels")
@@ -149,25 +153,6 @@ class Flow:
                     (target / name / f"{number:06d}.jpg").write_bytes(jpeg.tobytes())
         if not number:
             raise BrokenVideoError("less than two pictures")
-
-    def _form(self) -> list[str]:
-        chosen = "" if self.fps is None else f"fps=fps={self.fps!r},"
-        # Pictures numbered evenly, for ffmpeg repeats or drops none of those, and its option that says just that has
-        # changed its name. A second apart, since a picture shown for longer than it lasts here would be repeated.
-        even = "settb=1,setpts=N"
-        return [
-            "-vf",
-            f"{chosen}{even},{_scale(self.size)}",
-            "-r",
-            "1",
-            "-pix_fmt",
-            "gray",
-            "-c:v",
-            "pgm",
-            "-f",
-            "image2pipe",
-            "pipe:1",
-        ]
 
 
 def flow_levels(flow: Array, bound: float) -> Array:

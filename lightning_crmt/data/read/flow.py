@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from lightning_crmt.data.read.frames import pictures, read_jpeg
 from lightning_crmt.data.read.looks import Look, Reader, stack_at
@@ -46,11 +45,11 @@ class FlowReader(Reader):
         above_zero(flow_std=self.std, flow_bound=self.bound)
 
     @override
-    def __call__(self, folder: Path, clip: str, look: Look) -> Tensor:
-        us, vs = pictures(folder / clip / "u"), pictures(folder / clip / "v")
+    def __call__(self, clip: str, look: Look) -> Tensor:
+        us, vs = pictures(self.path(clip) / "u"), pictures(self.path(clip) / "v")
         if len(us) != len(vs):
             raise RuntimeError(
-                f"{folder / clip} must hold as many pictures of u as of v, got {len(us)} and {len(vs)}: "
+                f"{self.path(clip)} must hold as many pictures of u as of v, got {len(us)} and {len(vs)}: "
                 "delete the folder and prepare it again"
             )
         stacks = []
@@ -63,25 +62,18 @@ class FlowReader(Reader):
         return pixels
 
     @override
-    def for_folder(self, folder: Path, root: Path) -> FlowReader:
+    def for_folder(self, folder: Path, root: Path) -> Self:
         """With the bound in the settings beside the folder, or beside one that it lies in; as it is without any.
 
         Raises:
             ValueError: if there is a file of settings without a valid bound.
         """
-        for place in (folder, *folder.parents[:-1]):
+        places = [folder, *folder.parents[:-1]]
+        for place in places[: places.index(root) if root in places else None]:
             path = place.with_name(f"{place.name}.json")
-            if place == root:
-                break
-            if not path.is_file():
-                continue
-            try:
-                bound = json.loads(path.read_text(encoding="utf-8"))["bound"]
-                if not (math.isfinite(bound) and bound > 0):
-                    raise ValueError(f"a bound of {bound}")
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path} must be what `lightning-crmt prepare` writes, with a `bound` above 0, got {error!r}"
-                ) from error
-            return replace(self, bound=float(bound))
-        return self
+            if path.is_file():
+                try:
+                    return replace(self, folder=folder, bound=json.loads(path.read_text("utf-8"))["bound"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(f"{path} must be what `lightning-crmt prepare` writes, got {error!r}") from error
+        return replace(self, folder=folder)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -41,8 +40,8 @@ class FrameReader(Reader):
         at_least(1, size=self.size)
 
     @override
-    def __call__(self, folder: Path, clip: str, look: Look) -> Tensor:
-        files = pictures(folder / clip)
+    def __call__(self, clip: str, look: Look) -> Tensor:
+        files = pictures(self.path(clip))
         shown = [files[frame_at(moment, len(files))] for moment in look.moments]
         pixels = torch.stack([read_jpeg(path, "RGB", look, self.size) for path in shown])
         mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
@@ -101,21 +100,15 @@ def pictures(folder: Path) -> list[Path]:
         raise RuntimeError(
             f"{folder} must hold pictures (*.jpg), got none: delete the folder of its clip and prepare it again"
         )
-    if all(matches := [re.fullmatch(r"([^.]*?)(\d+)\.jpg", name) for name in names]):
-        parts = sorted((match[1], int(match[2]), match[0]) for match in matches if match)
-        if parts[0][0] == parts[-1][0]:
-            names = [name for _, _, name in parts]
-            _check_numbers(folder, names)
-    return [folder / name for name in names]
-
-
-def _check_numbers(folder: Path, names: Sequence[str]) -> None:
-    """Refuse gaps in pictures named as ``prepare`` names them, from 000001 on; others may number as they like."""
-    if names[0] != "000001.jpg" or not all(re.fullmatch(r"\d{6}\.jpg", name) for name in names):
-        return
+    numbers = {name: match for name in names if (match := re.fullmatch(r"([^.]*?)(\d+)\.jpg", name))}
+    if len(numbers) == len(names) and len({match[1] for match in numbers.values()}) == 1:
+        names.sort(key=lambda name: int(numbers[name][2]))
+    # Named as `prepare` names them, from 000001 on, they have no gaps; those of others may number as they like.
     expected = [f"{number:06d}.jpg" for number in range(1, len(names) + 1)]
-    if missing := next((name for name, found in zip(expected, names, strict=True) if name != found), None):
+    if names != expected and names[0] == expected[0] and all(re.fullmatch(r"\d{6}\.jpg", name) for name in names):
+        missing = next(name for name in expected if name not in names)
         raise RuntimeError(
             f"{folder} must hold every picture up to {names[-1]}, got no {missing}: delete the folder of its clip and "
             "prepare it again"
         )
+    return [folder / name for name in names]

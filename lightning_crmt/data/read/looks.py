@@ -7,11 +7,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import Self
 
 _ATTEMPTS = 10
 
@@ -107,8 +109,12 @@ def stack_at(moment: float, frames: int, length: int) -> list[int]:
     return [min(start + i, frames - 1) for i in range(length)]
 
 
+@dataclass(frozen=True)
 class Reader(ABC):
-    """Reads one modality of a clip.
+    """Reads one modality of a clip from its files.
+
+    Args:
+        folder: the folder that holds the files of all clips, by keyword.
 
     Attributes:
         kind: what ``lightning-crmt prepare`` calls files of this modality.
@@ -118,10 +124,16 @@ class Reader(ABC):
     kind: ClassVar[str]
     suffix: ClassVar[str] = ""
 
+    folder: Path = field(default=Path(), kw_only=True)
+
     @abstractmethod
-    def __call__(self, folder: Path, clip: str, look: Look) -> Tensor:
+    def __call__(self, clip: str, look: Look) -> Tensor:
         """The input that the model gets."""
 
-    def for_folder(self, folder: Path, root: Path) -> Reader:
-        """This reader, with the settings that the files in a folder below ``root`` were made with."""
-        return self
+    def path(self, clip: str) -> Path:
+        """Where the file or folder of a clip is."""
+        return self.folder / f"{clip}{self.suffix}"
+
+    def for_folder(self, folder: Path, root: Path) -> Self:
+        """This reader for the files in a folder below ``root``, and the settings that they were made with."""
+        return replace(self, folder=folder)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -110,15 +109,13 @@ def frame_count(samples: int, sample_rate: int, frame_length: float = 25.0, fram
 def _frame_sizes(sample_rate: int, frame_length: float, frame_shift: float) -> tuple[int, int]:
     if sample_rate <= 2 * _LOWEST_FREQUENCY:
         raise ValueError(f"`sample_rate` must be above {2 * _LOWEST_FREQUENCY:g} Hz, got {sample_rate}")
-    sizes = []
     for name, value, least in (("frame_length", frame_length, 2), ("frame_shift", frame_shift, 1)):
         if not math.isfinite(value) or value * sample_rate < 1000 * least:
             raise ValueError(
                 f"`{name}` must be at least {least} samples, {1000 * least / sample_rate:g} ms at {sample_rate} Hz, "
                 f"got {value} ms"
             )
-        sizes.append(int(value * sample_rate / 1000))
-    return sizes[0], sizes[1]
+    return int(frame_length * sample_rate / 1000), int(frame_shift * sample_rate / 1000)
 
 
 @dataclass(frozen=True)
@@ -147,8 +144,8 @@ class SpectrogramReader(Reader):
             raise ValueError(f"`audio_mean` must be finite, got {self.mean}")
 
     @override
-    def __call__(self, folder: Path, clip: str, look: Look) -> Tensor:
-        path = folder / f"{clip}{self.suffix}"
+    def __call__(self, clip: str, look: Look) -> Tensor:
+        path = self.path(clip)
         try:
             stored = np.load(path, mmap_mode="r")  # so that what is longer than needed is not read
             if stored.ndim != 2 or stored.shape[1] != self.bands or not stored.shape[0]:

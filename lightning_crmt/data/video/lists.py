@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from lightning_crmt.data.read.looks import Reader
 
 
 class Listed(NamedTuple):
@@ -92,28 +94,23 @@ def hold_out(listed: Sequence[Listed], share: float, seed: int) -> tuple[list[Li
     return parts
 
 
-def look_up(listed: Iterable[Listed], folders: Mapping[str, tuple[Path, str]]) -> tuple[list[Listed], list[Listed]]:
-    """The clips that are there, each by its one name, and those that are not.
+def look_up(listed: Iterable[Listed], readers: Collection[Reader]) -> tuple[list[Listed], list[Listed]]:
+    """The clips of which all readers have files, each by its one name, and the others.
 
     Folders are listed once each and no file is touched, so that 200,000 clips take seconds.
-
-    Args:
-        listed: the clips.
-        folders: by modality, where its files are and what their names end in.
     """
     inside = cache(entries)
 
     def is_there(name: str) -> bool:
         above, _, last = name.rpartition("/")
-        return all(f"{last}{suffix}" in inside(folder / above) for folder, suffix in folders.values())
+        return all(f"{last}{reader.suffix}" in inside(reader.folder / above) for reader in readers)
 
     there, missing = [], []
     for clip in listed:
-        name = next((name for name in clip.names if is_there(name)), None)
-        if name is None:
-            missing.append(clip)
-        else:
+        if name := next(filter(is_there, clip.names), None):
             there.append(clip._replace(names=(name,)))
+        else:
+            missing.append(clip)
     return there, missing
 
 
