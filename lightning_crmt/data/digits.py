@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from typing_extensions import Unpack
 
-from lightning_crmt.data.module import Loading, MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.installed import installed_file
 from lightning_crmt.data.read.recordings import fetch_recordings, read_recordings, spectrograms
 from lightning_crmt.data.read.scaling import scaled
@@ -100,7 +99,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
         n_mels: int = 40,
         dynamic_range: float | None = None,
         norm: float = 10.0,
-        **loading: Unpack[Loading],
+        **loading: Any,
     ) -> None:
         super().__init__(**loading)
         at_least(1, frames=frames, n_mels=n_mels)

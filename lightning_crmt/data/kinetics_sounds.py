@@ -7,13 +7,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from typing_extensions import Unpack, override
+from typing_extensions import override
 
 from lightning_crmt.data.prepare.videos import SUFFIXES
 from lightning_crmt.data.read.spectrogram import SpectrogramReader
 from lightning_crmt.data.video.lists import Listed, class_index, entries, lines_of, plain
-from lightning_crmt.data.video.module import ClipDataModule, ClipSettings, Folder
+from lightning_crmt.data.video.module import ClipDataModule, Folder
 
 #: The classes as papers on 31 of them spell them out.
 CLASSES = (
@@ -48,11 +49,10 @@ class KineticsSounds(ClipDataModule):
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.
         parts: what ``train``, ``test`` and perhaps ``val`` hold, below ``root``; by default the folders of these names.
         spectrograms: folder of the spectrograms below ``root``; by part where each part has its own.
-        val_share: share of the training part for validation, where ``parts`` names none; 0 for none.
         audio_mean: :math:`\mu`.
         audio_std: :math:`\sigma`.
-        **settings: ``frames``, ``classes``, which may be fewer or others, ``size``, ``moments``, ``batch_size``,
-            ``num_workers`` and ``seed``, see ``ClipDataModule``.
+        **settings: ``frames``, ``val_share`` (where ``parts`` names no ``val``), ``classes`` (fewer or others), ``size``,
+            ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if a list is malformed or a class has no clips.
@@ -68,12 +68,11 @@ class KineticsSounds(ClipDataModule):
         *,
         parts: Mapping[str, str] | None = None,
         spectrograms: Folder = "spectrograms",
-        val_share: float = 0.1,
         audio_mean: float = -4.503877,
         audio_std: float = 5.141276,
-        **settings: Unpack[ClipSettings],
+        **settings: Any,
     ) -> None:
-        super().__init__(root, val_share=val_share, **settings)
+        super().__init__(root, **settings)
         self.folders["audio"], self.readers["audio"] = spectrograms, SpectrogramReader(audio_mean, audio_std)
         if parts is not None and not {"train", "test"} <= set(parts) <= set(_PARTS):
             raise ValueError(f"`parts` must say what 'train', 'test' and perhaps 'val' are, got {dict(parts)}")

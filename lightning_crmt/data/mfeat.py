@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from typing_extensions import Unpack
 
-from lightning_crmt.data.module import Loading, MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.scaling import standardised
 from lightning_crmt.data.read.splits import stratified_split
 from lightning_crmt.data.settings import chosen
@@ -53,7 +52,7 @@ class UCIMultiFeatures(MultimodalDataModule):
 
     num_classes = 10
 
-    def __init__(self, views: Sequence[str] = ("fou", "mor"), **loading: Unpack[Loading]) -> None:
+    def __init__(self, views: Sequence[str] = ("fou", "mor"), **loading: Any) -> None:
         super().__init__(**loading)
         self.views = chosen("views", views, VIEWS)
 

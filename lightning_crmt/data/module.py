@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sized
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -79,18 +79,11 @@ class _LateLoader(DataLoader[Any]):
         yield from super().__iter__()
 
 
-class Loading(TypedDict, total=False):
-    """Settings of ``MultimodalDataModule``, which every data set hands on to it."""
-
-    batch_size: int
-    num_workers: int
-    seed: int
-
-
 class MultimodalDataModule(LightningDataModule, ABC):
     """Serves batches ``({m: (B, ...)}, target)`` of a training, a validation and a test part.
 
-    A subclass makes the parts in ``load``. The order of training samples depends on ``seed`` and the epoch alone.
+    A subclass makes the parts in ``load``; a constructor that hands on ``**settings`` to this one shows them on the
+    command line too. The order of training samples depends on ``seed`` and the epoch alone.
 
     Args:
         batch_size: samples per batch and process.

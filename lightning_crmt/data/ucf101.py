@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from typing_extensions import Unpack, override
+from typing_extensions import override
 
 from lightning_crmt.data.read.flow import FlowReader
 from lightning_crmt.data.video.lists import Listed, class_index, lines_of
-from lightning_crmt.data.video.module import ClipDataModule, ClipSettings
+from lightning_crmt.data.video.module import ClipDataModule
 
 _HINT = "`lists` must name the folder of the official lists below `root`, ucfTrainTestlist as they are released"
 
@@ -34,12 +35,11 @@ class UCF101(ClipDataModule):
         flow: folder of the flow below ``root``. The displacement that its grey values end at is read from the file of
             settings that ``lightning-crmt prepare`` writes beside it, ``flow.json``; it is 20 pixels where there is no
             such file, as for most flow that others have made.
-        val_share: share of each class's groups for validation; 0 for none.
         flow_length: pairs (u, v) in a stack.
         flow_std: pixels of displacement that count as 1. The default is a guess at the deviation in moving scenes,
             where most of the picture does not move; that of your training part makes the variance 1.
-        **settings: ``frames``, ``classes``, ``size``, ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see
-            ``ClipDataModule``.
+        **settings: ``frames``, ``val_share`` (of each class's groups), ``classes``, ``size``, ``moments``,
+            ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if a list or the settings of the flow are malformed,
@@ -56,12 +56,11 @@ class UCF101(ClipDataModule):
         lists: str = "ucfTrainTestlist",
         fold: int = 1,
         flow: str = "flow",
-        val_share: float = 0.1,
         flow_length: int = 10,
         flow_std: float = 3.0,
-        **settings: Unpack[ClipSettings],
+        **settings: Any,
     ) -> None:
-        super().__init__(root, val_share=val_share, **settings)
+        super().__init__(root, **settings)
         self.folders["flow"], self.readers["flow"] = flow, FlowReader(self.size, flow_length, flow_std)
         if fold not in (1, 2, 3):
             raise ValueError(f"`fold` must be 1, 2 or 3, got {fold}")

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import csv
+from typing import Any
 
-from typing_extensions import Unpack, override
+from typing_extensions import override
 
 from lightning_crmt.data.read.spectrogram import SpectrogramReader
 from lightning_crmt.data.video.lists import Listed, lines_of
-from lightning_crmt.data.video.module import ClipDataModule, ClipSettings, Folder
+from lightning_crmt.data.video.module import ClipDataModule, Folder
 
 
 class VGGSound(ClipDataModule):
@@ -47,7 +48,7 @@ class VGGSound(ClipDataModule):
         val_share: float = 0.05,
         audio_mean: float = -4.503877,
         audio_std: float = 5.141276,
-        **settings: Unpack[ClipSettings],
+        **settings: Any,
     ) -> None:
         super().__init__(root, val_share=val_share, **settings)
         self.folders["audio"], self.readers["audio"] = spectrograms, SpectrogramReader(audio_mean, audio_std)

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from typing_extensions import Unpack
 
-from lightning_crmt.data.module import Loading, MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.installed import installed_file
 from lightning_crmt.data.read.scaling import scaled
 from lightning_crmt.data.read.splits import people_by_part
@@ -79,7 +78,7 @@ class WatchMotion(MultimodalDataModule):
         window: float = 2.0,
         step: float = 1.0,
         norm: float = 10.0,
-        **loading: Unpack[Loading],
+        **loading: Any,
     ) -> None:
         super().__init__(**loading)
         above_zero(norm=norm)

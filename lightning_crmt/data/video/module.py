@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lightning_crmt.data.module import EpochShuffle, Loading, MultimodalDataModule
+from lightning_crmt.data.module import EpochShuffle, MultimodalDataModule
 from lightning_crmt.data.read.frames import FrameReader, pillow
 from lightning_crmt.data.read.looks import Reader, middle, random_look
 from lightning_crmt.data.settings import at_least
@@ -83,15 +83,6 @@ class ClipDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
             index = index.sample
         inputs = {name: reader(self.clips[index], look) for name, reader in self.readers.items()}
         return inputs, self.target[index]
-
-
-class ClipSettings(Loading, total=False):
-    """Settings of ``ClipDataModule``, which every data set of videos hands on to it."""
-
-    frames: Folder
-    classes: Sequence[str] | None
-    size: int
-    moments: int
 
 
 class ClipDataModule(MultimodalDataModule):
