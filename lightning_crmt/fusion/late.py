@@ -167,8 +167,7 @@ class OrthogonalFusion(LateFusion, Fixable):
         Raises:
             TypeError: if a subclass computes scores or logits in its own way.
         """
-        if type(self).forward is not LateFusion.forward or type(self).fuse is not LateFusion.fuse:
-            raise TypeError(f"{type(self).__name__} must not override `forward` or `fuse` to be fixed, it does")
+        self._refuse_overridden(LateFusion, "forward", "fuse")
         return FixedFusion(self.directions, self.integration_weights, self.bias)
 
 

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
+
+from lightning_crmt.layers.fixed_weights import Fixable
 
 
 def orthonormal_rows(raw: Tensor) -> Tensor:
@@ -37,12 +39,22 @@ def orthonormal_rows(raw: Tensor) -> Tensor:
     return rows
 
 
+Plain = TypeVar("Plain", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
+
+
+def _storing(weight: Tensor, bias: Tensor | None, plain: Plain) -> Plain:
+    plain.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().clone())
+    return plain
+
+
 def _orthogonal(raw: Tensor) -> Tensor:
     """``raw`` made orthonormal along its shorter side."""
     return orthonormal_rows(raw) if raw.shape[0] <= raw.shape[1] else orthonormal_rows(raw.mT).mT
 
 
-class OrthogonalLinear(nn.Module):
+class OrthogonalLinear(nn.Module, Fixable):
     r"""Linear layer :math:`x \mapsto W x + b` with orthonormal rows, or columns where there are more rows.
 
     .. math:: W W^\top = I \text{ or } W^\top W = I, \qquad \|W\|_2 = 1
@@ -82,11 +94,19 @@ class OrthogonalLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
     @override
+    def fixed(self) -> nn.Linear:
+        """A linear layer that stores W."""
+        self._refuse_overridden(OrthogonalLinear, "forward")
+        # On no device: its own random weights are not wanted, nor the random numbers they would take.
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        return _storing(self.weight, self.bias, plain)
+
+    @override
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _OrthogonalConv(nn.Module):
+class _OrthogonalConv(nn.Module, Fixable):
     # One kernel of size k and stride s is the product of
     #  - a matrix with orthonormal rows or columns on disjoint patches of size s, and
     #  - along every axis, k - s convolutions with two taps P and I - P, P an orthogonal projector.
@@ -159,12 +179,8 @@ class _OrthogonalConv(nn.Module):
             here = torch.einsum("oi...,ip->op...", kernel, projector)
         there = kernel - here
         # Every other factor has its taps the other way round: otherwise they would shift the image to one side.
-        first, second = (there, here) if flip else (here, there)
-        after = [0] * (2 * self.axes)
-        after[2 * (self.axes - 1 - axis) + 1] = 1  # F.pad counts axes from the last
-        before = [0] * (2 * self.axes)
-        before[2 * (self.axes - 1 - axis)] = 1
-        return F.pad(first, after) + F.pad(second, before)
+        first, second = (part.movedim(2 + axis, -1) for part in ((there, here) if flip else (here, there)))
+        return (F.pad(first, (0, 1)) + F.pad(second, (1, 0))).movedim(-1, 2 + axis).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, out_channels, ...)`` of ``(B, in_channels, ...)``.
@@ -183,6 +199,22 @@ class _OrthogonalConv(nn.Module):
             x = F.pad(x, [self.padding] * (2 * self.axes), mode="circular")
             return convolve(x, self.weight, self.bias, self.stride)
         return convolve(x, self.weight, self.bias, self.stride, self.padding)
+
+    @override
+    def fixed(self) -> nn.Conv1d | nn.Conv2d:
+        """A convolution that stores the kernel."""
+        self._refuse_overridden(_OrthogonalConv, "forward")
+        plain = (nn.Conv1d if self.axes == 1 else nn.Conv2d)(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device="meta",
+        )
+        return _storing(self.weight, self.bias, plain)
 
     @override
     def extra_repr(self) -> str:
