@@ -143,7 +143,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(branch + shortcut)  # type: ignore[no-any-return]
+        maps: Tensor = self.relu(branch + shortcut)
+        return maps
 
 
 def _stage(before: int, after: int, stride: int) -> nn.Sequential:

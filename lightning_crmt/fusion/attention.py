@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""LateFusion by a small transformer over the features of all modalities as tokens."""
+"""Fusion by a small transformer over the features of all modalities as tokens."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ class AttentionFusion(JointFusion):
 
     def _stream(self, name: str, value: Tensor) -> Tensor:
         sequence = value if value.dim() == 3 else value[:, None]
-        found: Tensor = self.streams[name](self.tokens[name](sequence) + self.embeddings[name])
-        return found
+        stream: Tensor = self.streams[name](self.tokens[name](sequence) + self.embeddings[name])
+        return stream

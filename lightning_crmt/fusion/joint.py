@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_batch, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.modality import FusionOutput, Inputs
 
@@ -34,9 +33,6 @@ class JointFusion(FusionHead):
         scores: where uni-modal scores come from.
     """
 
-    #: Whether features may be sequences ``(B, T, d_m)`` beside vectors ``(B, d_m)``.
-    takes_sequences = False
-
     def __init__(self, in_features: Mapping[str, int], num_classes: int, scores: Scores = "ablated") -> None:
         super().__init__(in_features, num_classes)
         if scores not in ("ablated", "auxiliary"):
@@ -50,21 +46,7 @@ class JointFusion(FusionHead):
 
     @override
     def forward(self, features: Inputs) -> FusionOutput:
-        """Logits and scores of features ``{m: (B, d_m)}``.
-
-        Raises:
-            ValueError: if a modality is missing or unknown, or features have another shape than the head takes.
-        """
-        check_same_modalities("features", features, self.in_features)
-        check_batch("features", features)
-        ranks, shape = ((2, 3), "(B, {0}) or (B, T, {0})") if self.takes_sequences else ((2,), "(B, {0})")
-        for name, size in self.in_features.items():
-            if features[name].dim() not in ranks or features[name].shape[-1] != size:
-                raise ValueError(
-                    f"`features[{name!r}]` must have shape {shape.format(size)}, as in `in_features`, "
-                    f"got {describe(features[name])}"
-                )
-        features = {name: features[name] for name in self.in_features}
+        features = self.checked(features)
         return FusionOutput(self.joint_logits(features), self._scores(features), features)
 
     def _scores(self, features: Inputs) -> dict[str, Tensor]:
@@ -106,7 +88,8 @@ class GatedFusion(JointFusion):
         blank = {name: first.new_zeros(len(first), size) for name, size in self.in_features.items()}
         context = torch.cat([features.get(name, blank[name]) for name in self.in_features], dim=1)
         passed = [self.gates[name](context).sigmoid() * self.values[name](z).tanh() for name, z in features.items()]
-        return self.classifier(torch.stack(passed).sum(dim=0))  # type: ignore[no-any-return]
+        logits: Tensor = self.classifier(torch.stack(passed).sum(dim=0))
+        return logits
 
 
 class FiLMFusion(JointFusion):
@@ -155,4 +138,5 @@ class FiLMFusion(JointFusion):
             if name in features:
                 scale, shift = modulation(features[name]).chunk(2, dim=1)
                 value = (1 + scale) * value + shift
-        return self.classifier(value.relu())  # type: ignore[no-any-return]
+        logits: Tensor = self.classifier(value.relu())
+        return logits

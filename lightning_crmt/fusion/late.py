@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_batch, check_same_modalities, describe
+from lightning_crmt.checks import check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.layers import Fixable, orthonormal_rows
 from lightning_crmt.modality import FusionOutput, Inputs
@@ -79,22 +79,10 @@ class LateFusion(FusionHead):
 
     @override
     def forward(self, features: Inputs) -> FusionOutput:
-        """Score and fuse features ``{m: (B, d_m)}``.
-
-        Raises:
-            ValueError: if a modality is missing or unknown, features are not ``(B, d_m)``, or batch sizes differ.
-        """
-        check_same_modalities("features", features, self.in_features)
-        check_batch("features", features)
-        for name, size in self.in_features.items():
-            if features[name].dim() != 2 or features[name].shape[1] != size:
-                raise ValueError(
-                    f"`features[{name!r}]` must have shape (B, {size}), as in `in_features`, "
-                    f"got {describe(features[name])}"
-                )
+        features = self.checked(features)
         with torch.autocast(self.bias.device.type, enabled=False):
             scores = {name: features[name].to(rows.dtype) @ rows.mT for name, rows in self.directions.items()}
-        return FusionOutput(self.fuse(scores), scores, dict(features))
+        return FusionOutput(self.fuse(scores), scores, features)
 
 
 class OrthogonalFusion(LateFusion, Fixable):
