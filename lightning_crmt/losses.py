@@ -137,19 +137,23 @@ def integration_objective(
     """
     if objective not in ("mean", "clipped"):
         raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
-    if objective == "clipped" and not (clip is not None and clip > 0):
+    if objective == "mean":
+        clip = math.inf
+    if clip is None or not clip > 0:
         raise ValueError(f"`clip` must be above 0 for the clipped objective, got {clip}")
     if lipschitz.of == "margins":
         raise ValueError("`lipschitz` must be of 'encoder' or 'scores'; constants of 'margins' contain the weights")
-    radii = true_class_radii(output, target, head, lipschitz)
-    if objective == "clipped":
-        assert clip is not None
-        radii = radii.clamp(-clip, clip)
-    return -radii.mean()
+    return -true_class_radii(output, target, head, lipschitz).clamp(-clip, clip).mean()
 
 
 def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lipschitz: LipschitzConstants) -> Tensor:
-    """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs."""
+    """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs.
+
+    Raises:
+        ValueError: if logits are not finite, a class is out of range, or head and constants do not fit together.
+    """
+    check_logits(output.logits)
+    check_target(target, output.logits.shape[1], output.logits.shape[0])
     return _radii_to_rivals(output.logits, target, sensitivities(lipschitz, head)).amin(dim=1)
 
 
@@ -198,6 +202,8 @@ def radius_loss(
             raise ValueError(f"`{name}` must be above 0, got {value}")
     if not rho >= 0:
         raise ValueError(f"`rho` must be at least 0, got {rho}")
+    check_logits(output.logits)
+    check_target(target, output.logits.shape[1], output.logits.shape[0])
 
     def soft(radii: Tensor, wanted: float) -> Tensor:
         return nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1)).mean()
@@ -213,11 +219,9 @@ def radius_loss(
 
 def _radii_to_rivals(logits: Tensor, target: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:
     """Signed radii of the true class against every other, ``(B, K)``; infinite in its own column."""
-    check_logits(logits)
-    check_target(target, logits.shape[1], logits.shape[0])
     margins = logits.gather(1, target[:, None]) - logits
     own = own_class(target, logits.shape[1])
     # Where all weights of a pair are 0 its margin is the bias alone and its slope 0: keep the quotient finite.
     tiny = torch.finfo(logits.dtype).eps
     slopes = {name: pair[target].to(logits).masked_fill(own, 1.0).clamp(min=tiny) for name, pair in pairs.items()}
-    return signed_radii(margins, slopes).masked_fill(own, math.inf)
+    return signed_radii(margins, slopes, target)

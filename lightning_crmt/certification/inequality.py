@@ -10,6 +10,7 @@ Let :math:`D_{pj}^m` bound how fast :math:`h_p - h_j` can fall per unit of l2 ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -42,13 +43,13 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
             "other models need constants of margins"
         )
     check_same_modalities("lipschitz", lipschitz.modalities, head.in_features)
-    found = {}
+    pairs = {}
     for name, constant in lipschitz.values.items():
         if lipschitz.of == "encoder":
             rows = at_least_single(head.class_weights[name])
             # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
             distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-            found[name] = constant.to(rows) * distances
+            pairs[name] = constant.to(rows) * distances
         else:
             if constant.shape != (head.num_classes,):
                 raise ValueError(
@@ -57,24 +58,26 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
                 )
             weights = at_least_single(head.integration_weights[name])
             speed = weights * constant.to(weights)
-            found[name] = speed[:, None] + speed[None, :]
-    return found
+            pairs[name] = speed[:, None] + speed[None, :]
+    return pairs
 
 
-def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
-    r"""l2 distance over which each margin surely keeps its sign, with that sign, ``(B, K)``.
+def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor) -> Tensor:
+    r"""l2 distance over which the margin to each rival surely keeps its sign, with that sign, ``(B, K)``.
 
     .. math:: r_j = m_j \Big/ \sqrt{\textstyle\sum_m (D_j^m)^2}
 
-    by Cauchy-Schwarz, the sum over the modalities in ``slopes``. A margin that nothing moves has an infinite radius,
-    a tie the radius 0.
+    by Cauchy-Schwarz, the sum over the modalities in ``slopes``. Infinite where no perturbation changes the margin, and
+    in the column of the own class, so that no minimum takes it; 0 for a tie.
 
     Args:
         margins: ``(B, K)``.
         slopes: :math:`D_j^m` of each sample by modality, each ``(B, K)``.
+        classes: the own class of each sample, ``(B,)``.
     """
     joint = torch.linalg.vector_norm(torch.stack(list(slopes.values())), dim=0)
-    return torch.where((margins == 0) & (joint == 0), margins, margins / joint)
+    radii = torch.where((margins == 0) & (joint == 0), margins, margins / joint)
+    return radii.masked_fill(own_class(classes, margins.shape[1]), math.inf)
 
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:

@@ -51,15 +51,8 @@ class GroupSort(nn.Module):
         return f"group_size={self.group_size}"
 
 
-class MaxMin(GroupSort):
-    """:class:`GroupSort` of pairs, under the name it has elsewhere.
-
-    >>> MaxMin()(torch.tensor([[3.0, 1.0]]))
-    tensor([[1., 3.]])
-    """
-
-    def __init__(self) -> None:
-        super().__init__(group_size=2)
+#: The name that :class:`GroupSort` of pairs has elsewhere.
+MaxMin = GroupSort
 
 
 class _ScaledAvgPool(nn.Module):

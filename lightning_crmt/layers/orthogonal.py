@@ -179,8 +179,12 @@ class _OrthogonalConv(nn.Module, Fixable):
             here = torch.einsum("oi...,ip->op...", kernel, projector)
         there = kernel - here
         # Every other factor has its taps the other way round: otherwise they would shift the image to one side.
-        first, second = (part.movedim(2 + axis, -1) for part in ((there, here) if flip else (here, there)))
-        return (F.pad(first, (0, 1)) + F.pad(second, (1, 0))).movedim(-1, 2 + axis).contiguous()
+        first, second = (there, here) if flip else (here, there)
+        after = [0] * (2 * self.axes)
+        after[2 * (self.axes - 1 - axis) + 1] = 1  # F.pad counts axes from the last
+        before = [0] * (2 * self.axes)
+        before[2 * (self.axes - 1 - axis)] = 1
+        return F.pad(first, after) + F.pad(second, before)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, out_channels, ...)`` of ``(B, in_channels, ...)``.

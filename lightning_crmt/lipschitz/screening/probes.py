@@ -139,9 +139,9 @@ class _Finder:
         others = pool
         if count > 0:
             pilots, others = _select(pool, order[:count]), _select(pool, order[count:])
-            every = {
-                name: torch.ones(count, classes, device=pool[name].device) for name, classes in self._classes(pool)
-            }
+            with torch.no_grad():
+                one = self.scores_of(_select(pool, torch.arange(1)))
+            every = {name: score.new_ones(count, score.shape[1]) for name, score in one.items()}
             norms, taken = pair_norms(self.scores_of, pilots, every, batch_size)
             yield self._note(norms)
             if fits:
@@ -149,11 +149,6 @@ class _Finder:
                 self.invested, self.spent = self.invested + taken, 0
         if count < size:
             yield self._screened(others)
-
-    @torch.no_grad()
-    def _classes(self, inputs: Inputs) -> list[tuple[str, int]]:
-        one = _select(inputs, torch.arange(1))
-        return [(name, score.shape[1]) for name, score in self.scores_of(one).items()]
 
     def _pilots_wanted(self) -> int:
         if self.pilots < self.settings.pilots:
