@@ -16,7 +16,7 @@ from lightning_crmt.checks import check_logits, check_modality_names, check_targ
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.modality import FusionOutput, Inputs
-from lightning_crmt.targets import MixedTarget, Target
+from lightning_crmt.targets import MixedTarget, Target, check_classes
 
 #: How step 2 averages the bound over samples.
 Objective: TypeAlias = Literal["mean", "clipped"]
@@ -60,9 +60,8 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
         raise ValueError(f"`scores` must have one shape (B, K), got {shapes}")
     stacked = torch.stack(list(scores.values()), dim=1)
     batch_size, _, num_classes = stacked.shape
+    check_classes(target, num_classes, batch_size)
     first, second, share = target if isinstance(target, MixedTarget) else (target, target, 1.0)
-    check_target(first, num_classes, batch_size)
-    check_target(second, num_classes, batch_size)
     own = own_class(first, num_classes) | own_class(second, num_classes)
     counted = ~own.all(dim=1)
     stacked, first, second, own = stacked[counted], first[counted], second[counted], own[counted]

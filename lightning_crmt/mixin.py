@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_crmt.certification import Certificate, certify_late_fusion
 from lightning_crmt.checks import check_inputs, check_logits, check_same_modalities, check_target, describe
 from lightning_crmt.fusion import FusionHead
-from lightning_crmt.lipschitz import LipschitzConstants
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.soundness import Soundness
@@ -170,9 +170,10 @@ class CRMTMixin:
         'certified'
         """
         assert isinstance(self, nn.Module)
+        level = Soundness.among(BOUND_LEVELS, "level", level)
         hooked = self._forward_hooks or self._forward_pre_hooks
         changed = hooked or getattr(self.forward, "__func__", None) is not CRMTMixin.forward
-        if changed and (lipschitz is None or level != Soundness.SOUND):
+        if changed and (lipschitz is None or level is Soundness.RIGOROUS):
             raise ValueError(
                 "`lipschitz` must be given, and `level` be 'sound', where `forward` is overridden or has hooks: bounds "
                 "of the encoders say nothing about what else it does"

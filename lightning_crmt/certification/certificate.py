@@ -49,7 +49,7 @@ class Certificate:
         .. math:: \min_{j \ne p} \; (h_p - h_j) \Big/ \sqrt{\textstyle\sum_{m \in S} (D_j^m)^2}
 
         The minimum runs over all other classes: the runner-up need not attain it. 0 for ties and for logits that are
-        not finite; infinite, or ``limit``, where nothing in ``modalities`` moves the logits. Compare it in its own
+        not finite; infinite, or ``limit``, where no change in ``modalities`` changes the logits. Compare it in its own
         precision: rounded to a shorter one, it may exceed what is proved.
 
         Args:
@@ -86,7 +86,7 @@ class Certificate:
                 raise ValueError(f"`budgets[{name!r}]` must be >= 0, a number or shape (B,), got {budgets[name]}")
             within = within & (budget <= self.limit)
             budget = budget.reshape(-1, 1)
-            # 0 times infinity: what moves nothing tolerates everything, and what is not moved does no harm.
+            # 0 times infinity: nothing changes if the logits do not depend on a modality, or its budget is 0.
             fall = fall + torch.where((slope == 0) | (budget == 0), 0.0, slope * budget)
         own = own_class(self.prediction, self.margins.shape[1])
         return ((fall < self.margins) | own).all(dim=1) & within

@@ -13,7 +13,7 @@ from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.inequality import sensitivities
 from lightning_crmt.certification.rounding import UP, rounding
 from lightning_crmt.checks import check_inputs, check_same_modalities, describe
-from lightning_crmt.frozen_eval import differentiable, frozen_eval
+from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
     BOUND_LEVELS,
@@ -142,10 +142,7 @@ def certify_late_fusion(
     if lipschitz is None or rigorous:
         check_inputs(inputs, encoders.keys())
     with frozen_eval(model), torch.no_grad():
-        inputs = {
-            name: differentiable({name: value}, model)[name].detach() if value.is_floating_point() else value
-            for name, value in inputs.items()
-        }
+        inputs = as_taken_by(model, inputs)
         if lipschitz is None:
             lipschitz = _bounds(encoders, inputs, level)
         errors = encoder_errors(encoders, inputs) if rigorous else None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-r"""The one inequality that certificates and step 2 rest on.
+r"""The one inequality behind certificates and step 2.
 
 Let :math:`D_{pj}^m` bound how fast :math:`h_p - h_j` can fall per unit of l2 change in modality m. A margin
 :math:`h_p - h_j` stays positive under every perturbation with

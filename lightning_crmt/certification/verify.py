@@ -125,7 +125,7 @@ def verify_certificate(
 
     Args:
         model: the model in evaluation mode, or anything from inputs to logits; for a certificate with ``missing``
-            modalities, one that goes without them. It is left as found.
+            modalities, one that goes without them. It stays as it is.
         certificate: of these very weights and inputs, at whatever level: with estimated constants, this is how the
             estimate is exposed.
         inputs: the clean inputs.

@@ -25,7 +25,7 @@ class LateFusion(FusionHead):
 
     with features :math:`z^m`, directions :math:`d_k^m`, integration weights :math:`a_k^m` and bias :math:`b_k`.
     The head computes in the precision of its own parameters whatever autocast says: its products are tiny, and the
-    margins that certificates rest on are differences of its logits.
+    margins of certificates are differences of its logits.
 
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.

@@ -132,10 +132,10 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
         kept = (1 - self.weight) * x  # before the branch, which may begin with an activation in place
-        found = self.branch(x)
-        if found.shape != kept.shape:
-            raise ValueError(f"`branch` must keep the shape {tuple(kept.shape)}, it returned {tuple(found.shape)}")
-        mixed: Tensor = kept + self.weight * found
+        branch = self.branch(x)
+        if branch.shape != kept.shape:
+            raise ValueError(f"`branch` must keep the shape {tuple(kept.shape)}, it returned {tuple(branch.shape)}")
+        mixed: Tensor = kept + self.weight * branch
         return mixed
 
     @override

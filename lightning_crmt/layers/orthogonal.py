@@ -16,7 +16,7 @@ from lightning_crmt.layers.fixed_weights import Fixable
 
 
 def orthonormal_rows(raw: Tensor) -> Tensor:
-    r"""The orthonormal rows that a free parameter stands for, a smooth function of it.
+    r"""Rows that are orthonormal, as a smooth function of a free parameter.
 
     The Q factor of the transpose, with the signs that make the diagonal of R positive: so it is unique.
 
@@ -146,7 +146,7 @@ class _OrthogonalConv(nn.Module, Fixable):
         self.stride = stride
         self.padding = (kernel_size - stride) // 2 if padding is None else padding
         self.padding_mode = padding_mode
-        # The taps mix channels on the wider side, where there is more to mix: one input channel has nothing to.
+        # The taps mix channels on the wider side, where there is more to mix; a single channel has nothing.
         self._taps_on_output = stride == 1 and out_channels > in_channels
         width = out_channels if self._taps_on_output else in_channels
         patch = torch.empty(out_channels, in_channels * stride**self.axes)

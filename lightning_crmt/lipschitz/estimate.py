@@ -124,7 +124,7 @@ def margin_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
     speeds = {}
     for name in inputs:
         stacked = at_least_single(torch.stack([each[name] for each in gradients], dim=1))
-        # Subtract, then square: the faster expansion by inner products can make nearly equal classes look immovable.
+        # Subtract, then square: the faster expansion by inner products can give nearly equal classes a distance of 0.
         speeds[name] = torch.cdist(stacked, stacked, compute_mode="donot_use_mm_for_euclid_dist")
     return speeds
 
@@ -142,7 +142,7 @@ def _refuse_crossed(scores: Inputs, inputs: Inputs) -> None:
         others = {other: value for other, value in inputs.items() if other != name}
         if not others or not score.requires_grad:
             continue
-        # A random combination: the plain sum may stand still while its parts move.
+        # A random combination: the plain sum may be constant while its parts change.
         mixed = (score * torch.rand_like(score)).sum()
         crossed = torch.autograd.grad(mixed, list(others.values()), retain_graph=True, allow_unused=True)
         for other, gradient in zip(others, crossed, strict=True):

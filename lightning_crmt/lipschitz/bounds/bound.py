@@ -40,7 +40,7 @@ def lipschitz_bound(
 
     the product of bounds of its layers, each by the rule for its exact type: a subclass may compute something else. It
     is the bound of these very weights; training, loading or casting them makes it stale. Layers that are 1-Lipschitz by
-    construction are measured like all others. The module is left as found, in training mode if it was.
+    construction are measured like all others. The module stays as it is, in training mode if it was.
 
     ``level="rigorous"`` also proves the arithmetic of the bound, for the few types of layers where this package can;
     :func:`~lightning_crmt.lipschitz.forward_error` is the other half of such a certificate.

@@ -171,15 +171,13 @@ def _extent(convolution: Convolution, axis: int) -> tuple[int, int]:
 
 def _free_torus(convolution: Convolution, sizes: tuple[int, ...] | None) -> list[int | None]:
     """By axis, the size of a torus on which nothing wraps, in steps of the stride; ``None`` for every size."""
-    torus: list[int | None] = []
-    for axis, (stride, (before, _)) in enumerate(zip(convolution.stride, convolution.padding, strict=True)):
-        _, steps = _extent(convolution, axis)
-        if sizes is None:
-            torus.append(None)
-            continue
-        first, last = before // stride, (before + sizes[axis] - 1) // stride
-        torus.append(last - first + steps)
-    return torus
+    if sizes is None:
+        return [None] * convolution.axes
+    axes = zip(sizes, convolution.stride, convolution.padding, strict=True)
+    return [
+        (before + size - 1) // stride - before // stride + _extent(convolution, axis)[1]
+        for axis, (size, stride, (before, _)) in enumerate(axes)
+    ]
 
 
 def _own_torus(convolution: Convolution, sizes: tuple[int, ...] | None) -> list[int | None] | None:
