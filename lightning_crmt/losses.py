@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_crmt.certification import own_class, sensitivities, signed_radii
-from lightning_crmt.checks import check_logits, check_modality_names, check_target
+from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive, check_target
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.modality import FusionOutput, Inputs
@@ -50,8 +50,7 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
     >>> margin_regularization(scores, torch.tensor([0]))  # log(e^-1 + e^-3)
     tensor(-0.8731)
     """
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be above 0, got {temperature}")
+    check_positive(temperature=temperature)
     check_modality_names("scores", scores)
     for name, score in scores.items():
         check_logits(score, f"scores[{name!r}]")
@@ -88,8 +87,7 @@ class MarginRegularization(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}")
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, scores: Inputs, target: Target) -> Tensor:
@@ -196,11 +194,8 @@ def radius_loss(
     >>> radius_loss(head({"audio": torch.ones(2, 4)}), torch.tensor([0, 2]), head, one).shape
     torch.Size([])
     """
-    for name, value in {"radius": radius, "temperature": temperature}.items():
-        if not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}")
-    if not rho >= 0:
-        raise ValueError(f"`rho` must be at least 0, got {rho}")
+    check_positive(radius=radius, temperature=temperature)
+    check_at_least(0, rho=rho)
     check_logits(output.logits)
     check_target(target, output.logits.shape[1], output.logits.shape[0])
 

@@ -23,6 +23,10 @@ class FusionOutput(NamedTuple):
         logits: joint logits :math:`h`, shape ``(B, K)``.
         scores: uni-modal scores :math:`s^m` by modality, each ``(B, K)``.
         features: what the head was given, by modality, ``(B, d_m)``; empty where the model does not say.
+
+    >>> output = FusionOutput(torch.zeros(2, 10), {"audio": torch.zeros(2, 10)})
+    >>> output.logits.shape, list(output.scores), output.features
+    (torch.Size([2, 10]), ['audio'], {})
     """
 
     logits: Tensor

@@ -113,8 +113,8 @@ def certify_late_fusion(
         inputs: one batch by modality; run on the device and in the precision of the model's parameters.
         lipschitz: constants of these very weights; with estimated ones the radii are estimates. By default
             :func:`~lightning_crmt.lipschitz.encoder_bounds` computes them: for many batches, do that once.
-        level: ``"rigorous"`` counts rounding too: for models in float32 or float64 on the CPU whose weights are fixed,
-            see :func:`~lightning_crmt.layers.with_fixed_weights`.
+        level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
+            weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
         missing: modalities to certify without, see :func:`~lightning_crmt.certification.certify`.
 
     Raises:

@@ -32,8 +32,18 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
 
     Differentiable with respect to the integration weights. The diagonal means nothing.
 
+    Args:
+        lipschitz: constants of encoders, scores or margins.
+        head: the head of the same model; needed for all but those of margins.
+
     Raises:
         ValueError: if a head is needed and there is none, or modalities or the number of classes differ.
+
+    >>> from lightning_crmt import OrthogonalFusion, Soundness
+    >>> head = OrthogonalFusion({"audio": 4}, num_classes=2)
+    >>> one = LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND)
+    >>> round(float(sensitivities(one, head)["audio"][0, 1]), 4)  # the distance of two orthonormal rows
+    1.4142
     """
     if lipschitz.of == "margins":
         return dict(lipschitz.values)
@@ -74,6 +84,10 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
         margins: ``(B, K)``.
         slopes: :math:`D_j^m` of each sample by modality, each ``(B, K)``.
         classes: the own class of each sample, ``(B,)``.
+
+    >>> slopes = {"audio": torch.tensor([[0.0, 3.0, 0.0]]), "image": torch.tensor([[0.0, 4.0, 0.0]])}
+    >>> signed_radii(torch.tensor([[0.0, 1.0, 1.0]]), slopes, torch.tensor([0]))
+    tensor([[   inf, 0.2000,    inf]])
     """
     joint = torch.linalg.vector_norm(torch.stack(list(slopes.values())), dim=0)
     radii = torch.where((margins == 0) & (joint == 0), margins, margins / joint)
@@ -81,5 +95,10 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
 
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:
-    """Mask ``(B, K)`` of each sample's own class: the pair that no minimum over rivals may contain."""
+    """Mask ``(B, K)`` of each sample's own class: the pair that no minimum over rivals may contain.
+
+    >>> own_class(torch.tensor([1, 0]), num_classes=2)
+    tensor([[False,  True],
+            [ True, False]])
+    """
     return classes[:, None] == torch.arange(num_classes, device=classes.device)

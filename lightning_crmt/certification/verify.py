@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_crmt.attacks import PGD, AttackedModel, Budget, Model, Perturbation, under_attack
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.checks import check_batch
+from lightning_crmt.checks import check_at_least, check_batch
 from lightning_crmt.modality import Inputs
 from lightning_crmt.soundness import Soundness
 
@@ -152,9 +152,8 @@ def verify_certificate(
     ...     bool(error.counterexample.distance < error.counterexample.radius)
     True
     """
-    for name, value, least in (("probes", probes, 1), ("steps", steps, 1), ("products", products, 0)):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}")
+    check_at_least(1, probes=probes, steps=steps)
+    check_at_least(0, products=products)
     present = [name for name in certificate.sensitivities if name not in certificate.missing]
     lacking = [name for name in present if name not in inputs]
     if lacking or check_batch("inputs", inputs) != len(certificate.prediction):

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_crmt.checks import check_positive
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.modality import FusionOutput, Inputs
 
@@ -44,8 +44,7 @@ class CosineFusion(FusionHead):
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int, scale: float = 10.0) -> None:
         super().__init__(in_features, num_classes)
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"`scale` must be above 0, got {scale}")
+        check_positive(scale=scale)
         self.scale = scale
         self.rows = nn.ParameterDict(
             {name: nn.Parameter(nn.Linear(size, num_classes).weight.detach()) for name, size in in_features.items()}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lightning_crmt.checks import check_batch, check_modality_names, check_same_modalities, describe
+from lightning_crmt.checks import check_at_least, check_batch, check_modality_names, check_same_modalities, describe
 from lightning_crmt.modality import FusionOutput, Inputs
 
 
@@ -40,11 +40,8 @@ class FusionHead(nn.Module, ABC):
     def __init__(self, in_features: Mapping[str, int], num_classes: int) -> None:
         super().__init__()
         check_modality_names("in_features", in_features)
-        if num_classes < 2:
-            raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
-        for name, size in in_features.items():
-            if size < 1:
-                raise ValueError(f"`in_features[{name!r}]` must be at least 1, got {size}")
+        check_at_least(2, num_classes=num_classes)
+        check_at_least(1, **{f"in_features[{name!r}]": size for name, size in in_features.items()})
         self.in_features = dict(in_features)
         self.num_classes = num_classes
 

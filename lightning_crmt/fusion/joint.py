@@ -31,6 +31,9 @@ class JointFusion(FusionHead):
         in_features: size of the features of each modality, by name.
         num_classes: number of classes K, at least 2.
         scores: where uni-modal scores come from.
+
+    Raises:
+        ValueError: if ``scores`` is unknown.
     """
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int, scores: Scores = "ablated") -> None:
@@ -106,6 +109,9 @@ class FiLMFusion(JointFusion):
         base: the modality that is modulated; the first by default.
         width: size of v.
         scores: where uni-modal scores come from; an absent modality does not modulate, an absent base is 0.
+
+    Raises:
+        ValueError: if ``base`` is no modality, or ``scores`` is unknown.
 
     >>> head = FiLMFusion({"audio": 16, "image": 32}, num_classes=10, base="image")
     >>> head({"audio": torch.randn(4, 16), "image": torch.randn(4, 32)}).logits.shape

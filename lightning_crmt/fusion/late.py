@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_same_modalities, describe
+from lightning_crmt.checks import check_positive, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.layers import Fixable, orthonormal_rows
 from lightning_crmt.modality import FusionOutput, Inputs
@@ -56,6 +55,12 @@ class LateFusion(FusionHead):
 
     def fuse(self, scores: Inputs) -> Tensor:
         """Logits ``(B, K)`` from the scores of all modalities, or of some: an absent one adds nothing.
+
+        Args:
+            scores: by modality, each ``(B, K)``.
+
+        Raises:
+            ValueError: if there are none, or a modality is unknown.
 
         >>> head = OrthogonalFusion({"audio": 4, "image": 5}, num_classes=3)
         >>> output = head({"audio": torch.ones(2, 4), "image": torch.ones(2, 5)})
@@ -123,8 +128,7 @@ class OrthogonalFusion(LateFusion, Fixable):
                     f"`in_features[{name!r}]` must be at least `num_classes` = {num_classes}, got {size}: "
                     f"{num_classes} orthonormal rows do not fit into {size} dimensions; give the encoder more outputs"
                 )
-        if not (math.isfinite(initial_weight) and initial_weight > 0):
-            raise ValueError(f"`initial_weight` must be above 0, got {initial_weight}")
+        check_positive(initial_weight=initial_weight)
         self.raw_directions = nn.ParameterDict(
             {name: nn.Parameter(nn.init.orthogonal_(torch.empty(num_classes, d))) for name, d in in_features.items()}
         )

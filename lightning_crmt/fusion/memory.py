@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_same_modalities, describe
+from lightning_crmt.checks import check_at_least, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.fusion.late import LinearFusion
 from lightning_crmt.fusion.sparse_coding import reconstruction
@@ -65,12 +65,8 @@ class MemoryFusion(FusionHead):
         tolerance: float = 8e-4,
     ) -> None:
         super().__init__(in_features, num_classes)
-        for name, value in {"atoms": atoms, "steps": steps}.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
-        for name, number in {"penalty": penalty, "tolerance": tolerance}.items():
-            if not number >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {number}")
+        check_at_least(1, atoms=atoms, steps=steps)
+        check_at_least(0, penalty=penalty, tolerance=tolerance)
         if not 0 <= blend <= 1:
             raise ValueError(f"`blend` must be in [0, 1], got {blend}")
         self.head = head(in_features, num_classes)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.layers.fixed_weights import Fixable
 
 
@@ -76,9 +77,7 @@ class OrthogonalLinear(nn.Module, Fixable):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}")
+        check_at_least(1, in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         self.raw = nn.Parameter(nn.init.orthogonal_(torch.empty(out_features, in_features)))
@@ -126,15 +125,12 @@ class _OrthogonalConv(nn.Module, Fixable):
         padding_mode: Literal["zeros", "circular"] = "zeros",
     ) -> None:
         super().__init__()
-        for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}")
+        check_at_least(1, in_channels=in_channels, out_channels=out_channels, stride=stride)
+        check_at_least(0, padding=padding)
         if kernel_size < stride:
             raise ValueError(f"`kernel_size` must be at least `stride` = {stride}, got {kernel_size}")
         if padding_mode not in ("zeros", "circular"):
             raise ValueError(f"`padding_mode` must be 'zeros' or 'circular', got {padding_mode!r}")
-        if padding is not None and padding < 0:
-            raise ValueError(f"`padding` must be at least 0, got {padding}")
         if padding_mode == "circular" and padding is not None and 2 * padding >= kernel_size:
             raise ValueError(
                 f"`padding` must be below half of `kernel_size` = {kernel_size} if circular, or outputs appear twice; "

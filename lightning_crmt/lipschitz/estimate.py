@@ -119,6 +119,11 @@ def margin_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
     Args:
         logits: ``(B, K)``, computed from ``inputs`` with gradients enabled; the graph is used up.
         inputs: the leaves, by name.
+
+    >>> leaf = torch.ones(1, 2, requires_grad=True)
+    >>> margin_speeds(leaf @ torch.tensor([[3.0, 0.0], [0.0, 4.0]]), {"audio": leaf})["audio"]
+    tensor([[[0., 5.],
+             [5., 0.]]])
     """
     gradients = list(class_gradients([logits], inputs))
     speeds = {}

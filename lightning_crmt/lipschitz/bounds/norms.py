@@ -134,6 +134,10 @@ def convolution_norm(convolution: Convolution, sizes: tuple[int, ...] | None) ->
 
     Raises:
         ValueError: if the padding makes the bound depend on sizes that are not given.
+
+    >>> difference = Convolution(torch.tensor([[[1.0, -1.0]]]).double(), (1,), ((1, 1),), (1,))
+    >>> round(convolution_norm(difference, (100,)), 2)  # twice the sine of almost a right angle
+    2.0
     """
     channels = convolution.kernel.shape[1] * convolution.groups
     if sizes is not None and channels * math.prod(sizes) <= _DENSE_UP_TO:
