@@ -31,6 +31,10 @@ class LipschitzConstants:
         fingerprints: of the encoders that they were bounded for, by modality; None where nobody examined these.
         shapes: of one sample by modality, where the bounds hold for no other; None where they hold for any.
 
+    Raises:
+        ValueError: if ``of`` is unknown, or a value has another number of dimensions, is negative or NaN.
+        TypeError: if ``soundness`` is no ``Soundness``.
+
     >>> import torch
     >>> LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND).modalities
     ['audio']

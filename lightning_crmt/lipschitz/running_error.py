@@ -85,7 +85,8 @@ class Precision:
                 "a model must run in float32 or float64 to be certified, it runs in "
                 f"{str(dtype).removeprefix('torch.')}; certify model.float(), or take estimated constants"
             )
-        self.double = dtype is torch.float64
+        #: What the unit roundoff of double precision is of this one.
+        self.share_of_double = 1.0 if dtype is torch.float64 else 2.0**-24
         self.unit = 2.0**-24 if dtype is torch.float32 else 2.0**-53
         self.smallest = 2.0**-126 if dtype is torch.float32 else 2.0**-1022
         self.largest = float(torch.finfo(dtype).max) * 2.0**-4
@@ -182,7 +183,7 @@ class _Walk:
             return self._products(_absolute_convolution(layer, z), running, layer, z, error, gamma)
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             shape = (-1, *(1,) * (z.dim() - 2))
-            scale, mean = batch_norm_scale(layer).to(z), layer.running_mean.abs()
+            scale, mean = batch_norm_scale(layer).to(z), torch.as_tensor(layer.running_mean).abs()
             bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.abs()
             magnitude = (z.abs() + mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape)
             return p.gamma(6) * (_norm(magnitude) + float(scale.max()) * error) + p.smallest * entries
@@ -221,4 +222,6 @@ def _norm(value: Tensor, order: float = 2.0) -> Tensor:
 def _absolute_convolution(layer: Any, z: Tensor) -> Tensor:
     operator = convolution_of(layer)
     magnitude = replace(operator, kernel=operator.kernel.abs().to(z)).apply(z.abs())
-    return magnitude if layer.bias is None else magnitude + layer.bias.abs().reshape(-1, *(1,) * operator.axes)
+    if layer.bias is not None:
+        magnitude += layer.bias.abs().reshape(-1, *(1,) * operator.axes)
+    return magnitude

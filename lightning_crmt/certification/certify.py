@@ -1,0 +1,179 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""From logits, or from samples, to a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_crmt.certification.certificate import Certificate
+from lightning_crmt.certification.evaluation import SoundEvaluation
+from lightning_crmt.certification.inequality import sensitivities
+from lightning_crmt.certification.rounding import UP, rounding
+from lightning_crmt.checks import check_inputs, check_same_modalities, describe
+from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.lipschitz import (
+    BOUND_LEVELS,
+    ForwardError,
+    LipschitzConstants,
+    encoder_bounds,
+    encoder_errors,
+    encoders_and_head,
+    examine,
+)
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
+from lightning_crmt.soundness import Soundness
+
+
+def certify(
+    output: FusionOutput | Tensor,
+    head: LateFusion | None,
+    lipschitz: LipschitzConstants,
+    *,
+    missing: Collection[str] = (),
+    errors: Mapping[str, ForwardError] | None = None,
+) -> Certificate:
+    """Turn logits and Lipschitz constants into a :class:`Certificate`.
+
+    The form of the bound follows from what the constants are constants of (see :class:`LipschitzConstants`).
+
+    Without ``errors``, it is about exact arithmetic, ``SOUND`` at best, and a float32 input very near the edge of the
+    ball may still change the float32 prediction. With them and rigorous constants it is ``RIGOROUS``: about the
+    prediction of the public forward in evaluation mode, without autocast, for all inputs in the precision of the
+    parameters.
+
+    Args:
+        output: what the model returned, computed in evaluation mode and full precision.
+        head: the fusion head that computed it; ``None`` for another model, with constants of margins.
+        lipschitz: constants of the same weights.
+        missing: modalities to certify without: dropped from the fusion, their score adding nothing.
+        errors: rounding errors of the features of these very samples, of every modality that is not missing, by
+            :func:`~lightning_crmt.lipschitz.encoder_errors`. They need constants of encoders and a head of fixed
+            numbers on the CPU, see :func:`~lightning_crmt.layers.with_fixed_weights`.
+
+    Raises:
+        ValueError: if head, constants, errors and output do not fit together, or every modality is missing; with
+            ``errors``, if ``head`` computes its weights anew in every pass, as ``OrthogonalFusion`` does.
+        TypeError: if there is no tensor of logits in ``output``.
+
+    >>> from lightning_crmt.fusion import LinearFusion
+    >>> head = LinearFusion({"audio": 3, "image": 4}, num_classes=5)
+    >>> output = head({"audio": torch.randn(2, 3), "image": torch.randn(2, 4)})
+    >>> one = {"audio": torch.tensor(1.0), "image": torch.tensor(1.0)}
+    >>> certificate = certify(output, head, LipschitzConstants(one, of="encoder", soundness=Soundness.SOUND))
+    >>> bool((certificate.radius() <= certificate.radius(["audio"])).all())
+    True
+    """
+    logits = logits_of(output)
+    pairs = sensitivities(lipschitz, head)
+    if missing:
+        logits, pairs = _without(missing, output, head, pairs)
+    logits = logits.detach()
+    num_classes = logits.shape[1]
+    for name, pair in pairs.items():
+        if pair.shape != (num_classes, num_classes):
+            raise ValueError(
+                f"`lipschitz` must fit the {num_classes} classes of `output`, got {tuple(pair.shape)} for {name!r}"
+            )
+    prediction = logits.argmax(dim=1)
+    if errors is None:
+        margins = _margins(at_least_single(logits), prediction)
+        slopes = {name: pair.detach().to(margins)[prediction] for name, pair in pairs.items()}
+        # Nothing here accounts for rounding, however rigorous the constants are.
+        soundness = min(lipschitz.soundness, Soundness.SOUND)
+        return Certificate(prediction, margins, slopes, soundness, tuple(missing))
+    present = [name for name in pairs if name not in missing]
+    errors = {name: error for name, error in errors.items() if name not in missing}
+    check_same_modalities("errors", errors, present)
+    slack, slopes = rounding(logits, head, lipschitz, errors)
+    margins = _margins(logits.double(), prediction) / UP - slack
+    slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
+    return Certificate(
+        prediction, margins, slopes, lipschitz.soundness, tuple(missing), limit=ForwardError.LARGEST_RADIUS
+    )
+
+
+def certify_late_fusion(
+    model: nn.Module,
+    inputs: Inputs,
+    lipschitz: LipschitzConstants | None = None,
+    *,
+    level: Soundness | str = Soundness.SOUND,
+    missing: Collection[str] = (),
+) -> Certificate:
+    """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
+
+    Args:
+        model: its attributes ``encoders``, by modality, and ``head`` are run as
+            ``head({m: encoders[m](inputs[m])})``. A certificate covers nothing else that the model may do.
+        inputs: one batch by modality; run on the device and in the precision of the model's parameters.
+        lipschitz: estimated constants, for radii that are estimates. Bounds by
+            :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
+            computed anyway, once for weights as they are.
+        level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
+            weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
+        missing: modalities to certify without, see :func:`~lightning_crmt.certification.certify`.
+
+    Raises:
+        NoBoundError: if an encoder has no bound at this level.
+        ValueError: for bounds of other weights or shapes, for models in half precision, and at level rigorous for a
+            model that nothing is proved about.
+        TypeError: if ``model`` has no encoders or head, or its head is of a type whose code is not known.
+
+    >>> from lightning_crmt.fusion import LinearFusion
+    >>> model = nn.Module()
+    >>> model.encoders = nn.ModuleDict({"audio": nn.Linear(20, 16), "image": nn.Identity()})
+    >>> model.head = LinearFusion({"audio": 16, "image": 30}, num_classes=10)
+    >>> model.forward = lambda inputs: model.head({name: f(inputs[name]) for name, f in model.encoders.items()})
+    >>> inputs = {"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}
+    >>> certify_late_fusion(model, inputs).soundness, certify_late_fusion(model, inputs, level="rigorous").soundness
+    (<Soundness.SOUND: 2>, <Soundness.RIGOROUS: 3>)
+    """
+    level = Soundness.among(BOUND_LEVELS, "level", level)
+    if lipschitz is not None and not lipschitz.soundness.certified and level is Soundness.SOUND:
+        _, head = encoders_and_head(model)
+        with frozen_eval(model), torch.no_grad():
+            return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
+    if level is Soundness.SOUND:
+        return SoundEvaluation(model, inputs, lipschitz).certificate(missing)
+    if lipschitz is not None and lipschitz.soundness < level:
+        raise ValueError(
+            f"`lipschitz` must be rigorous at level 'rigorous', it is {lipschitz.soundness.name.lower()}; "
+            "leave it out, or take encoder_bounds(encoders, level='rigorous')"
+        )
+    encoders, head = encoders_and_head(model)
+    check_inputs(inputs, encoders.keys())
+    examine(dict(encoders.items()), head)
+    with frozen_eval(model), torch.no_grad():
+        inputs = as_taken_by(model, inputs)
+        bounds = encoder_bounds(encoders, {name: value.shape[1:] for name, value in inputs.items()}, level=level)
+        output = head({name: encoder(inputs[name]) for name, encoder in encoders.items()})
+        return certify(output, head, bounds, missing=missing, errors=encoder_errors(encoders, inputs))
+
+
+def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
+    margins = logits.gather(1, prediction[:, None]) - logits
+    return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
+
+
+def _without(
+    missing: Collection[str], output: FusionOutput | Tensor, head: LateFusion | None, pairs: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if isinstance(missing, str):
+        raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
+    if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
+        raise ValueError(
+            "`missing` needs a fusion head and a FusionOutput to drop scores from, "
+            f"got {describe(head)} and {describe(output)}"
+        )
+    unknown = [name for name in missing if name not in pairs]
+    present = [name for name in pairs if name not in missing]
+    if unknown or not present:
+        raise ValueError(f"`missing` must leave at least one of the modalities {list(pairs)}, got {list(missing)}")
+    check_same_modalities("output.scores", output.scores, pairs)
+    logits = head.fuse({name: output.scores[name] for name in present})
+    return logits, {name: pair if name in present else torch.zeros_like(pair) for name, pair in pairs.items()}
