@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 
 from torch import nn
 
-from lightning_crmt.fusion import LateFusion
+from lightning_crmt.fusion import LateFusion, OrthogonalFusion
 from lightning_crmt.layers import with_fixed_weights
 from lightning_crmt.lipschitz import (
     LipschitzConstants,
@@ -40,8 +40,9 @@ class Examined:
 
     def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: dict[str, str]) -> None:
         self.fingerprints = fingerprints
-        self.encoders = {name: _twin(encoder) for name, encoder in encoders.items()}
-        self.head = _twin(head)
+        self.encoders = {name: with_fixed_weights(_exact(encoder)) for name, encoder in encoders.items()}
+        exact = _exact(head)
+        self.head = exact.fixed() if isinstance(exact, OrthogonalFusion) else exact
         self._bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
         self._layers: dict[tuple[int, tuple[int, ...]], float] = {}
 
@@ -82,8 +83,8 @@ class Examined:
         return self._layers[key]
 
 
-def _twin(module: M) -> M:
+def _exact(module: M) -> M:
     twin = copy.deepcopy(module)
     if any(tensor.device.type == "mps" for tensor in twin.parameters()):
-        twin = twin.cpu()  # which has no double precision
-    return with_fixed_weights(twin.double()).eval().requires_grad_(False)
+        twin = twin.cpu()  # that device has no double precision
+    return twin.double().eval().requires_grad_(False)

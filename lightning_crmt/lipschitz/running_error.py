@@ -196,12 +196,13 @@ class _Walk:
         return p.gamma(count) * (_norm(z) + _norm(out) + terms + error) + p.smallest * entries
 
     def _products(self, magnitude: Tensor, running: Any, layer: Any, z: Tensor, error: Tensor, gamma: float) -> Tensor:
-        weight = layer.weight.abs()
+        weight: Tensor = layer.weight.abs()
         # ||M|| <= sqrt(largest row sum * largest column sum), of a convolution too.
         sums = weight.flatten(1).sum(1).max() * weight.transpose(0, 1).flatten(1).sum(1).max()
         spread = math.sqrt(float(sums))
         # Weights that are computed in every pass come out a little different, from one number of threads to another.
-        apart = 4 * float((running.weight.to(weight) - layer.weight).norm()) * math.sqrt(math.prod(weight.shape[2:]))
+        drift: Tensor = running.weight.to(weight) - layer.weight
+        apart = 4 * float(drift.norm()) * math.sqrt(math.prod(weight.shape[2:]))
         lost = self.precision.smallest * magnitude[0].numel() * weight[0].numel()
         return gamma * (_norm(magnitude) + spread * error) + apart * (_norm(z) + error) + lost
 
@@ -221,7 +222,7 @@ def _norm(value: Tensor, order: float = 2.0) -> Tensor:
 
 def _absolute_convolution(layer: Any, z: Tensor) -> Tensor:
     operator = convolution_of(layer)
-    magnitude = replace(operator, kernel=operator.kernel.abs().to(z)).apply(z.abs())
+    magnitude: Tensor = replace(operator, kernel=operator.kernel.abs().to(z)).apply(z.abs())
     if layer.bias is not None:
-        magnitude += layer.bias.abs().reshape(-1, *(1,) * operator.axes)
+        magnitude = torch.add(magnitude, layer.bias.abs().reshape(-1, *(1,) * operator.axes))
     return magnitude
