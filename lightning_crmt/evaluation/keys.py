@@ -137,8 +137,8 @@ def check_modality_name(argument: str, name: object) -> None:
 def _check(argument: str, name: object, marks: str) -> None:
     if not isinstance(name, str) or not name or any(mark in name for mark in marks) or name.startswith(_LOADER):
         raise ValueError(
-            f"`{argument}` must have names that are non-empty, without {', '.join(map(repr, marks))} and "
-            f"'{_LOADER}' before them, because keys are made of these; got {name!r}"
+            f"`{argument}` must have names that are not empty, do not begin with {_LOADER!r} and hold none of "
+            f"{marks!r}, which keys are made of, got {name!r}"
         )
 
 
