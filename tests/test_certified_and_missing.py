@@ -279,7 +279,7 @@ def test_a_model_that_diverged_has_radius_zero_and_the_run_goes_on(data, make_tr
         (
             lambda: Estimated([-0.1]),
             ValueError,
-            "`radii` must be numbers, at least 0 and finite, got [-0.1]",
+            "`radii` must be at least 0, finite and different, got [-0.1]",
         ),
         (
             lambda: Estimated(every_n_epochs=0),

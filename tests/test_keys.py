@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from lightning_crmt.evaluation import Key, check_key_name, check_modality_name, curves, read_keys
+from lightning_crmt.evaluation import Key, check_key_name, curves, read_keys
 
 #: Every kind of key in the README, and what callbacks and methods log beside them.
 LOGGED = {
@@ -175,10 +175,10 @@ def test_names_are_checked_before_there_is_a_key():
     check_key_name("attacks", "pgd+apgd, 50 steps")
     with pytest.raises(ValueError, match=re.escape("`attacks` must have names that are not empty")):
         check_key_name("attacks", "")
-    check_modality_name("inputs", "audio 2")
+    check_key_name("inputs", "audio 2", modality=True)
     for name in ("a+b", "joint", "none", "worst"):
         with pytest.raises(ValueError, match=re.escape(f"got {name!r}")):
-            check_modality_name("inputs", name)
+            check_key_name("inputs", name, modality=True)
 
 
 def test_what_a_trainer_holds_is_read_once_and_other_names_are_left():

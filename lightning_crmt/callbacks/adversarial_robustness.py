@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -25,7 +24,7 @@ from lightning_crmt.attacks import (
     surviving,
     suspicions,
 )
-from lightning_crmt.callbacks.observer import Measurement, Observer, callbacks_of
+from lightning_crmt.callbacks.observer import Measurement, Observer, callbacks_of, check_radii
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
 from lightning_crmt.training import NamedModel
@@ -97,17 +96,11 @@ class AdversarialRobustness(Observer):
                 raise TypeError(f"`attacks[{name!r}]` must be an attack such as PGD(Budget(0.2)), got {attack!r}")
             if any(isinstance(r, Tensor) and r.dim() > 0 for r in _radii_of(attack).values()):
                 raise ValueError(f"`attacks[{name!r}]` must have one radius for all samples, got {attack.budget}")
-        if radii is not None:
-            if not isinstance(radii, Sequence) or not all(isinstance(r, int | float) for r in radii):
-                raise TypeError(f"`radii` must be numbers, got {radii!r}")
-            if not radii or not all(0 <= r < math.inf for r in radii):
-                raise ValueError(f"`radii` must be at least one, at least 0 and finite, got {radii}")
-            if len(set(radii)) != len(radii):
-                raise ValueError(f"`radii` must differ, got {radii}")
+        if radii is not None and len(check_radii(radii)) == 0:
+            raise ValueError("`radii` must be at least one, got none")
         self.attacks = dict(attacks)
         self.radii = None if radii is None else list(radii)
-        self._factors = {name: _factors(name, attack, self.radii) for name, attack in attacks.items()}
-        self._checked = False
+        self.factors = {name: _factors(name, attack, self.radii) for name, attack in attacks.items()}
 
     @property
     @override
@@ -135,11 +128,15 @@ class AdversarialRobustness(Observer):
         others = [each for each in callbacks_of(trainer, AdversarialRobustness) if each is not self]
         if shared := [name for name in self.attacks for other in others if name in other.attacks]:
             raise ValueError(f"`attacks` of two callbacks must have different names, got {shared} in both")
+
+    @override
+    def _forget(self) -> None:
+        super()._forget()
         self._checked = False
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
-        return _Withstood(model, self.attacks, self._factors)
+        return _Withstood(self, model)
 
     @override
     def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
@@ -164,26 +161,23 @@ class AdversarialRobustness(Observer):
 class _Withstood(Measurement):
     """Counts predictions that withstand each attack, and keeps the distances that were searched for."""
 
-    def __init__(
-        self, model: NamedModel, attacks: Mapping[str, Attack], factors: Mapping[str, Mapping[Key, float]]
-    ) -> None:
+    def __init__(self, settings: AdversarialRobustness, model: NamedModel) -> None:
         super().__init__()
+        self.settings = settings
         self.model = model
-        self.attacks = attacks
-        self.factors = factors
         self.distances: dict[str, list[Tensor]] = {}
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         # First, and in the sanity check too: an untrained model may be right nowhere, and then no attack is called.
-        check_fits(self.attacks.values(), self.model, inputs)
+        check_fits(self.settings.attacks.values(), self.model, inputs)
         clean = public_logits(self.model, inputs)
         check_target(target, clean.shape[1], len(clean))
         right = right_answers(clean, target)
         values = {}
-        for name, attack in self.attacks.items():
+        for name, attack in self.settings.attacks.items():
             values[Key("", "clean_accuracy", name)] = right
-            factors = self.factors[name]
+            factors = self.settings.factors[name]
             if isinstance(attack, SearchesDistance):
                 distance = self._search(attack, name, inputs, target, right)
                 self.distances.setdefault(name, []).append(distance)

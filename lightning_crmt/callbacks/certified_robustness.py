@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.callbacks.observer import Measurement, Observer
+from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
 from lightning_crmt.certification import Certificate, certify, certify_late_fusion
 from lightning_crmt.checks import check_target, describe
-from lightning_crmt.evaluation import Key, Means, Reduce, check_modality_name
+from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds, margin_speeds
@@ -88,16 +88,12 @@ class CertifiedRobustness(Observer):
         max_batches: int | None = None,
     ) -> None:
         super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        self.radii = list(radii) if isinstance(radii, Sequence) else [radii]
-        if not all(isinstance(r, int | float) and 0 <= r < math.inf for r in self.radii):
-            raise ValueError(f"`radii` must be numbers, at least 0 and finite, got {radii}")
-        if len(set(self.radii)) != len(self.radii):
-            raise ValueError(f"`radii` must differ, got {radii}")
+        self.radii = check_radii(radii if isinstance(radii, Sequence) else [radii])
         for budget in budgets:
             if not isinstance(budget, Mapping) or not budget or not all(0 <= r < math.inf for r in budget.values()):
                 raise ValueError(f"`budgets` must map names of modalities to radii, at least 0, got {budget}")
             for name in budget:
-                check_modality_name("budgets", name)
+                check_key_name("budgets", name, modality=True)
         levels = [Soundness.SOUND, Soundness.RIGOROUS, Soundness.ESTIMATED]
         self.constants = Soundness.among(levels, "constants", constants)
         self.budgets = [dict(budget) for budget in budgets]
@@ -166,7 +162,8 @@ class _Certificates(Measurement):
         self, certificate: Certificate, target: Tensor, of: str, *, modalities: list[str] | None = None, when: str = ""
     ) -> dict[Key, Tensor]:
         """The radius and the accuracy at each of those asked for."""
-        radius, sure = credited_radius(certificate, target, modalities), certificate.soundness.label
+        target, sure = target.to(certificate.prediction.device), certificate.soundness.label
+        radius = credited_radius(certificate, target, modalities)
         accuracy = {Key("", f"accuracy{when}", of, r, sure=sure): radius > r for r in self.settings.radii}
         return {Key("", f"radius{when}", of, sure=sure): radius, **accuracy}
 
@@ -199,7 +196,7 @@ class _Bounded(_Certificates):
         self.add(certificate, _detached(output), target)
         for name in self.model.names if len(self.model.names) > 1 else []:
             without = certify_late_fusion(module, inputs, self.lipschitz, level=level, missing=[name])
-            self.means.add(self.of_radius(without, target.to(without.prediction.device), name, when="_dropped"))
+            self.means.add(self.of_radius(without, target, name, when="_dropped"))
 
 
 class _Estimated(_Certificates):

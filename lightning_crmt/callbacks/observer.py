@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.evaluation import Key, Means, Reduce, check_modality_name
+from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.training import NamedModel
 
 C = TypeVar("C", bound=Callback)
@@ -85,7 +86,7 @@ class Observer(Callback, ABC):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for name in NamedModel(pl_module, self.inputs).names:
-            check_modality_name("inputs", name)
+            check_key_name("inputs", name, modality=True)
         self._forget()
 
     @override
@@ -141,6 +142,20 @@ class Observer(Callback, ABC):
         self._running = {}
         self._last = {}
         self._measured_at = None
+
+
+def check_radii(radii: Sequence[float]) -> list[float]:
+    """``radii``, known to be fit for keys.
+
+    Raises:
+        TypeError: if they are no sequence of numbers.
+        ValueError: if one is negative or infinite, or two are equal.
+    """
+    if not isinstance(radii, Sequence) or not all(isinstance(radius, int | float) for radius in radii):
+        raise TypeError(f"`radii` must be numbers, got {radii!r}")
+    if not all(0 <= radius < math.inf for radius in radii) or len(set(radii)) != len(radii):
+        raise ValueError(f"`radii` must be at least 0, finite and different, got {radii}")
+    return list(radii)
 
 
 def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:

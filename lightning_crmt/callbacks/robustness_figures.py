@@ -62,16 +62,14 @@ class RobustnessFigures(Callback):
                 "RobustnessFigures found nothing to draw: a curve needs two `radii` or more in CertifiedRobustness or "
                 "AdversarialRobustness, listed before it"
             )
+        takers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         for name, figure in figures.items():
-            taken = False
-            for logger in trainer.loggers:
+            for logger in takers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(name, [figure])
-                    taken = True
-                elif isinstance(logger, TensorBoardLogger):
+                else:
                     logger.experiment.add_figure(name, figure, trainer.global_step)
-                    taken = True
-            if not taken:
+            if not takers:
                 path = directory / "figures" / f"{name.replace('/', '_')}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(path, dpi=120)

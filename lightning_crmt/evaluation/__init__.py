@@ -3,7 +3,7 @@
 """What was measured: keys, sums and figures."""
 
 from lightning_crmt.evaluation.figures import figure_type, robustness_figures
-from lightning_crmt.evaluation.keys import Key, check_key_name, check_modality_name, curves, read_keys
+from lightning_crmt.evaluation.keys import Key, check_key_name, curves, read_keys
 from lightning_crmt.evaluation.sums import Means, Reduce, lower_median, total_and_count
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Means",
     "Reduce",
     "check_key_name",
-    "check_modality_name",
     "curves",
     "figure_type",
     "lower_median",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lightning_crmt.evaluation.keys import Key, curves
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _AXIS = {
@@ -96,8 +97,7 @@ def radius_curve(curves: Mapping[str, Curve], sure: str) -> Figure:
         curves: by threat or by attack, accuracy by radius.
         sure: ``"certified"``, ``"estimated"`` or, for attacks, ``"robust"``, which the axis says.
     """
-    figure = _new_figure()
-    axes = figure.subplots()
+    figure, axes = _new_figure()
     for place, ((what, curve), marker) in enumerate(zip(curves.items(), cycle("ovs^D"), strict=False)):
         title = what if sure == "robust" else _perturbed(what)
         axes.plot(*_points(curve), **_style(place), marker=marker, label=title)
@@ -116,8 +116,7 @@ def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: 
         upper: accuracy by radius under each attack.
         what: ``"joint"`` or the name of the modality that is perturbed.
     """
-    figure = _new_figure()
-    axes = figure.subplots()
+    figure, axes = _new_figure()
     colours = cycle(["red", "orange", "brown", "pink"])
     for place, ((name, curve), colour) in enumerate(zip(upper.items(), colours, strict=False)):
         title = f"right under the attack {name} (upper bound)"
@@ -146,8 +145,7 @@ def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, seco
         second: name of the second.
         sure: ``"certified"`` or ``"estimated"``, which the colour bar says.
     """
-    figure = _new_figure()
-    axes = figure.subplots()
+    figure, axes = _new_figure()
     across, up = sorted({r for r, _ in cells}), sorted({s for _, s in cells})
     values = [[cells[r, s] for r in across] for s in up]
     colours = axes.pcolormesh(across, up, values, shading="nearest", vmin=0, vmax=1, cmap="viridis")
@@ -218,5 +216,6 @@ def figure_type() -> type[Figure]:
     return Figure
 
 
-def _new_figure() -> Figure:
-    return figure_type()(figsize=(5.5, 4), layout="constrained")
+def _new_figure() -> tuple[Figure, Axes]:
+    figure = figure_type()(figsize=(5.5, 4), layout="constrained")
+    return figure, figure.subplots()

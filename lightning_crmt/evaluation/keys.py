@@ -63,7 +63,7 @@ class Key:
         if self.of != "":
             check_key_name("of", self.of)
         for name, _ in self.budget:
-            check_modality_name("budget", name)
+            check_key_name("budget", name, modality=True)
         if self.radius is not None and (self.budget or not self.of):
             raise ValueError(f"`radius` must be of something, and not beside a `budget`, got {self}")
         radii = [float(radius) for _, radius in self.budget] + ([] if self.radius is None else [float(self.radius)])
@@ -113,33 +113,26 @@ class Key:
             raise ValueError(f"a key reads like 'val/certified_accuracy/joint@0.2', got {text!r}: {error}") from error
 
 
-def check_key_name(argument: str, name: object) -> None:
-    """Refuse the name of an attack, or of whatever else a number is of, that would make keys ambiguous.
+def check_key_name(argument: str, name: object, *, modality: bool = False) -> None:
+    """Refuse a name that would make keys ambiguous.
+
+    Args:
+        argument: what the error calls it.
+        name: of an attack, or of whatever else a number is of.
+        modality: whether it names a modality: several of these are joined by ``+``, and keys have words for all
+            of them and for none.
 
     Raises:
-        ValueError: if it is no text, empty, or holds what separates the parts of a key.
+        ValueError: if it is no text, is empty, or holds what separates the parts of a key.
     """
-    _check(argument, name, "/@=")
-
-
-def check_modality_name(argument: str, name: object) -> None:
-    """Refuse the name of a modality that would make keys ambiguous: several of them are joined by ``+``.
-
-    Raises:
-        ValueError: if it is no text, empty, holds what separates the parts of a key, or is a word for several
-            modalities or none.
-    """
-    _check(argument, name, "/@=+")
-    if name in _TOGETHER:
-        raise ValueError(f"`{argument}` must not use a name among {_TOGETHER}, which keys use otherwise, got {name!r}")
-
-
-def _check(argument: str, name: object, marks: str) -> None:
+    marks = "/@=+" if modality else "/@="
     if not isinstance(name, str) or not name or any(mark in name for mark in marks) or name.startswith(_LOADER):
         raise ValueError(
             f"`{argument}` must have names that are not empty, do not begin with {_LOADER!r} and hold none of "
             f"{marks!r}, which keys are made of, got {name!r}"
         )
+    if modality and name in _TOGETHER:
+        raise ValueError(f"`{argument}` must not have names among {_TOGETHER}, words that keys use, got {name!r}")
 
 
 def read_keys(metrics: Mapping[str, SupportsFloat]) -> dict[Key, float]:
