@@ -11,8 +11,9 @@ from lightning.pytorch import Callback
 from lightning_crmt import CRMTModule, Soundness
 from lightning_crmt.attacks import FGM, PGD, Budget
 from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, MissingModalities
-from lightning_crmt.encoders import LipschitzMLP
+from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.evaluation import Key, read_keys
+from lightning_crmt.fusion import AttentionFusion
 
 OBSERVERS = {
     "certified": lambda **s: CertifiedRobustness([0.1], **s),
@@ -86,6 +87,23 @@ def test_names_that_keys_cannot_carry_are_refused_before_training(name, data, ma
     trainer = make_trainer(MissingModalities(), max_epochs=1)
     with pytest.raises(ValueError, match=rf"`inputs` must (not )?have names .*got {re.escape(repr(name))}"):
         trainer.fit(model(names=(name, "mor")), datamodule=data)
+    assert trainer.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("observer", "message"),
+    [
+        (CertifiedRobustness([0.1]), "constants='sound' needs late fusion as the module's `head`"),
+        (CertifiedRobustness([0.1], budgets=[{"zer": 0.1}]), "`budgets` must name modalities among"),
+        (MissingModalities("dropped"), "`fill='dropped'` needs late fusion"),
+        (MissingModalities({"zer": 0.1}), "`fill` must name modalities among"),
+    ],
+)
+def test_what_cannot_be_measured_is_known_before_training(observer, message, data, make_trainer):
+    module = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, 10, head=AttentionFusion)
+    trainer = make_trainer(observer, max_epochs=1, num_sanity_val_steps=0)
+    with pytest.raises((TypeError, ValueError), match=message):
+        trainer.fit(module, datamodule=data)
     assert trainer.global_step == 0
 
 

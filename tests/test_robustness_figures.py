@@ -145,7 +145,7 @@ def test_an_attack_on_one_radius_by_name_is_of_that_modality():
 def test_nothing_to_draw_is_said_once(data, make_trainer, tmp_path):
     figures = RobustnessFigures()
     trainer = make_trainer(CertifiedRobustness([0.1]), figures)
-    with pytest.warns(UserWarning, match="found nothing to draw: a curve needs two `radii` or more"):
+    with pytest.warns(UserWarning, match="has nothing to draw: a curve needs two `radii` or more"):
         trainer.test(model(), datamodule=data, verbose=False)
     trainer.test(model(), datamodule=data, verbose=False)
     assert not (tmp_path / "figures").exists()

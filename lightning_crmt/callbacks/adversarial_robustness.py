@@ -114,13 +114,12 @@ class AdversarialRobustness(Observer):
 
         The norm is said where it is not l2: ``"joint"``, ``"audio"``, ``"audio+image"``, ``"joint, linf"``.
         """
-        found = {}
+        threats = {}
         for name, attack in self.attacks.items():
-            if has_budget(attack):
-                own = _radii_of(attack)
+            if own := _radii_of(attack):
                 where = "+".join(attack.budget.modalities or ["joint"] if "" in own else own)
-                found[name] = where if attack.budget.norm == "l2" else f"{where}, {attack.budget.norm}"
-        return found
+                threats[name] = where if attack.budget.norm == "l2" else f"{where}, {attack.budget.norm}"
+        return threats
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

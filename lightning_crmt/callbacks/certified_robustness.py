@@ -19,7 +19,7 @@ from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds, margin_speeds
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, encoder_bounds, margin_speeds
 from lightning_crmt.metrics import credited_radius
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, logits_of
@@ -94,8 +94,7 @@ class CertifiedRobustness(Observer):
                 raise ValueError(f"`budgets` must map names of modalities to radii, at least 0, got {budget}")
             for name in budget:
                 check_key_name("budgets", name, modality=True)
-        levels = [Soundness.SOUND, Soundness.RIGOROUS, Soundness.ESTIMATED]
-        self.constants = Soundness.among(levels, "constants", constants)
+        self.constants = Soundness.among([*BOUND_LEVELS, Soundness.ESTIMATED], "constants", constants)
         self.budgets = [dict(budget) for budget in budgets]
 
     @property
@@ -185,7 +184,7 @@ class _Bounded(_Certificates):
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        module, level = crmt_module(self.model.module, self.settings), self.settings.constants.name.lower()
+        module, level = crmt_module(self.model.module, self.settings), self.settings.constants
         # The first time without constants: then the module is asked whether they could say anything about it.
         certificate = module.certify(inputs, self.lipschitz, level=level)
         if self.lipschitz is None:

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.training import NamedModel
 
@@ -56,10 +57,7 @@ class Observer(Callback, ABC):
     def __init__(
         self, *, inputs: Sequence[str] | None = None, every_n_epochs: int = 1, max_batches: int | None = None
     ) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs}")
-        if max_batches is not None and max_batches < 1:
-            raise ValueError(f"`max_batches` must be at least 1, got {max_batches}")
+        check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches)
         if isinstance(inputs, str):
             raise TypeError(f"`inputs` must be a sequence of names, got the string {inputs!r}")
         self.inputs = inputs
@@ -90,6 +88,10 @@ class Observer(Callback, ABC):
         self._forget()
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.measurement(NamedModel(pl_module, self.inputs))  # what cannot be measured should fail before training
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._forget()
 
@@ -111,7 +113,7 @@ class Observer(Callback, ABC):
         if trainer.sanity_checking or (wanted and self.due(trainer)):
             model = NamedModel(pl_module, self.inputs)
             inputs, target = model.split_batch(batch)
-            # Tried and thrown away: what cannot be measured should fail before training, not after an epoch of it.
+            # In the sanity check tried and thrown away: batches that cannot be measured should fail before training.
             running = {} if trainer.sanity_checking else self._running
             if dataloader_idx not in running:
                 running[dataloader_idx] = self.measurement(model)

@@ -59,7 +59,7 @@ class RobustnessFigures(Callback):
         if not figures and split == "test" and not self._warned:
             self._warned = True
             rank_zero_warn(
-                "RobustnessFigures found nothing to draw: a curve needs two `radii` or more in CertifiedRobustness or "
+                "RobustnessFigures has nothing to draw: a curve needs two `radii` or more in CertifiedRobustness or "
                 "AdversarialRobustness, listed before it"
             )
         takers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]

@@ -157,11 +157,11 @@ def curves(numbers: Mapping[Key, float]) -> dict[Key, dict[float, float]]:
     >>> curves({at(0.1): 0.8, at(0.2): 0.7})[Key("val", "accuracy", "joint", sure="certified")]
     {0.1: 0.8, 0.2: 0.7}
     """
-    found: dict[Key, dict[float, float]] = {}
+    by_radius: dict[Key, dict[float, float]] = {}
     for key, value in numbers.items():
         if key.of and key.size is not None:
-            found.setdefault(replace(key, radius=None, budget=()), {})[key.size] = value
-    return {key: dict(sorted(curve.items())) for key, curve in found.items()}
+            by_radius.setdefault(replace(key, radius=None, budget=()), {})[key.size] = value
+    return {key: dict(sorted(curve.items())) for key, curve in by_radius.items()}
 
 
 def _shortest(radius: float) -> str:

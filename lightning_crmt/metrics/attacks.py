@@ -44,7 +44,7 @@ def credited_distance(distance: Tensor, target: Tensor, logits: Tensor) -> Tenso
     """The distance of each adversarial input where the clean prediction is right, 0 where it is wrong, ``(B,)``.
 
     Args:
-        distance: as a search measured it, ``(B,)``, in units of its budget; infinite where it found nothing.
+        distance: as a search measured it, ``(B,)``, in units of its budget; infinite where it came back with none.
         target: classes, ``(B,)``.
         logits: for the clean inputs, ``(B, K)``.
 
@@ -87,9 +87,9 @@ class RobustAccuracy(SampleMean):
 
 
 class MeanAdversarialDistance(SampleMean):
-    """Mean distance of the nearest adversarial input found, a wrong prediction counting as 0; an upper bound.
+    """Mean distance of the nearest adversarial inputs, a wrong prediction counting as 0; an upper bound.
 
-    Infinite if nothing was found for a sample.
+    Infinite if the search came back without one for some sample. In units of the search's budget, like the distances.
 
     Args:
         kwargs: those of ``torchmetrics.Metric``.
