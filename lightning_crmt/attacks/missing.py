@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal, NoReturn, TypeAlias
 
@@ -133,7 +133,7 @@ class MissingModality(Attack):
         subsets = self.subsets(inputs)
         with frozen_eval(holder_of(model)), torch.no_grad():
             known = as_taken_by(model, inputs)
-            logits = {subset: self.logits_without(subset, model, known) for subset in subsets}
+            logits = {subset: self.logits_without(model, known, subset) for subset in subsets}
             for subset, each in logits.items():
                 check_logits(each, f"the logits without {list(subset)}")
             answers = torch.stack(list(logits.values()))
@@ -146,15 +146,15 @@ class MissingModality(Attack):
             }
             return missing, answers.gather(0, worst[None, :, None].expand(1, -1, answers.shape[2])).squeeze(0)
 
-    def logits_without(self, subset: Sequence[str], model: Model, inputs: Inputs) -> Tensor:
-        """What the model answers without the modalities in ``subset``, in its present mode, ``(B, K)``.
+    def logits_without(self, model: Model, inputs: Inputs, missing: Collection[str]) -> Tensor:
+        """Logits ``(B, K)`` without the modalities in ``missing``, of a model as it is: put it in evaluation mode.
 
         Raises:
             ValueError: if a value of ``fill`` does not fit.
             TypeError: for ``fill="dropped"``, if the model has no fusion head.
         """
         if self.fill != "dropped":
-            return logits_of(model({**inputs, **{name: self._stand(name, inputs[name]) for name in subset}}))
+            return logits_of(model({**inputs, **{name: self._stand(name, inputs[name]) for name in missing}}))
         # A wrapper, such as that of distributed training, keeps what it wraps as its attribute ``module``.
         head = getattr(model, "head", getattr(getattr(model, "module", None), "head", None))
         output = model(dict(inputs))
@@ -163,7 +163,7 @@ class MissingModality(Attack):
                 "`fill='dropped'` needs a model with a fusion head as `head` that answers a FusionOutput, "
                 f"got {describe(head)} and {describe(output)}; use 'zeroed'"
             )
-        return head.fuse({name: score for name, score in output.scores.items() if name not in subset})
+        return head.fuse({name: score for name, score in output.scores.items() if name not in missing})
 
     def _stand(self, name: str, value: Tensor) -> Tensor:
         if not isinstance(self.fill, dict):

@@ -190,11 +190,11 @@ class _Bounded(_Certificates):
         if self.lipschitz is None:
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             self.lipschitz = encoder_bounds(module.encoders, shapes, level=level)
-        with frozen_eval(module), torch.no_grad():
-            output = module({name: leaf.detach() for name, leaf in differentiable(inputs, module).items()})
+        with frozen_eval(self.model), torch.no_grad():
+            output = self.model({name: leaf.detach() for name, leaf in differentiable(inputs, self.model).items()})
         self.add(certificate, _detached(output), target)
         for name in self.model.names if len(self.model.names) > 1 else []:
-            without = certify_late_fusion(module, inputs, self.lipschitz, level=level, missing=[name])
+            without = certify_late_fusion(self.model.module, inputs, self.lipschitz, level=level, missing=[name])
             self.means.add(self.of_radius(without, target, name, when="_dropped"))
 
 

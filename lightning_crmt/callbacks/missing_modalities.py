@@ -101,7 +101,7 @@ class _Accuracies(Measurement):
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         subsets = self.attack.subsets(inputs)
         with frozen_eval(self.model), torch.no_grad():
-            logits = [self.attack.logits_without(subset, self.model, inputs) for subset in subsets]
+            logits = [self.attack.logits_without(self.model, inputs, subset) for subset in subsets]
         check_target(target, logits[0].shape[1], len(logits[0]))
         right = [each.argmax(dim=1) == target for each in logits]
         self.means.add(
