@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from support.linear_model import Linear, distances, samples
-from test_pgd import THREATS, Counting, Net, predict
+from support.linear_model import THREATS, Counting, Linear, distances, predict, samples
+from support.nets import Net
 from torch import nn
 
 from lightning_crmt.attacks import APGD, PGD, Budget

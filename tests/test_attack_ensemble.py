@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from support.linear_model import Linear, distances, samples
-from test_pgd import Counting, Net, predict
+from support.linear_model import Counting, Linear, distances, predict, samples
+from support.nets import Net
 
 from lightning_crmt.attacks import (
     FGM,

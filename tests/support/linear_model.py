@@ -8,7 +8,22 @@ from itertools import chain
 import torch
 from torch import nn
 
+from lightning_crmt.attacks import Budget
+
 SIZES = {"audio": (5,), "image": (2, 3)}
+BOX = {"audio": (-2.0, 2.0), "image": (-2.0, 2.0)}
+ALL = {"audio": 1.0, "image": 1.0}
+
+#: What is searched, as a function of the factor, and the exact factor.
+THREATS = {
+    "joint": (lambda t: Budget(t), {"radii": ALL, "joint": True}),
+    "alone": (lambda t: Budget(t, modalities=["image"]), {"radii": {"image": 1.0}}),
+    "product": (lambda t: Budget({"audio": t, "image": 0.3 * t}), {"radii": {"audio": 1.0, "image": 0.3}}),
+    "linf": (lambda t: Budget(t, norm="linf"), {"radii": ALL, "norm": "linf"}),
+    "joint, box": (lambda t: Budget(t, box=BOX), {"radii": ALL, "joint": True, "box": BOX}),
+    "linf, box": (lambda t: Budget(t, norm="linf", box=BOX), {"radii": ALL, "norm": "linf", "box": BOX}),
+    "product, box": (lambda t: Budget({"audio": t, "image": t}, box=BOX), {"radii": ALL, "box": BOX}),
+}
 
 
 class Linear(nn.Module):
@@ -23,6 +38,27 @@ class Linear(nn.Module):
 
     def forward(self, inputs):
         return self.bias + sum(inputs[n].flatten(1) @ w.mT for n, w in self.weights.items())
+
+
+class Counting(Linear):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.seen = []
+
+    def forward(self, inputs):
+        self.seen.append(len(inputs["audio"]))
+        return super().forward(inputs)
+
+
+class Detaching(Linear):
+    def forward(self, inputs):
+        return super().forward({n: v.detach() if n == "audio" else v for n, v in inputs.items()})
+
+
+def predict(model, inputs):
+    with torch.no_grad():
+        output = model(inputs)
+    return (output["logits"] if isinstance(output, dict) else output).argmax(dim=1)
 
 
 def samples(batch_size=20, sizes=SIZES, dtype=torch.float64, seed=1, low=None, high=None):
