@@ -82,6 +82,7 @@ def test_no_more_passes_than_needed():
     assert sum(model.seen) <= 20 * 5
 
 
+@pytest.mark.slow
 def test_as_strong_as_many_more_steps_of_plain_descent():
     model, x = Net(torch.float64).eval(), samples(100)
     y, radius = predict(model, x), 0.6

@@ -10,6 +10,8 @@ from lightning_crmt import CRMTModule, estimate_lipschitz
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
+pytestmark = pytest.mark.slow
+
 DDP = "ddp_find_unused_parameters_true"
 
 

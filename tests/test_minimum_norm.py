@@ -141,6 +141,7 @@ def trained(kind, inputs, target):
     return model.double().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "lipschitz"])
 @pytest.mark.parametrize("modalities", [["fou", "mor"], ["mor"]])
 def test_on_trained_nets_a_slower_search_finds_nothing_nearer(kind, modalities, digits):
