@@ -43,8 +43,8 @@ def test_door_two_existing_module():
 
 def test_demo_makes_table_figure_and_csv(tmp_path, capsys, monkeypatch):
     demo = load("demo")
-    monkeypatch.setattr(demo, "STEP_1", 6)
-    monkeypatch.setattr(demo, "STEP_2", 3)
+    monkeypatch.setattr(demo, "STEP_1", 15)
+    monkeypatch.setattr(demo, "STEP_2", 6)
     rows = demo.main(seeds=2, out="here")
     shown = capsys.readouterr().out
     for method in ("JT", "OJT", "CRMT step 1", "CRMT step 1+2"):

@@ -22,7 +22,7 @@ class TrainingError(Exception):
     """The script stopped with an error, or not in time; the message is what it wrote."""
 
 
-def train(scenario, folder, *, strategy="auto", processes=1, batch_size, timeout=240):
+def train(scenario, folder, *, strategy="auto", processes=1, batch_size, timeout=600):
     """What each process ended with, in the order of their ranks; a single one is this one."""
     if processes == 1:
         torch.set_num_threads(1)
