@@ -11,10 +11,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_crmt.certification import Certificate, certify_late_fusion
+from lightning_crmt.certification import Certificate, Evaluation, certify_late_fusion
 from lightning_crmt.checks import check_inputs, check_logits, check_same_modalities, check_target, describe
 from lightning_crmt.fusion import FusionHead
-from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants
+from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.soundness import Soundness
@@ -157,8 +157,7 @@ class CRMTMixin:
 
         Args:
             inputs: one batch by modality.
-            lipschitz: constants of these very weights; with estimated ones the radii are estimates. By default bounds
-                of the encoders are computed.
+            lipschitz: estimated constants, for radii that are estimates; bounds are checked to be of these weights.
             level: ``"rigorous"`` counts rounding too, see
                 :func:`~lightning_crmt.certification.certify_late_fusion`, also for what it raises.
 
@@ -169,16 +168,30 @@ class CRMTMixin:
         >>> model.certify({"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}).soundness.label
         'certified'
         """
-        assert isinstance(self, nn.Module)
-        level = Soundness.among(BOUND_LEVELS, "level", level)
-        hooked = self._forward_hooks or self._forward_pre_hooks
-        changed = hooked or getattr(self.forward, "__func__", None) is not CRMTMixin.forward
-        if changed and (lipschitz is None or lipschitz.soundness.certified or level is Soundness.RIGOROUS):
+        if lipschitz is not None and not lipschitz.soundness.certified:
+            return certify_late_fusion(self, inputs, lipschitz, level=level)
+        return self.evaluation(inputs, lipschitz, level=level).certificate()
+
+    def evaluation(
+        self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Soundness | str = Soundness.SOUND
+    ) -> Evaluation:
+        """What certificates of one batch rest on, with and without some of the modalities; see :meth:`certify`.
+
+        Raises:
+            ValueError: if ``forward`` does more than the mixin's: bounds of the encoders say nothing about that.
+        """
+        hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
+        changed = [name for name in ("forward", "__call__") if name in vars(self)]
+        changed += [
+            name for name in ("forward", "__call__") if getattr(type(self), name) is not getattr(CRMTMixin, name)
+        ]
+        changed += [getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks]
+        if changed:
             raise ValueError(
                 "`forward` must be that of CRMTMixin, without hooks, to be certified: bounds of the encoders say "
-                "nothing about what else it does; estimated constants, as `lipschitz`, still give estimates"
+                f"nothing about what {', '.join(changed)} does besides; estimated constants still give estimates"
             )
-        return certify_late_fusion(self, inputs, lipschitz, level=level)
+        return Evaluation(self, inputs, lipschitz, level=level)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch; logs ``train/loss``, or under the name of a stage's own objective."""

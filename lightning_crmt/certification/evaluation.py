@@ -17,22 +17,80 @@ from torch import Tensor, nn
 
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.examined import Examined
-from lightning_crmt.certification.inequality import row_distances, sensitivities
+from lightning_crmt.certification.from_outputs import certify, without
+from lightning_crmt.certification.inequality import own_class, row_distances, sensitivities
 from lightning_crmt.checks import check_batch, check_inputs
 from lightning_crmt.frozen_eval import as_taken_by, device_of, frozen_eval
-from lightning_crmt.lipschitz import LipschitzConstants, NoBoundError, Precision, encoders_and_head, running_error
+from lightning_crmt.lipschitz import (
+    BOUND_LEVELS,
+    LipschitzConstants,
+    NoBoundError,
+    Precision,
+    encoder_bounds,
+    encoder_errors,
+    encoders_and_head,
+    running_error,
+)
 from lightning_crmt.modality import Inputs
 from lightning_crmt.soundness import Soundness
 
 
-class SoundEvaluation:
-    """One batch, run once and evaluated exactly once, for certificates with and without some of the modalities.
+def certify_late_fusion(
+    model: nn.Module,
+    inputs: Inputs,
+    lipschitz: LipschitzConstants | None = None,
+    *,
+    level: Soundness | str = Soundness.SOUND,
+    missing: Collection[str] = (),
+) -> Certificate:
+    """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
+
+    Args:
+        model: its attributes ``encoders``, by modality, and ``head`` are run as
+            ``head({m: encoders[m](inputs[m])})``. A certificate covers nothing else that the model may do.
+        inputs: one batch by modality; run on the device and in the precision of the model's parameters.
+        lipschitz: estimated constants, for radii that are estimates. Bounds by
+            :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
+            computed anyway, once for weights as they are.
+        level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
+            weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
+        missing: modalities to certify without, see :func:`~lightning_crmt.certification.certify`.
+
+    Raises:
+        NoBoundError: if an encoder has no bound at this level.
+        ValueError: for bounds of other weights or shapes, for models in half precision, and at level rigorous for a
+            model that nothing is proved about.
+        TypeError: if ``model`` has no encoders or head, or its head is of a type whose code is not known.
+
+    >>> from lightning_crmt.fusion import LinearFusion
+    >>> model = nn.Module()
+    >>> model.encoders = nn.ModuleDict({"audio": nn.Linear(20, 16), "image": nn.Identity()})
+    >>> model.head = LinearFusion({"audio": 16, "image": 30}, num_classes=10)
+    >>> model.forward = lambda inputs: model.head({name: f(inputs[name]) for name, f in model.encoders.items()})
+    >>> inputs = {"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}
+    >>> certify_late_fusion(model, inputs).soundness, certify_late_fusion(model, inputs, level="rigorous").soundness
+    (<Soundness.SOUND: 2>, <Soundness.RIGOROUS: 3>)
+    """
+    level = Soundness.among(BOUND_LEVELS, "level", level)
+    if level is Soundness.SOUND and lipschitz is not None and not lipschitz.soundness.certified:
+        head = encoders_and_head(model)[1]
+        with frozen_eval(model), torch.no_grad():
+            return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
+    return Evaluation(model, inputs, lipschitz, level=level).certificate(missing)
+
+
+class Evaluation:
+    """One batch as the model runs it, for certificates with and without some of the modalities.
 
     Args:
         model: encoders by modality and a head of late fusion, as its attributes; nothing else of it takes part.
         inputs: one batch by modality.
         lipschitz: bounds of these very encoders by ``encoder_bounds``, to be checked; they are computed anyway, once
             for weights as they are.
+        level: sound or rigorous.
+
+    Attributes:
+        output: what the head answered.
 
     Raises:
         NoBoundError: naming an encoder's layer without a bound, or a part that does something else than its type.
@@ -40,18 +98,30 @@ class SoundEvaluation:
         TypeError: if encoders or head are missing, or the head is of a type whose code is not known.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, lipschitz: LipschitzConstants | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        lipschitz: LipschitzConstants | None = None,
+        *,
+        level: Soundness | str = Soundness.SOUND,
+    ) -> None:
+        self.level = Soundness.among(BOUND_LEVELS, "level", level)
         encoders, self.head = encoders_and_head(model)
         check_inputs(inputs, encoders.keys())
         with frozen_eval(model), torch.no_grad():
             inputs = as_taken_by(model, inputs)
             twin = Examined.of(dict(encoders.items()), self.head)
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            _refuse_other(lipschitz, twin, shapes)
+            _refuse_other(lipschitz, self.level, twin, shapes)
             features = {name: encoder(inputs[name]) for name, encoder in encoders.items()}
             self.output = self.head(features)
             if (rows := check_batch("features", features)) != (size := check_batch("inputs", inputs)):
                 raise ValueError(f"`encoders` must give a row of features for each of {size} samples, got {rows}")
+            if self.level is Soundness.RIGOROUS:
+                self.constants = encoder_bounds(encoders, shapes, level=self.level)
+                self.errors = encoder_errors(encoders, inputs)
+                return
             try:
                 self.constants = twin.bounds(shapes)
             except NoBoundError as error:
@@ -74,16 +144,21 @@ class SoundEvaluation:
             self.precision = Precision(self.head.bias.dtype, self.head.bias.device)
 
     def certificate(self, missing: Collection[str] = ()) -> Certificate:
-        """The certificate of these predictions, or of those with some modalities dropped from the fusion."""
-        present = [name for name in self.exact_output.scores if name not in missing]
+        """The certificate of these predictions, or of those with some modalities dropped from the fusion.
+
+        Raises:
+            ValueError: if ``missing`` names unknown modalities, or all.
+        """
+        if self.level is Soundness.RIGOROUS:
+            return certify(self.output, self.head, self.constants, missing=missing, errors=self.errors)
         with torch.no_grad():
-            running = self.head.fuse({name: self.output.scores[name] for name in present})
+            present, running = without(missing, self.output, self.head)
             exact = self.exact_head.fuse({name: self.exact_output.scores[name] for name in present})
             prediction = running.argmax(dim=1).to(exact.device)
             margins = exact.gather(1, prediction[:, None]) - exact
             slack = self._slack(prediction, present)
-            rivals = torch.ones_like(margins, dtype=torch.bool).scatter(1, prediction[:, None], False)
-            vouched = (margins > slack).logical_or(~rivals).all(dim=1) & running.isfinite().all(dim=1).to(exact.device)
+            vouched = ((margins > slack) | own_class(prediction, exact.shape[1])).all(dim=1)
+            vouched &= running.isfinite().all(dim=1).to(exact.device)
             # Double precision rounds too: as much less as its unit is smaller.
             margins = torch.where(vouched[:, None], margins - slack * self.precision.share_of_double, 0.0)
             slopes = {
@@ -115,9 +190,16 @@ class SoundEvaluation:
         return slack
 
 
-def _refuse_other(lipschitz: LipschitzConstants | None, twin: Examined, shapes: dict[str, tuple[int, ...]]) -> None:
+def _refuse_other(
+    lipschitz: LipschitzConstants | None, level: Soundness, twin: Examined, shapes: dict[str, tuple[int, ...]]
+) -> None:
     if lipschitz is None:
         return
+    if lipschitz.soundness < level:
+        raise ValueError(
+            f"`lipschitz` must be {level.name.lower()} at level {level.name.lower()!r}, it is "
+            f"{lipschitz.soundness.name.lower()}; leave it out, or take encoder_bounds(encoders, level=...)"
+        )
     if lipschitz.fingerprints != twin.fingerprints:
         raise ValueError(
             "`lipschitz` must be bounds of these very encoders, as encoder_bounds gives them, and they are of others: "

@@ -1,31 +1,24 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""From logits, or from samples, to a certificate."""
+"""From logits and constants to a certificate."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.evaluation import SoundEvaluation
 from lightning_crmt.certification.inequality import sensitivities
 from lightning_crmt.certification.rounding import UP, rounding
-from lightning_crmt.checks import check_inputs, check_same_modalities, describe
-from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
+from lightning_crmt.checks import check_same_modalities, describe
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
-    BOUND_LEVELS,
     ForwardError,
     LipschitzConstants,
-    encoder_bounds,
-    encoder_errors,
-    encoders_and_head,
-    examine,
 )
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
+from lightning_crmt.modality import FusionOutput, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -71,7 +64,8 @@ def certify(
     logits = logits_of(output)
     pairs = sensitivities(lipschitz, head)
     if missing:
-        logits, pairs = _without(missing, output, head, pairs)
+        present, logits = without(missing, output, head)
+        pairs = {name: pair if name in present else torch.zeros_like(pair) for name, pair in pairs.items()}
     logits = logits.detach()
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
@@ -97,72 +91,19 @@ def certify(
     )
 
 
-def certify_late_fusion(
-    model: nn.Module,
-    inputs: Inputs,
-    lipschitz: LipschitzConstants | None = None,
-    *,
-    level: Soundness | str = Soundness.SOUND,
-    missing: Collection[str] = (),
-) -> Certificate:
-    """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
-
-    Args:
-        model: its attributes ``encoders``, by modality, and ``head`` are run as
-            ``head({m: encoders[m](inputs[m])})``. A certificate covers nothing else that the model may do.
-        inputs: one batch by modality; run on the device and in the precision of the model's parameters.
-        lipschitz: estimated constants, for radii that are estimates. Bounds by
-            :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
-            computed anyway, once for weights as they are.
-        level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
-            weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
-        missing: modalities to certify without, see :func:`~lightning_crmt.certification.certify`.
-
-    Raises:
-        NoBoundError: if an encoder has no bound at this level.
-        ValueError: for bounds of other weights or shapes, for models in half precision, and at level rigorous for a
-            model that nothing is proved about.
-        TypeError: if ``model`` has no encoders or head, or its head is of a type whose code is not known.
-
-    >>> from lightning_crmt.fusion import LinearFusion
-    >>> model = nn.Module()
-    >>> model.encoders = nn.ModuleDict({"audio": nn.Linear(20, 16), "image": nn.Identity()})
-    >>> model.head = LinearFusion({"audio": 16, "image": 30}, num_classes=10)
-    >>> model.forward = lambda inputs: model.head({name: f(inputs[name]) for name, f in model.encoders.items()})
-    >>> inputs = {"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}
-    >>> certify_late_fusion(model, inputs).soundness, certify_late_fusion(model, inputs, level="rigorous").soundness
-    (<Soundness.SOUND: 2>, <Soundness.RIGOROUS: 3>)
-    """
-    level = Soundness.among(BOUND_LEVELS, "level", level)
-    if lipschitz is not None and not lipschitz.soundness.certified and level is Soundness.SOUND:
-        _, head = encoders_and_head(model)
-        with frozen_eval(model), torch.no_grad():
-            return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
-    if level is Soundness.SOUND:
-        return SoundEvaluation(model, inputs, lipschitz).certificate(missing)
-    if lipschitz is not None and lipschitz.soundness < level:
-        raise ValueError(
-            f"`lipschitz` must be rigorous at level 'rigorous', it is {lipschitz.soundness.name.lower()}; "
-            "leave it out, or take encoder_bounds(encoders, level='rigorous')"
-        )
-    encoders, head = encoders_and_head(model)
-    check_inputs(inputs, encoders.keys())
-    examine(dict(encoders.items()), head)
-    with frozen_eval(model), torch.no_grad():
-        inputs = as_taken_by(model, inputs)
-        bounds = encoder_bounds(encoders, {name: value.shape[1:] for name, value in inputs.items()}, level=level)
-        output = head({name: encoder(inputs[name]) for name, encoder in encoders.items()})
-        return certify(output, head, bounds, missing=missing, errors=encoder_errors(encoders, inputs))
-
-
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
     margins = logits.gather(1, prediction[:, None]) - logits
     return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
 
 
-def _without(
-    missing: Collection[str], output: FusionOutput | Tensor, head: LateFusion | None, pairs: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def without(
+    missing: Collection[str], output: FusionOutput | Tensor, head: LateFusion | None
+) -> tuple[list[str], Tensor]:
+    """The modalities that are left without those ``missing``, and the logits of their scores.
+
+    Raises:
+        ValueError: if unknown modalities are missing or all, or there are no scores to drop.
+    """
     if isinstance(missing, str):
         raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
     if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
@@ -170,10 +111,9 @@ def _without(
             "`missing` needs a fusion head and a FusionOutput to drop scores from, "
             f"got {describe(head)} and {describe(output)}"
         )
-    unknown = [name for name in missing if name not in pairs]
-    present = [name for name in pairs if name not in missing]
-    if unknown or not present:
-        raise ValueError(f"`missing` must leave at least one of the modalities {list(pairs)}, got {list(missing)}")
-    check_same_modalities("output.scores", output.scores, pairs)
-    logits = head.fuse({name: output.scores[name] for name in present})
-    return logits, {name: pair if name in present else torch.zeros_like(pair) for name, pair in pairs.items()}
+    names = list(head.in_features)
+    check_same_modalities("output.scores", output.scores, names)
+    present = [name for name in names if name not in missing]
+    if not present or any(name not in names for name in missing):
+        raise ValueError(f"`missing` must leave at least one of the modalities {names}, got {list(missing)}")
+    return present, head.fuse({name: output.scores[name] for name in present})
