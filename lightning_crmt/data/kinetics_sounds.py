@@ -51,7 +51,7 @@ class KineticsSounds(ClipDataModule):
         spectrograms: folder of the spectrograms below ``root``; by part where each part has its own.
         audio_mean: :math:`\mu`.
         audio_std: :math:`\sigma`.
-        **settings: ``frames``, ``val_share`` (where ``parts`` names no ``val``), ``classes`` (fewer or others), ``size``,
+        **settings: ``frames``, ``val_share`` (unless ``parts`` has ``val``), ``classes`` (fewer or others), ``size``,
             ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
 
     Raises:

@@ -134,7 +134,7 @@ class WatchMotion(MultimodalDataModule):
 
 def _read_recordings() -> tuple[list[Tensor], Tensor, list[int]]:
     """Recordings ``(T, 6)``, the exercise of each, and its subject."""
-    # A pickle can run code when it is read; this one lies beside the code of its package and is trusted like that.
+    # A pickle can run code when it is read; this one lies beside the code of its package and is trusted as much.
     content = np.load(installed_file("seglearn", "data/watch_dataset.npy"), allow_pickle=True).item()
     recordings = [torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in content["X"]]
     return recordings, torch.from_numpy(content["y"]).long(), content["subject"].tolist()

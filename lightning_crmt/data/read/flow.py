@@ -63,7 +63,7 @@ class FlowReader(Reader):
 
     @override
     def for_folder(self, folder: Path, root: Path) -> Self:
-        """With the bound in the settings beside the folder, or beside one that it lies in; as it is without any.
+        """For a folder, with the bound in the settings beside it or beside a folder around it, if there are settings.
 
         Raises:
             ValueError: if there is a file of settings without a valid bound.
