@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_crmt import CRMTModule, LinearFusion
 from lightning_crmt.attacks import mean_inputs
 from lightning_crmt.callbacks import CertifiedRobustness, MissingModalities
-from lightning_crmt.certification.late_fusion import certify_late_fusion
+from lightning_crmt.certification import certify_late_fusion
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.layers import with_fixed_weights
 
