@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.installed import installed_file
 from lightning_crmt.data.read.recordings import fetch_recordings, read_recordings, spectrograms
 from lightning_crmt.data.read.scaling import scaled
 from lightning_crmt.data.read.splits import pair_by_class, people_by_part, stratified_split
-from lightning_crmt.data.settings import above_zero, at_least, chosen, several
+from lightning_crmt.data.settings import chosen, several
 
 MODALITIES = ("audio", "image")
 PARTS = ("train", "val", "test")
@@ -102,8 +103,8 @@ class SpokenWrittenDigits(MultimodalDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        at_least(1, frames=frames, n_mels=n_mels)
-        above_zero(dynamic_range=dynamic_range, norm=norm)
+        check_at_least(1, frames=frames, n_mels=n_mels)
+        check_positive(dynamic_range=dynamic_range, norm=norm)
         self.held_out_speakers = test = several(held_out_speakers)
         self.validation_speakers = validation = several(validation_speakers)
         people_by_part("speaker", test, validation)

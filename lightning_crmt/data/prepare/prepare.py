@@ -23,10 +23,11 @@ import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.data.prepare.ffmpeg import BrokenVideoError, FFmpeg
 from lightning_crmt.data.prepare.kinds import Flow, Frames, Maker, Method, Spectrograms, flow_estimator
 from lightning_crmt.data.prepare.videos import find_videos
-from lightning_crmt.data.settings import above_zero, at_least, chosen
+from lightning_crmt.data.settings import chosen
 
 Kind = Literal["frames", "spectrograms", "flow"]
 
@@ -156,8 +157,8 @@ def prepare(
     """
     videos, output = Path(videos), Path(output)
     names = chosen("kinds", kinds, get_args(Kind))
-    above_zero(fps=fps, flow_fps=flow_fps, flow_bound=flow_bound)
-    at_least(1, size=size, workers=workers)
+    check_positive(fps=fps, flow_fps=flow_fps, flow_bound=flow_bound)
+    check_at_least(1, size=size, workers=workers)
     if videos.resolve() == output.resolve():
         raise ValueError(f"`output` must be another folder than `videos`, got {str(output)!r} for both")
     every = Frames(fps, size), Spectrograms(), Flow(size, flow_fps, flow_bound, flow_method)

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_crmt.checks import describe
+from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.data.read.looks import Look, Reader
-from lightning_crmt.data.settings import above_zero, at_least
 
 #: The least energy that is told from silence: the single precision epsilon, also in double precision.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
@@ -70,7 +69,7 @@ def log_mel(
     """
     if not isinstance(waveform, Tensor) or not waveform.is_floating_point() or waveform.dim() < 1:
         raise TypeError(f"`waveform` must be a floating point tensor of samples in [-1, 1], got {describe(waveform)}")
-    at_least(1, n_mels=n_mels)
+    check_at_least(1, n_mels=n_mels)
     frame_count(waveform.shape[-1], sample_rate, frame_length, frame_shift)
     if not waveform.isfinite().all():
         raise ValueError("`waveform` must be finite, got NaN or Inf")
@@ -139,7 +138,7 @@ class SpectrogramReader(Reader):
     frames: int = 1024
 
     def __post_init__(self) -> None:
-        above_zero(audio_std=self.std)
+        check_positive(audio_std=self.std)
         if not math.isfinite(self.mean):
             raise ValueError(f"`audio_mean` must be finite, got {self.mean}")
 
