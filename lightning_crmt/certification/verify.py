@@ -86,7 +86,7 @@ class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that
 
 @dataclass(frozen=True)
 class Verification:
-    """What was tried against a certificate, in vain: evidence, not a proof.
+    """What was tried against a certificate without success: evidence, not a proof.
 
     Attributes:
         soundness: level of the certificate.

@@ -46,8 +46,9 @@ def estimate_lipschitz(
             Samples of a batch must not influence each other, as in evaluation mode they do not.
         batches: inputs by name; wrap the iterable to show progress.
         of: which constants.
-        search: for ``of="scores"``, how to find the largest gradients without taking all: never above what all give,
-            mostly equal, rarely a few percent below, in a time that grows less with the classes. None takes them all.
+        search: for ``of="scores"``, how to find the largest gradients without taking all. The result is never above
+            the exhaustive one, mostly equal to it and rarely a few percent below; the time grows less with the number
+            of classes. None takes all gradients.
 
     Returns:
         Constants with ``Soundness.ESTIMATED``, in the precision of the parameters, on their device.
