@@ -240,12 +240,12 @@ class _Judge:
     def __call__(self, perturbed: Inputs) -> None:
         norms = self._norms(_difference(perturbed, self.attacked))
         inside = torch.stack([norms[group] <= radius for group, radius in self.claimed.items()]).all(dim=0)
-        changed, beyond = self._changed(self.attacked, self.attacked.logits(perturbed))
+        beyond = self._beyond(self.attacked, self.attacked.logits(perturbed))
         self.done.probes[self.threat] = self.done.probes.get(self.threat, 0) + int(inside.sum())
-        explained = int((inside & changed & (beyond <= 0)).sum())
+        explained = int((inside & beyond.isfinite() & (beyond <= 0)).sum())
         if explained:
             self.done.rounding[self.threat] = self.done.rounding.get(self.threat, 0) + explained
-        wrong = inside & changed & (beyond > 0)
+        wrong = inside & (beyond > 0)
         if bool(wrong.any()):
             worst = beyond.masked_fill(~wrong, -torch.inf).argmax()
             raise CertificateViolation(self._counterexample(int(worst), perturbed), self.save_to)
@@ -253,14 +253,13 @@ class _Judge:
     def _norms(self, delta: Perturbation) -> _Radii:
         return {group: _norm([delta[name] for name in group]) for group in self.claimed}
 
-    def _changed(self, attacked: AttackedModel, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the prediction is another, and by how much its lead exceeds what rounding explains."""
-        own = logits.gather(1, attacked.target[:, None]).squeeze(1)
-        lead = logits.amax(dim=1) - own
+    def _beyond(self, attacked: AttackedModel, logits: Tensor) -> Tensor:
+        """By how much the lead of another class exceeds what rounding explains; minus infinity where none leads."""
+        lead = logits.amax(dim=1) - logits.gather(1, attacked.target[:, None]).squeeze(1)
         slack = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
         # A rigorous claim is about the prediction itself; and logits that are not finite are beyond any excuse.
         beyond = torch.full_like(lead, torch.inf) if self.rigorous else (lead - slack).nan_to_num(torch.inf, torch.inf)
-        return logits.argmax(dim=1) != attacked.target, beyond
+        return torch.where(logits.argmax(dim=1) != attacked.target, beyond, -torch.inf)
 
     def _counterexample(self, index: int, perturbed: Inputs) -> Counterexample:
         row = torch.tensor([index], device=self.attacked.target.device)
@@ -273,8 +272,7 @@ class _Judge:
             middle = (low + high) / 2
             tried = budget.apply({name: middle * d for name, d in whole.items()}, attacked.inputs)
             logits = attacked.logits(tried)
-            changed, beyond = self._changed(attacked, logits)
-            if bool((changed & (beyond > 0)).all()):
+            if bool((self._beyond(attacked, logits) > 0).all()):
                 high, nearest, after = middle, tried, logits
             else:
                 low = middle
