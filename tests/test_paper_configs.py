@@ -164,7 +164,7 @@ def test_folders_and_lists_by_part_from_the_command_line_and_from_yaml(tmp_path)
     for way in (words, ["--config", str(own)]):
         data = command_line([*config, *way], run=False).datamodule
         assert data.folders == {"image": frames, "audio": "spectrograms"}
-        assert data.parts_given == parts
+        assert data.sources == parts
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a new version of the log, as it should be
