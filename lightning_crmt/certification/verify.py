@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_crmt.attacks import PGD, AttackedModel, Budget, Model, Perturbation, under_attack
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.checks import check_at_least, check_batch
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, select
 from lightning_crmt.soundness import Soundness
 
 #: One l2 norm for a ball, or one by modality for separate budgets.
@@ -166,8 +166,9 @@ def verify_certificate(
     if len(rows) == 0:
         return done
     generator = torch.Generator().manual_seed(seed)
-    chosen = {name: value[rows.to(value.device)] for name, value in inputs.items()}
-    with under_attack(model, chosen, certificate.prediction[rows], Budget(0.0, modalities=present)) as attacked:
+    with under_attack(
+        model, select(inputs, rows), certificate.prediction[rows], Budget(0.0, modalities=present)
+    ) as attacked:
         farthest = 10 * (1 + max(float(_norm([attacked.inputs[name].double()]).max()) for name in present))
         for threat, claimed in _threats(certificate, present, products, farthest, generator):
             judge = _Judge(attacked, threat, claimed, rows, done, save_to)
@@ -264,7 +265,7 @@ class _Judge:
     def _counterexample(self, index: int, perturbed: Inputs) -> Counterexample:
         row = torch.tensor([index], device=self.attacked.target.device)
         attacked = self.attacked.select(row)
-        nearest = {name: value[row] for name, value in perturbed.items()}
+        nearest = select(perturbed, row)
         after = self.attacked.logits(perturbed)[row]
         whole, low, high = _difference(nearest, attacked), 0.0, 1.0
         budget = Budget(1.0, modalities=attacked.attacked)
