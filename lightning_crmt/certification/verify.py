@@ -171,7 +171,8 @@ def verify_certificate(
     ) as attacked:
         farthest = 10 * (1 + max(float(_norm([attacked.inputs[name].double()]).max()) for name in present))
         for threat, claimed in _threats(certificate, present, products, farthest, generator):
-            judge = _Judge(attacked, threat, claimed, rows, done, save_to)
+            radii = {group: radius[rows].to(attacked.target.device) for group, radius in claimed.items()}
+            judge = _Judge(attacked, threat, radii, rows, done, save_to)
             if threat == "clean":
                 judge(attacked.inputs)
                 continue
@@ -214,21 +215,20 @@ def _threats(
         yield f"product {i}", {(name,): low * budget for name, budget in corner.items()}
 
 
+@dataclass(frozen=True)
 class _Judge:
     """Compares predictions inside one claim; raises where one changes that was claimed to stay."""
 
-    def __init__(
-        self,
-        attacked: AttackedModel,
-        threat: str,
-        claimed: _Radii,
-        rows: Tensor,
-        done: Verification,
-        save_to: str | Path | None,
-    ) -> None:
-        self.attacked, self.threat, self.rows, self.done, self.save_to = attacked, threat, rows, done, save_to
-        self.claimed = {group: radius[rows].to(attacked.target.device) for group, radius in claimed.items()}
-        self.rigorous = done.soundness is Soundness.RIGOROUS
+    attacked: AttackedModel
+    threat: str
+    claimed: _Radii
+    rows: Tensor
+    done: Verification
+    save_to: str | Path | None
+
+    @property
+    def rigorous(self) -> bool:
+        return self.done.soundness is Soundness.RIGOROUS
 
     def budget(self) -> Budget:
         """Just inside of what is claimed; double precision needs a little room to measure that."""
