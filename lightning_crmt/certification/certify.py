@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import torch
@@ -17,7 +18,6 @@ from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
     BOUND_LEVELS,
-    Encoders,
     ForwardError,
     LipschitzConstants,
     NoBoundError,
@@ -68,11 +68,9 @@ def certify(
     >>> bool((certificate.radius() <= certificate.radius(["audio"])).all())
     True
     """
-    logits = logits_of(output)
     pairs = sensitivities(lipschitz, head)
-    if missing:
-        logits, pairs = _without(missing, output, head, pairs)
-    logits = logits.detach()
+    present = [name for name in pairs if name not in missing]
+    logits = (_fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
         if pair.shape != (num_classes, num_classes):
@@ -82,19 +80,17 @@ def certify(
     prediction = logits.argmax(dim=1)
     if errors is None:
         margins = _margins(at_least_single(logits), prediction)
-        slopes = {name: pair.detach().to(margins)[prediction] for name, pair in pairs.items()}
+        slopes = {name: pairs[name].detach().to(margins)[prediction] for name in present}
         # Nothing here accounts for rounding, however rigorous the constants are.
-        soundness = min(lipschitz.soundness, Soundness.SOUND)
-        return Certificate(prediction, margins, slopes, soundness, tuple(missing))
-    present = [name for name in pairs if name not in missing]
-    errors = {name: error for name, error in errors.items() if name not in missing}
-    check_same_modalities("errors", errors, present)
-    slack, slopes = rounding(logits, head, lipschitz, errors)
-    margins = _margins(logits.double(), prediction) / UP - slack
+        soundness, limit = min(lipschitz.soundness, Soundness.SOUND), math.inf
+    else:
+        errors = {name: error for name, error in errors.items() if name not in missing}
+        check_same_modalities("errors", errors, present)
+        slack, slopes = rounding(logits, head, lipschitz, errors)
+        margins = _margins(logits.double(), prediction) / UP - slack
+        soundness, limit = lipschitz.soundness, ForwardError.LARGEST_RADIUS
     slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
-    return Certificate(
-        prediction, margins, slopes, lipschitz.soundness, tuple(missing), limit=ForwardError.LARGEST_RADIUS
-    )
+    return Certificate(prediction, margins, slopes, soundness, tuple(missing), limit)
 
 
 def certify_late_fusion(
@@ -144,21 +140,18 @@ def certify_late_fusion(
     with frozen_eval(model), torch.no_grad():
         inputs = as_taken_by(model, inputs)
         if lipschitz is None:
-            lipschitz = _bounds(encoders, inputs, level)
+            try:
+                shapes = {name: value.shape[1:] for name, value in inputs.items()}
+                lipschitz = encoder_bounds(encoders, shapes, level=level)
+            except NoBoundError as error:
+                if rigorous:
+                    raise  # it says what to do
+                raise NoBoundError(
+                    f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
+                    "lipschitz=estimate_lipschitz(model, batches)"
+                ) from error
         errors = encoder_errors(encoders, inputs) if rigorous else None
         return certify(model(inputs), head, lipschitz, missing=missing, errors=errors)
-
-
-def _bounds(encoders: Encoders, inputs: Inputs, level: Soundness) -> LipschitzConstants:
-    try:
-        return encoder_bounds(encoders, {name: value.shape[1:] for name, value in inputs.items()}, level=level)
-    except NoBoundError as error:
-        if level is Soundness.RIGOROUS:
-            raise  # it says what to do
-        raise NoBoundError(
-            f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
-            "lipschitz=estimate_lipschitz(model, batches)"
-        ) from error
 
 
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
@@ -166,9 +159,10 @@ def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
 
 
-def _without(
-    missing: Collection[str], output: FusionOutput | Tensor, head: LateFusion | None, pairs: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _fused(
+    output: FusionOutput | Tensor, head: LateFusion | None, modalities: list[str], missing: Collection[str]
+) -> Tensor:
+    """Logits without the scores of those that are missing."""
     if isinstance(missing, str):
         raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
     if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
@@ -176,10 +170,7 @@ def _without(
             "`missing` needs a fusion head and a FusionOutput to drop scores from, "
             f"got {describe(head)} and {describe(output)}"
         )
-    unknown = [name for name in missing if name not in pairs]
-    present = [name for name in pairs if name not in missing]
-    if unknown or not present:
-        raise ValueError(f"`missing` must leave at least one of the modalities {list(pairs)}, got {list(missing)}")
-    check_same_modalities("output.scores", output.scores, pairs)
-    logits = head.fuse({name: output.scores[name] for name in present})
-    return logits, {name: pair if name in present else torch.zeros_like(pair) for name, pair in pairs.items()}
+    if not set(missing) < set(modalities):
+        raise ValueError(f"`missing` must leave at least one of the modalities {modalities}, got {list(missing)}")
+    check_same_modalities("output.scores", output.scores, modalities)
+    return head.fuse({name: output.scores[name] for name in modalities if name not in missing})
