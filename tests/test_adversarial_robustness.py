@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from support.linear_model import Linear, distances, samples
-from test_certified_and_missing import GivesDict, GivesTuple, Keywords, Named, Positional, TakesDict
+from support.modules import GivesDict, GivesTuple, Keywords, Named, Positional, TakesDict
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_crmt import CRMTModule

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from support.modules import GivesDict, GivesTuple, Keywords, Named, Positional, TakesDict
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -89,63 +89,6 @@ def test_numbers_do_not_depend_on_the_split_into_batches(batch_size, make_model,
     data.batch_size = batch_size
     (split,) = make_trainer(*observers).test(make_model(), datamodule=data, verbose=False)
     assert whole == pytest.approx(split, rel=1e-4)
-
-
-class Yours(LightningModule):
-    """No CRMT module; ``form`` says what its batches and its forward look like."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.form = form
-        self.image_net, self.audio_net = nn.Linear(4, 8), nn.Linear(3, 8)
-        self.classifier = nn.Linear(16, 5)
-
-    def logits(self, image, audio):
-        return self.classifier(torch.cat([self.image_net(image).relu(), self.audio_net(audio).relu()], dim=1))
-
-    def evaluate(self, batch):
-        pass
-
-    def validation_step(self, batch, batch_idx): ...
-
-    def test_step(self, batch, batch_idx): ...
-
-
-class Positional(Yours):
-    def forward(self, first, second):
-        return self.logits(first, second)
-
-
-class Keywords(Yours):
-    def forward(self, audio, image, scale=1.0):  # in another order than the batch
-        return self.logits(image, audio) * scale
-
-
-class TakesDict(Yours):
-    def forward(self, batch):
-        return self.logits(batch["image"], batch["audio"])
-
-
-class GivesTuple(Positional):
-    def forward(self, first, second):
-        return self.logits(first, second), "something else"
-
-
-class GivesDict(Positional):
-    def forward(self, first, second):
-        return {"features": None, "logits": self.logits(first, second)}
-
-
-class Named(torch.utils.data.Dataset):
-    def __init__(self, image, audio, y, nested):
-        self.image, self.audio, self.y, self.nested = image, audio, y, nested
-
-    def __len__(self):
-        return len(self.y)
-
-    def __getitem__(self, i):
-        sample = {"image": self.image[i], "audio": self.audio[i]}
-        return (sample, self.y[i]) if self.nested else sample | {"label": self.y[i]}
 
 
 @pytest.mark.parametrize("batches", ["tuple", "dict and target", "dict"])
