@@ -34,6 +34,15 @@ class FusionOutput(NamedTuple):
     features: dict[str, Tensor] = {}  # noqa: RUF012
 
 
+def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
+    """The samples ``rows`` of every modality, indices ``(n,)`` on any device.
+
+    >>> select({"audio": torch.arange(6).reshape(3, 2)}, torch.tensor([2]))
+    {'audio': tensor([[4, 5]])}
+    """
+    return {name: value[rows.to(value.device)] for name, value in inputs.items()}
+
+
 def logits_of(output: Any) -> Tensor:
     """The logits in what a model returned: a tensor, a ``FusionOutput``, a tuple led by them, a dict with ``"logits"``.
 

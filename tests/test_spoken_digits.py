@@ -361,9 +361,9 @@ def test_a_missing_digit(folder):
         ({"frames": 0}, "`frames` must be at least 1, got 0"),
         ({"n_mels": 0}, "`n_mels` must be at least 1, got 0"),
         ({"dynamic_range": 10.0}, "got held_out_speakers=[], dynamic_range=10.0, download=False"),
-        ({"dynamic_range": 0.0}, "`dynamic_range` must be above 0 and finite, got 0.0"),
-        ({"norm": 0.0}, "`norm` must be above 0 and finite, got 0.0"),
-        ({"norm": math.inf}, "`norm` must be above 0 and finite, got inf"),
+        ({"dynamic_range": 0.0}, "`dynamic_range` must be above 0, got 0.0"),
+        ({"norm": 0.0}, "`norm` must be above 0, got 0.0"),
+        ({"norm": math.inf}, "`norm` must be above 0, got inf"),
         (
             {"held_out_speakers": ["theo"]},
             "`held_out_speakers`, `dynamic_range` and `download` must go with",

@@ -24,20 +24,21 @@ from lightning_crmt.training import NamedModel
 class MissingModalities(Observer):
     """Logs the accuracy when one or more modalities are missing, for every subset that leaves at least one.
 
-    What stands for a missing modality is part of the key: ``val/accuracy_zeroed/audio`` when its input is all zeros,
-    ``val/accuracy_imputed/audio`` when it is a value of yours, ``val/accuracy_dropped/audio`` when its score is left
+    The key says what a missing modality is replaced by: ``val/accuracy_zeroed/audio`` for zeros,
+    ``val/accuracy_imputed/audio`` for a value of yours, ``val/accuracy_dropped/audio`` for nothing: its score is left
     out of the fusion. Several are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples
-    with nothing missing, ``val/accuracy_zeroed/worst`` the share that is right then, and whichever of these subsets is.
+    with nothing missing, ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing.
 
     Args:
         fill: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as
             :func:`~lightning_crmt.attacks.mean_inputs` computes; only those named are ever missing. ``"dropped"``, for
             modules with late fusion.
-        max_missing: largest number of modalities missing at once; all but one by default.
+        max_missing: largest number of modalities missing at once; by default all but one.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
         every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
             the last; ``validate`` and ``test`` always measure.
         max_batches: measure the first so many batches of a loader; all by default.
+        represent: the old name of ``fill``; it works for one release.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if names are needed and missing.

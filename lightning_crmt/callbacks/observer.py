@@ -70,10 +70,10 @@ class Observer(Callback, ABC):
         """A fresh measurement of ``model``."""
 
     def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
-        """Called after each batch that was measured, but for the sanity check; does nothing by default."""
+        """Called after each measured batch, not in the sanity check; does nothing by default."""
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether this validation or test epoch is measured; override for another rhythm."""
+        """Whether this validation epoch is measured; override for another rhythm. A test always is."""
         if trainer.sanity_checking:
             return False
         if trainer.state.fn != TrainerFn.FITTING or self._measured_at is None:
@@ -110,10 +110,10 @@ class Observer(Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         wanted = self.max_batches is None or batch_idx < self.max_batches
-        if trainer.sanity_checking or (wanted and self.due(trainer)):
+        if trainer.sanity_checking or (wanted and (trainer.testing or self.due(trainer))):
             model = NamedModel(pl_module, self.inputs)
             inputs, target = model.split_batch(batch)
-            # In the sanity check tried and thrown away: batches that cannot be measured should fail before training.
+            # The sanity check tries and throws away: batches that cannot be measured should fail before training.
             running = {} if trainer.sanity_checking else self._running
             if dataloader_idx not in running:
                 running[dataloader_idx] = self.measurement(model)

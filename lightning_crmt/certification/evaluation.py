@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.examined import Examined
-from lightning_crmt.certification.from_outputs import certify, without
+from lightning_crmt.certification.from_outputs import certify, fused
 from lightning_crmt.certification.inequality import own_class, row_distances, sensitivities
 from lightning_crmt.checks import check_batch, check_inputs
 from lightning_crmt.frozen_eval import as_taken_by, device_of, frozen_eval
@@ -152,8 +152,10 @@ class Evaluation:
         if self.level is Soundness.RIGOROUS:
             return certify(self.output, self.head, self.constants, missing=missing, errors=self.errors)
         with torch.no_grad():
-            present, running = without(missing, self.output, self.head)
-            exact = self.exact_head.fuse({name: self.exact_output.scores[name] for name in present})
+            names = list(self.head.in_features)
+            present = [name for name in names if name not in missing]
+            running = fused(self.output, self.head, names, missing)
+            exact = fused(self.exact_output, self.exact_head, names, missing)
             prediction = running.argmax(dim=1).to(exact.device)
             margins = exact.gather(1, prediction[:, None]) - exact
             slack = self._slack(prediction, present)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import torch
@@ -61,12 +62,9 @@ def certify(
     >>> bool((certificate.radius() <= certificate.radius(["audio"])).all())
     True
     """
-    logits = logits_of(output)
     pairs = sensitivities(lipschitz, head)
-    if missing:
-        present, logits = without(missing, output, head)
-        pairs = {name: pair if name in present else torch.zeros_like(pair) for name, pair in pairs.items()}
-    logits = logits.detach()
+    present = [name for name in pairs if name not in missing]
+    logits = (fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
         if pair.shape != (num_classes, num_classes):
@@ -76,19 +74,17 @@ def certify(
     prediction = logits.argmax(dim=1)
     if errors is None:
         margins = _margins(at_least_single(logits), prediction)
-        slopes = {name: pair.detach().to(margins)[prediction] for name, pair in pairs.items()}
+        slopes = {name: pairs[name].detach().to(margins)[prediction] for name in present}
         # Nothing here accounts for rounding, however rigorous the constants are.
-        soundness = min(lipschitz.soundness, Soundness.SOUND)
-        return Certificate(prediction, margins, slopes, soundness, tuple(missing))
-    present = [name for name in pairs if name not in missing]
-    errors = {name: error for name, error in errors.items() if name not in missing}
-    check_same_modalities("errors", errors, present)
-    slack, slopes = rounding(logits, head, lipschitz, errors)
-    margins = _margins(logits.double(), prediction) / UP - slack
+        soundness, limit = min(lipschitz.soundness, Soundness.SOUND), math.inf
+    else:
+        errors = {name: error for name, error in errors.items() if name not in missing}
+        check_same_modalities("errors", errors, present)
+        slack, slopes = rounding(logits, head, lipschitz, errors)
+        margins = _margins(logits.double(), prediction) / UP - slack
+        soundness, limit = lipschitz.soundness, ForwardError.LARGEST_RADIUS
     slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
-    return Certificate(
-        prediction, margins, slopes, lipschitz.soundness, tuple(missing), limit=ForwardError.LARGEST_RADIUS
-    )
+    return Certificate(prediction, margins, slopes, soundness, tuple(missing), limit)
 
 
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
@@ -96,13 +92,13 @@ def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
 
 
-def without(
-    missing: Collection[str], output: FusionOutput | Tensor, head: LateFusion | None
-) -> tuple[list[str], Tensor]:
-    """The modalities that are left without those ``missing``, and the logits of their scores.
+def fused(
+    output: FusionOutput | Tensor, head: LateFusion | None, modalities: list[str], missing: Collection[str]
+) -> Tensor:
+    """Logits without the scores of the modalities that are missing.
 
     Raises:
-        ValueError: if unknown modalities are missing or all, or there are no scores to drop.
+        ValueError: if unknown modalities are missing, or all, or there are no scores to drop.
     """
     if isinstance(missing, str):
         raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
@@ -111,9 +107,7 @@ def without(
             "`missing` needs a fusion head and a FusionOutput to drop scores from, "
             f"got {describe(head)} and {describe(output)}"
         )
-    names = list(head.in_features)
-    check_same_modalities("output.scores", output.scores, names)
-    present = [name for name in names if name not in missing]
-    if not present or any(name not in names for name in missing):
-        raise ValueError(f"`missing` must leave at least one of the modalities {names}, got {list(missing)}")
-    return present, head.fuse({name: output.scores[name] for name in present})
+    if not set(missing) < set(modalities):
+        raise ValueError(f"`missing` must leave at least one of the modalities {modalities}, got {list(missing)}")
+    check_same_modalities("output.scores", output.scores, modalities)
+    return head.fuse({name: output.scores[name] for name in modalities if name not in missing})

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_crmt.attacks import PGD, AttackedModel, Budget, Model, Perturbation, under_attack
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.checks import check_at_least, check_batch
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, select
 from lightning_crmt.soundness import Soundness
 
 #: One l2 norm for a ball, or one by modality for separate budgets.
@@ -86,7 +86,7 @@ class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that
 
 @dataclass(frozen=True)
 class Verification:
-    """What was tried against a certificate, in vain: evidence, not a proof.
+    """What was tried against a certificate without success: evidence, not a proof.
 
     Attributes:
         soundness: level of the certificate.
@@ -166,11 +166,13 @@ def verify_certificate(
     if len(rows) == 0:
         return done
     generator = torch.Generator().manual_seed(seed)
-    chosen = {name: value[rows.to(value.device)] for name, value in inputs.items()}
-    with under_attack(model, chosen, certificate.prediction[rows], Budget(0.0, modalities=present)) as attacked:
+    with under_attack(
+        model, select(inputs, rows), certificate.prediction[rows], Budget(0.0, modalities=present)
+    ) as attacked:
         farthest = 10 * (1 + max(float(_norm([attacked.inputs[name].double()]).max()) for name in present))
         for threat, claimed in _threats(certificate, present, products, farthest, generator):
-            judge = _Judge(attacked, threat, claimed, rows, done, save_to)
+            radii = {group: radius[rows].to(attacked.target.device) for group, radius in claimed.items()}
+            judge = _Judge(attacked, threat, radii, rows, done, save_to)
             if threat == "clean":
                 judge(attacked.inputs)
                 continue
@@ -213,21 +215,20 @@ def _threats(
         yield f"product {i}", {(name,): low * budget for name, budget in corner.items()}
 
 
+@dataclass(frozen=True)
 class _Judge:
     """Compares predictions inside one claim; raises where one changes that was claimed to stay."""
 
-    def __init__(
-        self,
-        attacked: AttackedModel,
-        threat: str,
-        claimed: _Radii,
-        rows: Tensor,
-        done: Verification,
-        save_to: str | Path | None,
-    ) -> None:
-        self.attacked, self.threat, self.rows, self.done, self.save_to = attacked, threat, rows, done, save_to
-        self.claimed = {group: radius[rows].to(attacked.target.device) for group, radius in claimed.items()}
-        self.rigorous = done.soundness is Soundness.RIGOROUS
+    attacked: AttackedModel
+    threat: str
+    claimed: _Radii
+    rows: Tensor
+    done: Verification
+    save_to: str | Path | None
+
+    @property
+    def rigorous(self) -> bool:
+        return self.done.soundness is Soundness.RIGOROUS
 
     def budget(self) -> Budget:
         """Just inside of what is claimed; double precision needs a little room to measure that."""
@@ -240,12 +241,12 @@ class _Judge:
     def __call__(self, perturbed: Inputs) -> None:
         norms = self._norms(_difference(perturbed, self.attacked))
         inside = torch.stack([norms[group] <= radius for group, radius in self.claimed.items()]).all(dim=0)
-        changed, beyond = self._changed(self.attacked, self.attacked.logits(perturbed))
+        beyond = self._beyond(self.attacked, self.attacked.logits(perturbed))
         self.done.probes[self.threat] = self.done.probes.get(self.threat, 0) + int(inside.sum())
-        explained = int((inside & changed & (beyond <= 0)).sum())
+        explained = int((inside & beyond.isfinite() & (beyond <= 0)).sum())
         if explained:
             self.done.rounding[self.threat] = self.done.rounding.get(self.threat, 0) + explained
-        wrong = inside & changed & (beyond > 0)
+        wrong = inside & (beyond > 0)
         if bool(wrong.any()):
             worst = beyond.masked_fill(~wrong, -torch.inf).argmax()
             raise CertificateViolation(self._counterexample(int(worst), perturbed), self.save_to)
@@ -253,19 +254,18 @@ class _Judge:
     def _norms(self, delta: Perturbation) -> _Radii:
         return {group: _norm([delta[name] for name in group]) for group in self.claimed}
 
-    def _changed(self, attacked: AttackedModel, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the prediction is another, and by how much its lead exceeds what rounding explains."""
-        own = logits.gather(1, attacked.target[:, None]).squeeze(1)
-        lead = logits.amax(dim=1) - own
+    def _beyond(self, attacked: AttackedModel, logits: Tensor) -> Tensor:
+        """By how much the lead of another class exceeds what rounding explains; minus infinity where none leads."""
+        lead = logits.amax(dim=1) - logits.gather(1, attacked.target[:, None]).squeeze(1)
         slack = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
         # A rigorous claim is about the prediction itself; and logits that are not finite are beyond any excuse.
         beyond = torch.full_like(lead, torch.inf) if self.rigorous else (lead - slack).nan_to_num(torch.inf, torch.inf)
-        return logits.argmax(dim=1) != attacked.target, beyond
+        return torch.where(logits.argmax(dim=1) != attacked.target, beyond, -torch.inf)
 
     def _counterexample(self, index: int, perturbed: Inputs) -> Counterexample:
         row = torch.tensor([index], device=self.attacked.target.device)
         attacked = self.attacked.select(row)
-        nearest = {name: value[row] for name, value in perturbed.items()}
+        nearest = select(perturbed, row)
         after = self.attacked.logits(perturbed)[row]
         whole, low, high = _difference(nearest, attacked), 0.0, 1.0
         budget = Budget(1.0, modalities=attacked.attacked)
@@ -273,8 +273,7 @@ class _Judge:
             middle = (low + high) / 2
             tried = budget.apply({name: middle * d for name, d in whole.items()}, attacked.inputs)
             logits = attacked.logits(tried)
-            changed, beyond = self._changed(attacked, logits)
-            if bool((changed & (beyond > 0)).all()):
+            if bool((self._beyond(attacked, logits) > 0).all()):
                 high, nearest, after = middle, tried, logits
             else:
                 low = middle

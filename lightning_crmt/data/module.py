@@ -13,8 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lightning_crmt.checks import check_batch, describe
-from lightning_crmt.data.settings import at_least
+from lightning_crmt.checks import check_at_least, check_batch, describe
 from lightning_crmt.modality import Inputs
 
 
@@ -108,8 +107,8 @@ class MultimodalDataModule(LightningDataModule, ABC):
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size)
-        at_least(0, num_workers=num_workers, seed=seed)
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, num_workers=num_workers, seed=seed)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed

@@ -26,7 +26,7 @@ class CosineFusion(FusionHead):
     The paper's optional contrastive term is left out.
 
     A cosine has no bounded slope near 0, so bounds of the encoders certify nothing here, and step 2 has no weights to
-    train: the head is a way of training to compare with.
+    train: the head is there to compare with.
 
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.

@@ -29,8 +29,8 @@ class MemoryFusion(FusionHead):
     :func:`~lightning_crmt.fusion.sparse_coding.sparse_codes`, whose step size follows from the dictionary where the
     paper sets one by hand.
 
-    The gradient passes through the memory, so that attacks see the defence they are up against. The logits are no
-    bounded function of the features that certificates know of: nothing is certified for this head.
+    The gradient passes through the memory, so that attacks see the defence they are up against. Certificates know no
+    bound for the memory: nothing is certified for this head.
 
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.

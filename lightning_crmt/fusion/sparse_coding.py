@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse codes of features over a dictionary, and what the dictionary makes of the features."""
+"""Sparse codes of features over a dictionary, and the features that the dictionary reconstructs from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def sparse_codes(features: Tensor, atoms: Tensor, penalty: float, steps: int = 2
 
     .. math:: c_i = \arg\min_c \tfrac 1 2 \lVert z_i - D c \rVert^2 + \lambda \lVert c \rVert_1
 
-    with step size 1 over the largest eigenvalue of :math:`D^\top D`, so that no step goes up.
+    with step size 1 over the largest eigenvalue of :math:`D^\top D`, so that no step increases the error.
 
     Args:
         features: :math:`z_i`, ``(B, d)``.
@@ -46,7 +46,7 @@ def sparse_codes(features: Tensor, atoms: Tensor, penalty: float, steps: int = 2
 def reconstruction(
     features: Tensor, atoms: Tensor, penalty: float, steps: int = 2000, tolerance: float = 8e-4
 ) -> Tensor:
-    r"""What the dictionary makes of features, :math:`D c(z)`, ``(B, d)``, with its own gradient.
+    r"""Reconstruction of features by the dictionary, :math:`D c(z)`, ``(B, d)``, with its own gradient.
 
     While the same atoms are active, :math:`D c(z)` moves with the projection of z onto them. That projection is the
     gradient given here, in place of one through all iterations, or of none: an attack that sees no gradient through a

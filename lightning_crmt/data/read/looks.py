@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a clip is looked at: moments, one crop and one mirroring for all of its modalities; and what reads it so."""
+"""How a clip is looked at: moments, one crop and one mirroring for all of its modalities; the base of readers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Who goes where: splits by class, splits by person, and pairs of samples of the same class."""
+"""Splits by class and by person, and pairs of samples of the same class."""
 
 from __future__ import annotations
 

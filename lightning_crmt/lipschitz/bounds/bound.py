@@ -193,8 +193,8 @@ def lipschitz_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register how to bound the Lipschitz constant of your own layers.
 
     The rule gets the module, in evaluation mode, and its :class:`Place`; it returns an upper bound of the l2 Lipschitz
-    constant or raises. It serves exactly these types, not their subclasses, because these may compute something else.
-    A certificate is as sound as the rule.
+    constant or raises. It applies to exactly these types and not to subclasses, which may compute something else. A
+    certificate is as sound as the rule.
 
     Raises:
         TypeError: if a type is no subclass of ``nn.Module``.

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_crmt.lipschitz.gradients import input_gradients
+from lightning_crmt.lipschitz.gradients import input_gradients, keep_largest
 from lightning_crmt.lipschitz.screening.pairs import pair_norms
 from lightning_crmt.lipschitz.screening.screen import Screen
-from lightning_crmt.modality import Inputs, at_least_single
+from lightning_crmt.modality import Inputs, at_least_single, select
 
 #: The most samples, all gradients of which are taken, to learn from.
 _MOST_PILOTS = 256
@@ -87,19 +87,23 @@ class ProbeSearch:
             raise ValueError(f"`pilots` must be at least 8, got {self.pilots}: the screening learns from them")
 
 
-def probed_speeds(
+def largest_norms(
     scores_of: Callable[[Inputs], Inputs], batches: Iterable[Inputs], search: ProbeSearch
-) -> Iterator[dict[str, Tensor]]:
-    """Gradient norms ``(n, K)`` of the scores of all samples in turn: exact, or 0 where that was not worth it.
+) -> dict[str, Tensor]:
+    """The largest gradient norm of every score over all samples, ``(K,)`` by modality, as far as ``search`` finds it.
 
     Args:
         scores_of: uni-modal scores ``(B, K)`` of inputs by name, each of its own input alone.
         batches: inputs by name.
         search: settings.
+
+    Raises:
+        ValueError: if a gradient is not finite.
     """
     finder = _Finder(scores_of, search)
     for pool, batch_size in _pools(batches, search.pool):
-        yield from finder.search(pool, batch_size)
+        finder.search(pool, batch_size)
+    return finder.largest
 
 
 def _pools(batches: Iterable[Inputs], least: int) -> Iterator[tuple[Inputs, int]]:
@@ -130,7 +134,7 @@ class _Finder:
         # Gradients taken of pilots, and of others since the last pilots.
         self.pilots = self.invested = self.spent = 0
 
-    def search(self, pool: Inputs, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    def search(self, pool: Inputs, batch_size: int) -> None:
         self.batch_size = batch_size
         size = _size(pool)
         fits = not self.directions or _shapes(pool) == _shapes(self.directions)
@@ -138,29 +142,23 @@ class _Finder:
         order = torch.randperm(size, generator=self.generator)
         others = pool
         if count > 0:
-            pilots, others = _select(pool, order[:count]), _select(pool, order[count:])
+            pilots, others = select(pool, order[:count]), select(pool, order[count:])
             with torch.no_grad():
-                one = self.scores_of(_select(pool, torch.arange(1)))
+                one = self.scores_of(select(pool, torch.arange(1)))
             every = {name: score.new_ones(count, score.shape[1]) for name, score in one.items()}
             norms, taken = pair_norms(self.scores_of, pilots, every, batch_size)
-            yield self._note(norms)
+            keep_largest(self.largest, norms)
             if fits:
                 self._learn(pilots, norms)
                 self.invested, self.spent = self.invested + taken, 0
         if count < size:
-            yield self._screened(others)
+            self._screen(others)
 
     def _pilots_wanted(self) -> int:
         if self.pilots < self.settings.pilots:
             return self.settings.pilots - self.pilots
         # As much for learning as it has cost to search with what was known.
         return min(self.pilots, max(0, _MOST_PILOTS - self.pilots)) if self.spent > self.invested else 0
-
-    def _note(self, norms: dict[str, Tensor]) -> dict[str, Tensor]:
-        for name, value in norms.items():
-            top = value.amax(dim=0)
-            self.largest[name] = torch.maximum(self.largest[name], top) if name in self.largest else top
-        return norms
 
     # --- learning
 
@@ -177,7 +175,7 @@ class _Finder:
         """Leading principal directions of the gradients of all classes, each of length one."""
         mixed: dict[str, list[Tensor]] = {name: [] for name in pilots}
         for rows in torch.split(torch.arange(_size(pilots)), self.batch_size):
-            leaves = {name: value.requires_grad_(True) for name, value in _select(pilots, rows).items()}
+            leaves = {name: value.requires_grad_(True) for name, value in select(pilots, rows).items()}
             scores = self.scores_of(leaves)
             for turn in range(_MIXTURES):
                 parts = []
@@ -211,7 +209,7 @@ class _Finder:
         slopes: dict[str, list[Tensor]] = {name: [] for name in inputs}
         scores: dict[str, list[Tensor]] = {name: [] for name in inputs}
         for rows in torch.split(torch.arange(_size(inputs)), self.batch_size):
-            here = _select(inputs, rows)
+            here = select(inputs, rows)
             base = self.scores_of(here)
             parts: dict[str, list[Tensor]] = {name: [] for name in inputs}
             for i in range(len(next(iter(self.directions.values())))):
@@ -226,10 +224,9 @@ class _Finder:
 
     # --- searching
 
-    def _screened(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Norms of the pairs that may beat the largest so far: the best of each class, then all that still may."""
+    def _screen(self, inputs: Inputs) -> None:
+        """Take the gradients of pairs that may beat the largest so far: the best of each class, then all that may."""
         predictions = {name: self.screens[name].predict(*seen) for name, seen in self._probe(inputs).items()}
-        norms = {name: torch.zeros_like(p.visible, dtype=inputs[name].dtype) for name, p in predictions.items()}
         known = {name: torch.zeros_like(p.visible, dtype=torch.bool) for name, p in predictions.items()}
         for most in (_FIRST, math.inf):  # no more rounds than these, as the last batch of each is not full
             todo = {}
@@ -239,12 +236,10 @@ class _Finder:
                 todo[name] = lead >= -self.settings.caution
                 if most < len(lead):
                     todo[name] &= lead >= lead.topk(_FIRST, dim=0).values[-1]
-            exact, taken = pair_norms(self.scores_of, inputs, todo, self.batch_size)
-            self.spent += taken
-            for name, value in self._note(exact).items():
-                norms[name] = torch.maximum(norms[name], value)
                 known[name] |= todo[name]
-        return norms
+            norms, taken = pair_norms(self.scores_of, inputs, todo, self.batch_size)
+            keep_largest(self.largest, norms)
+            self.spent += taken
 
 
 def _size(inputs: Inputs) -> int:
@@ -257,7 +252,3 @@ def _shapes(inputs: Inputs) -> dict[str, torch.Size]:
 
 def _join(batches: list[Inputs]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name].detach() for batch in batches]) for name in batches[0]}
-
-
-def _select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
-    return {name: value[rows.to(value.device)] for name, value in inputs.items()}
