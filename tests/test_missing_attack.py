@@ -141,7 +141,6 @@ def test_means():
             "the shape \\(5,\\).*got \\(1,\\)",
         ),
         (lambda x, y: MissingModality()(Linear(), x, y + 9), ValueError, "class indices from 0 to 3"),
-        (lambda x, y: MissingModality().scaled(2.0), TypeError, "has no radius to scale"),
     ],
 )
 def test_bad_input(make, error, message):

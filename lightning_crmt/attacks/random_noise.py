@@ -4,17 +4,18 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import KW_ONLY, dataclass
+
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.fixed_budget import FixedBudget, at_least_one
-from lightning_crmt.attacks.search.attacked_model import AttackedModel
-from lightning_crmt.attacks.search.loss import Objective
+from lightning_crmt.attacks.attack import FixedBudget, at_least
+from lightning_crmt.attacks.search.ascent import Start
+from lightning_crmt.attacks.search.attacked_model import Classes
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import Perturbation
 
 
+@dataclass(eq=False)
 class RandomNoise(FixedBudget):
     """Random perturbations within the budget, one after the other; a sample keeps the first that fools the model.
 
@@ -23,6 +24,7 @@ class RandomNoise(FixedBudget):
     Args:
         budget: what a perturbation may be.
         samples: number of draws, the same for all samples of a batch.
+        towards: a class, or one per sample ``(B,)``, that counts as fooled; any wrong one by default.
         seed: of the draws.
 
     >>> from lightning_crmt import LinearFusion
@@ -32,20 +34,17 @@ class RandomNoise(FixedBudget):
     True
     """
 
-    random_start = True
+    budget: Budget
+    _: KW_ONLY
+    samples: int = 20
+    towards: Classes | None = None
+    seed: int = 0
 
-    def __init__(self, budget: Budget, samples: int = 20, seed: int = 0) -> None:
-        at_least_one(samples=samples)
-        super().__init__(budget, restarts=samples, seed=seed)
-        self.samples = samples
+    def __post_init__(self) -> None:
+        at_least(1, samples=self.samples)
+        self.restarts, self.random_start = self.samples, True
+        super().__post_init__()
 
     @override
-    def _search(
-        self,
-        oracle: AttackedModel,
-        budget: Budget,
-        delta: Perturbation,
-        objective: Objective,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        return budget.apply(delta, oracle.inputs)
+    def _search(self, start: Start) -> dict[str, Tensor]:
+        return start.attacked.budget.apply(start.delta, start.attacked.inputs)

@@ -9,19 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.scoring import (
-    SearchesDistance,
-    check_fits,
-    distance_by,
-    fooled_by,
-    has_budget,
-    public_logits,
-    right_answers,
-)
-from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by
-from lightning_crmt.attacks.threat.geometry import Perturbation
-from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.attacks.attack import Attack, BudgetedAttack
+from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
+from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, right_answers
+from lightning_crmt.attacks.survival import check_fits, distance_by, fooled_by
+from lightning_crmt.attacks.threat.per_sample import Perturbation
 from lightning_crmt.modality import Inputs, logits_of
 
 #: Draws of noise that a search by gradients should not lose to.
@@ -79,8 +71,8 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     '8 of 8 gradients are 0 or not finite in every attacked modality'
     """
     watched = _Watched(model, inputs)
-    with frozen_eval(watched):
-        clean, target = as_taken_by(watched, inputs), target.clone()
+    with lent(watched, inputs) as clean:
+        target = target.clone()
         check_fits([attack], watched, clean)
         with torch.no_grad():  # in one go: each `public_logits` begins with the same random state
             logits, again = logits_of(watched(clean)), logits_of(watched(clean))
@@ -91,29 +83,34 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
                 "draw of random numbers left on in evaluation mode?"
             ]
         right = right_answers(logits, target)
+        if isinstance(attack, BudgetedAttack) and attack.towards is not None:
+            right &= target != torch.as_tensor(attack.towards, device=target.device)  # those are left alone
         if not bool(right.any()):
             return []
-        found = [PROBABILITIES] if _sum_to_one(logits) else []
+        doubts = [PROBABILITIES] if _sum_to_one(logits) else []
         troubles = _without_a_change(attack, watched, clean, target, right, logits)
-        if troubles or not has_budget(attack):
-            return found + troubles
-        factor = _factors(attack, watched, clean, target)
+        if troubles or not isinstance(attack, BudgetedAttack):
+            return doubts + troubles
+        if isinstance(attack, MinimumNormAttack):
+            factor = distance_by(attack, watched, clean, target)
+        else:
+            factor = torch.where(fooled_by(attack, watched, clean, target), 0.0, torch.inf).double()
         if not watched.first:
-            return found
+            return doubts
         blind = watched.blind(right)
         if blind >= max(1.0, _BLIND * int(right.sum())):
-            found.append(
+            doubts.append(
                 f"{blind} of {int(right.sum())} gradients are 0 or not finite in every attacked modality, so the "
                 "search is blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large "
                 "margins, or does the model ignore these modalities?"
             )
         lost = _lost_to_noise(attack, watched, clean, target, factor) & right
         if bool(lost.any()):
-            found.append(
+            doubts.append(
                 f"random noise of the same size fools {_count(lost, right)} samples that the attack did not: its "
                 "gradients mislead it, or its steps are too few"
             )
-        return found + _at_a_huge_radius(attack, watched, clean, target, right, factor)
+        return doubts + _at_a_huge_radius(attack, watched, clean, target, right, factor)
 
 
 class _Watched(nn.Module):
@@ -160,7 +157,7 @@ def _without_a_change(
             f"logits change by {gap:.2g} of the largest with the batch that a sample is in, so an adversary may be no "
             "more than other neighbours: does evaluation mode still use statistics of the batch?"
         ]
-    if isinstance(attack, SearchesDistance) or not has_budget(attack):
+    if isinstance(attack, MinimumNormAttack) or not isinstance(attack, BudgetedAttack):
         return []
     fallen = right & fooled_by(attack.scaled(0.0), model, inputs, target)
     if not bool(fallen.any()):
@@ -171,32 +168,25 @@ def _without_a_change(
     ]
 
 
-def _factors(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> Tensor:
-    """Factor of the budget at which each sample is fooled, as far as the attack tells; infinite where it is not."""
-    if isinstance(attack, SearchesDistance):
-        return distance_by(attack, model, inputs, target)
-    return torch.where(fooled_by(attack, model, inputs, target), 0.0, torch.inf).double()
-
-
-def _lost_to_noise(attack: Attack, model: Model, inputs: Inputs, target: Tensor, factor: Tensor) -> Tensor:
+def _lost_to_noise(attack: BudgetedAttack, model: Model, inputs: Inputs, target: Tensor, factor: Tensor) -> Tensor:
     """Where noise fools the model within the budget, or nearer than the search found something."""
     generator = torch.Generator().manual_seed(0)
     lost = torch.zeros_like(target, dtype=torch.bool)
     for _ in range(_DRAWS):
         noise = attack.budget.random(inputs, generator, factor.nan_to_num(posinf=1.0))
-        lost |= ~right_answers(public_logits(model, attack.budget.apply(noise, inputs)), target)
+        lost |= attack.succeeds(public_logits(model, attack.budget.apply(noise, inputs)), target)
     return lost
 
 
 def _at_a_huge_radius(
-    attack: Attack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, needed: Tensor
+    attack: BudgetedAttack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, needed: Tensor
 ) -> list[str]:
     left = right & needed.isinf()
-    if isinstance(attack, SearchesDistance):
+    if isinstance(attack, MinimumNormAttack):
         where = "at any distance"
     else:
         span: Perturbation = {}
-        for name in attack.budget.attacked(inputs):
+        for name in attack.budget.names(inputs):
             value = inputs[name].double()
             span[name] = torch.maximum(value.amax(0) - value.amin(0), value.abs().amax(0))[None]
         factor = 10 * attack.budget.size(span).max().item()

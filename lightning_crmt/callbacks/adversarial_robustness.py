@@ -16,10 +16,10 @@ from typing_extensions import override
 from lightning_crmt.attacks import (
     PROBABILITIES,
     Attack,
-    SearchesDistance,
+    BudgetedAttack,
+    MinimumNormAttack,
     check_fits,
     distance_by,
-    has_budget,
     public_logits,
     right_answers,
     surviving,
@@ -94,8 +94,12 @@ class AdversarialRobustness(Observer):
                 raise ValueError(f"`attacks` must have names that are non-empty, without '/' and '@', got {name!r}")
             if not isinstance(attack, Attack):
                 raise TypeError(f"`attacks[{name!r}]` must be an attack such as PGD(Budget(0.2)), got {attack!r}")
+            if not isinstance(attack, BudgetedAttack):
+                continue
             if any(isinstance(r, Tensor) and r.dim() > 0 for r in _radii_of(attack).values()):
                 raise ValueError(f"`attacks[{name!r}]` must have one radius for all samples, got {attack.budget}")
+            if isinstance(attack.towards, Tensor) and attack.towards.dim() > 0:
+                raise ValueError(f"`attacks[{name!r}]` must lead towards one class, got {attack.towards}")
         if radii is not None:
             if not isinstance(radii, Sequence) or not all(isinstance(r, int | float) for r in radii):
                 raise TypeError(f"`radii` must be numbers, got {radii!r}")
@@ -122,7 +126,7 @@ class AdversarialRobustness(Observer):
         """
         found = {}
         for name, attack in self.attacks.items():
-            if has_budget(attack):
+            if isinstance(attack, BudgetedAttack):
                 own = _radii_of(attack)
                 where = "+".join(attack.budget.modalities or ["joint"] if "" in own else own)
                 found[name] = where if attack.budget.norm == "l2" else f"{where}, {attack.budget.norm}"
@@ -195,7 +199,7 @@ class _Withstood(Measurement):
         self._add("samples", torch.ones_like(right))
         for name, attack in self.attacks.items():
             self._add(f"clean_accuracy/{name}", right)
-            if isinstance(attack, SearchesDistance):
+            if isinstance(attack, MinimumNormAttack):
                 distance = self._search(attack, name, inputs, target, right)
                 self.distances.setdefault(name, []).append(distance)
                 for at, factor in _factors(attack, self.radii or []).items():
@@ -217,7 +221,9 @@ class _Withstood(Measurement):
             numbers[f"adversarial_distance_median/{name}"] = _median(distance, reduce)
         return numbers
 
-    def _search(self, attack: Attack, name: str, inputs: dict[str, Tensor], target: Tensor, right: Tensor) -> Tensor:
+    def _search(
+        self, attack: MinimumNormAttack, name: str, inputs: dict[str, Tensor], target: Tensor, right: Tensor
+    ) -> Tensor:
         distance = torch.zeros(len(right), dtype=torch.float64, device=right.device)
         rows = right.nonzero().squeeze(1)
         if len(rows):
@@ -229,19 +235,17 @@ class _Withstood(Measurement):
         self.counts[key] = self.counts.get(key, torch.zeros((), device=mask.device)) + mask.float().sum()
 
 
-def _radii_of(attack: Attack) -> dict[str, float | Tensor]:
-    """Radii of an attack's budget by modality, under "" if there is one for all; none if it has no size."""
-    if not has_budget(attack):
-        return {}
+def _radii_of(attack: BudgetedAttack) -> dict[str, float | Tensor]:
+    """Radii of an attack's budget by modality, under "" if there is one for all."""
     radius = attack.budget.radius
     return dict(radius) if isinstance(radius, Mapping) else {"": radius}
 
 
 def _factors(attack: Attack, radii: Sequence[float] | None) -> dict[str, float]:
     """Factors of the attack's budget, by what their keys end with: the radii that are allowed."""
-    own = _radii_of(attack)
-    if not own:
+    if not isinstance(attack, BudgetedAttack):
         return {"": 1.0}
+    own = _radii_of(attack)
     factors = [1.0] if radii is None else radii
     return {"@" + "+".join(f"{m}={r * f:g}" if m else f"{r * f:g}" for m, r in own.items()): f for f in factors}
 

@@ -132,7 +132,7 @@ def verify_certificate(
                     for name, value in oracle.inputs.items()
                     if name in threat.modalities
                 }
-                judge(budget.apply(budget.steepest(noise, oracle.inputs)[0], oracle.inputs))
+                judge(budget.apply(budget.steepest(noise, oracle.inputs), oracle.inputs))
             judge(PGD(budget, steps=steps, targeted=True, seed=seed)(model, oracle.inputs, oracle.target))
     return done
 
@@ -200,7 +200,7 @@ class _Judge:
             raise CertificateViolation(self._counterexample(int(worst), perturbed), self.save_to)
 
     def _delta(self, perturbed: Inputs, oracle: AttackedModel) -> Perturbation:
-        return {name: perturbed[name].double() - oracle.inputs[name].double() for name in oracle.attacked}
+        return {name: perturbed[name].double() - oracle.inputs[name].double() for name in oracle.modalities}
 
     def _changed(self, oracle: AttackedModel, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the prediction is another, and by how much its lead exceeds what rounding explains."""
@@ -217,7 +217,7 @@ class _Judge:
         found = {name: value[row] for name, value in perturbed.items()}
         after = self.oracle.logits(perturbed)[row]
         whole, low, high = self._delta(found, oracle), 0.0, 1.0
-        budget = Budget(1.0, modalities=oracle.attacked)
+        budget = Budget(1.0, modalities=oracle.modalities)
         for _ in range(30):  # nearer to the clean input it says more about how wrong the claim is
             middle = (low + high) / 2
             tried = budget.apply({name: middle * d for name, d in whole.items()}, oracle.inputs)
