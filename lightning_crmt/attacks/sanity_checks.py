@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -13,7 +14,6 @@ from lightning_crmt.attacks.attack import Attack, BudgetedAttack
 from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
 from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, right_answers
 from lightning_crmt.attacks.survival import check_fits, distance_by, fooled_by
-from lightning_crmt.attacks.threat.per_sample import Perturbation
 from lightning_crmt.modality import Inputs, logits_of
 
 #: Draws of noise that a search by gradients should not lose to.
@@ -88,29 +88,10 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
         if not bool(right.any()):
             return []
         doubts = [PROBABILITIES] if _sum_to_one(logits) else []
-        troubles = _without_a_change(attack, watched, clean, target, right, logits)
+        troubles = list(_without_a_change(attack, watched, clean, target, right, logits))
         if troubles or not isinstance(attack, BudgetedAttack):
             return doubts + troubles
-        if isinstance(attack, MinimumNormAttack):
-            factor = distance_by(attack, watched, clean, target)
-        else:
-            factor = torch.where(fooled_by(attack, watched, clean, target), 0.0, torch.inf).double()
-        if not watched.first:
-            return doubts
-        blind = watched.blind(right)
-        if blind >= max(1.0, _BLIND * int(right.sum())):
-            doubts.append(
-                f"{blind} of {int(right.sum())} gradients are 0 or not finite in every attacked modality, so the "
-                "search is blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large "
-                "margins, or does the model ignore these modalities?"
-            )
-        lost = _lost_to_noise(attack, watched, clean, target, factor) & right
-        if bool(lost.any()):
-            doubts.append(
-                f"random noise of the same size fools {_count(lost, right)} samples that the attack did not: its "
-                "gradients mislead it, or its steps are too few"
-            )
-        return doubts + _at_a_huge_radius(attack, watched, clean, target, right, factor)
+        return doubts + list(_of_the_search(attack, watched, clean, target, right))
 
 
 class _Watched(nn.Module):
@@ -147,59 +128,67 @@ class _Watched(nn.Module):
 
 def _without_a_change(
     attack: Attack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, logits: Tensor
-) -> list[str]:
+) -> Iterator[str]:
     halves = torch.empty_like(logits)
     for start in range(min(2, len(target))):
         halves[start::2] = public_logits(model, {name: value[start::2] for name, value in inputs.items()})
     gap = _gap(logits, halves)
     if gap > _ROUNDING:
-        return [
+        yield (
             f"logits change by {gap:.2g} of the largest with the batch that a sample is in, so an adversary may be no "
             "more than other neighbours: does evaluation mode still use statistics of the batch?"
-        ]
-    if isinstance(attack, MinimumNormAttack) or not isinstance(attack, BudgetedAttack):
-        return []
-    fallen = right & fooled_by(attack.scaled(0.0), model, inputs, target)
-    if not bool(fallen.any()):
-        return []
-    return [
-        f"{_count(fallen, right)} samples are fooled at radius 0, without any change: what is attacked is not what is "
-        "evaluated"
-    ]
+        )
+    elif isinstance(attack, BudgetedAttack) and not isinstance(attack, MinimumNormAttack):
+        fallen = right & fooled_by(attack.scaled(0.0), model, inputs, target)
+        if bool(fallen.any()):
+            yield (
+                f"{_count(fallen, right)} samples are fooled at radius 0, without any change: what is attacked is not "
+                "what is evaluated"
+            )
 
 
-def _lost_to_noise(attack: BudgetedAttack, model: Model, inputs: Inputs, target: Tensor, factor: Tensor) -> Tensor:
-    """Where noise fools the model within the budget, or nearer than the search found something."""
-    generator = torch.Generator().manual_seed(0)
-    lost = torch.zeros_like(target, dtype=torch.bool)
-    for _ in range(_DRAWS):
-        noise = attack.budget.random(inputs, generator, factor.nan_to_num(posinf=1.0))
-        lost |= attack.succeeds(public_logits(model, attack.budget.apply(noise, inputs)), target)
-    return lost
-
-
-def _at_a_huge_radius(
-    attack: BudgetedAttack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, needed: Tensor
-) -> list[str]:
-    left = right & needed.isinf()
+def _of_the_search(
+    attack: BudgetedAttack, model: _Watched, inputs: Inputs, target: Tensor, right: Tensor
+) -> Iterator[str]:
+    budget = attack.budget
+    # The factor of the budget at which each sample is fooled, as far as the attack tells; infinite where it is not.
     if isinstance(attack, MinimumNormAttack):
-        where = "at any distance"
+        factor = distance_by(attack, model, inputs, target)
     else:
-        span: Perturbation = {}
-        for name in attack.budget.names(inputs):
-            value = inputs[name].double()
-            span[name] = torch.maximum(value.amax(0) - value.amin(0), value.abs().amax(0))[None]
-        factor = 10 * attack.budget.size(span).max().item()
-        if not 0 < factor < torch.inf:  # a radius of 0 stays 0
-            return []
-        left = left & ~fooled_by(attack.scaled(factor), model, inputs, target)
-        where = f"at {factor:.3g} times the budget, where any of these inputs could become any other"
-    if not bool(left.any()):
-        return []
-    return [
-        f"{where}, {_count(left, right)} samples are not fooled: either the attacked modalities cannot decide alone, "
-        "or the search fails"
-    ]
+        factor = torch.where(fooled_by(attack, model, inputs, target), 0.0, torch.inf).double()
+    if not model.first:
+        return
+    blind = model.blind(right)
+    if blind >= max(1.0, _BLIND * int(right.sum())):
+        yield (
+            f"{blind} of {int(right.sum())} gradients are 0 or not finite in every attacked modality, so the search is "
+            "blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large margins, or "
+            "does the model ignore these modalities?"
+        )
+    # Noise within the budget, or nearer than the search found something.
+    generator, lost = torch.Generator().manual_seed(0), torch.zeros_like(right)
+    for _ in range(_DRAWS):
+        noise = budget.random(inputs, generator, factor.nan_to_num(posinf=1.0))
+        lost |= right & attack.succeeds(public_logits(model, budget.apply(noise, inputs)), target)
+    if bool(lost.any()):
+        yield (
+            f"random noise of the same size fools {_count(lost, right)} samples that the attack did not: its gradients "
+            "mislead it, or its steps are too few"
+        )
+    left, where = right & factor.isinf(), "at any distance"
+    if not isinstance(attack, MinimumNormAttack):
+        values = {name: inputs[name].double() for name in budget.names(inputs)}
+        span = {n: torch.maximum(v.amax(0) - v.amin(0), v.abs().amax(0))[None] for n, v in values.items()}
+        huge = 10 * budget.size(span).max().item()
+        if not 0 < huge < torch.inf:  # a radius of 0 stays 0
+            return
+        left &= ~fooled_by(attack.scaled(huge), model, inputs, target)
+        where = f"at {huge:.3g} times the budget, where any of these inputs could become any other"
+    if bool(left.any()):
+        yield (
+            f"{where}, {_count(left, right)} samples are not fooled: either the attacked modalities cannot decide "
+            "alone, or the search fails"
+        )
 
 
 def _sum_to_one(logits: Tensor) -> bool:
