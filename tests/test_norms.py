@@ -7,9 +7,8 @@ import pickle
 
 import pytest
 import torch
-from attacked import Linear, samples
-from test_attack_configs import parsed
-from test_pgd import predict
+from jsonargparse import ArgumentParser
+from support.linear_model import Linear, predict, samples
 
 from lightning_crmt.attacks import APGD, FGM, PGD, Budget, Ensemble, MinimumNorm, Norm, RandomSearch
 
@@ -71,9 +70,11 @@ def test_every_search_keeps_to_it():
     assert ((budget.size(drawn) > 0) & (budget.size(drawn) <= 1)).all()
 
 
-def test_a_norm_of_ones_own_from_yaml(tmp_path):
-    yaml = f"attack: {{class_path: PGD, init_args: {{budget: {{radius: 0.1, norm: {{class_path: {__name__}.L1}}}}}}}}"
-    assert isinstance(parsed(yaml=yaml, tmp_path=tmp_path).budget.norm, L1)
+def test_a_norm_of_ones_own_from_the_command_line():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--attack", type=PGD)
+    given = [f"--attack={{budget: {{radius: 0.1, norm: {{class_path: {__name__}.L1}}}}}}"]
+    assert isinstance(parser.instantiate_classes(parser.parse_args(given)).attack.budget.norm, L1)
 
 
 def test_a_budget_is_a_value():

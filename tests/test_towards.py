@@ -6,8 +6,8 @@ from itertools import combinations
 
 import pytest
 import torch
-from attacked import Linear, distances, samples
-from test_pgd import THREATS, Net, predict
+from support.linear_model import THREATS, Linear, distances, predict, samples
+from support.nets import Net
 from torch import nn
 
 from lightning_crmt.attacks import (

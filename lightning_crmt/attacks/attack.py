@@ -17,7 +17,7 @@ from lightning_crmt.attacks.search.loss import Loss
 from lightning_crmt.attacks.search.worst_case import WorstCase
 from lightning_crmt.attacks.threat.budget import Budget, Radius
 from lightning_crmt.attacks.threat.per_sample import select
-from lightning_crmt.checks import describe
+from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.modality import Inputs
 
 
@@ -96,21 +96,20 @@ class BudgetedAttack(Attack):
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
             raise TypeError(f"`budget` must be a Budget, as in {type(self).__name__}(Budget(0.1)), got {self.budget!r}")
-        at_least(self.least_steps, steps=self.steps)
-        at_least(1, restarts=self.restarts, classes=self.classes)
+        check_at_least(self.least_steps, steps=self.steps)
+        check_at_least(1, restarts=self.restarts, classes=self.classes)
         if self.loss not in ("margin", "ce", "dlr"):
             raise ValueError(f"`loss` must be 'margin', 'ce' or 'dlr', got {self.loss!r}")
         if self.targeted and self.loss == "ce":
             raise ValueError("`targeted` needs loss='margin' or 'dlr', got 'ce'")
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"`step_size` must be above 0, got {self.step_size}")
+        check_positive(step_size=self.step_size)
         if self.towards is None:
             return
         if isinstance(self.towards, bool) or not isinstance(self.towards, int | Tensor):
             raise TypeError(f"`towards` must be a class or a tensor with one per sample, got {describe(self.towards)}")
         if self.targeted or self.classes is not None:
             raise ValueError(f"`towards` is the class to aim at: leave out `targeted` and `classes`, got {self}")
-        at_least(0, towards=int(torch.as_tensor(self.towards).min()))
+        check_at_least(0, towards=int(torch.as_tensor(self.towards).min()))
 
     def scaled(self, factor: Radius) -> Self:
         """The same attack with all radii multiplied by ``factor``, a number or one per sample."""
@@ -167,16 +166,3 @@ class FixedBudget(BudgetedAttack):
     @abstractmethod
     def _search(self, start: Start) -> dict[str, Tensor]:
         """Perturbed inputs, those that fool the model where such were found."""
-
-
-def at_least(least: int, **settings: int | None) -> None:
-    """Refuse counts that are too small.
-
-    >>> at_least(1, steps=0)
-    Traceback (most recent call last):
-        ...
-    ValueError: `steps` must be at least 1, got 0
-    """
-    for name, value in settings.items():
-        if value is not None and value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}")

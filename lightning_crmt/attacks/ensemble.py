@@ -68,7 +68,7 @@ class Ensemble(_Several):
         TypeError: if one is no attack.
 
     >>> from lightning_crmt import LinearFusion
-    >>> from lightning_crmt.attacks import FGM, PGD
+    >>> from lightning_crmt.attacks import FGM, PGD, Budget
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
     >>> attack = Ensemble([FGM(Budget(10.0)), PGD(Budget(10.0), targeted=True)])
     >>> y = head(x).logits.argmax(1)
@@ -103,7 +103,7 @@ class MinimumNormEnsemble(_Several, MinimumNormAttack):
 
     >>> from lightning_crmt import LinearFusion
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
-    >>> from lightning_crmt.attacks import MinimumNorm
+    >>> from lightning_crmt.attacks import Budget, MinimumNorm
     >>> both = [MinimumNorm(Budget(1.0), steps=10), MinimumNorm(Budget(1.0), steps=10, seed=1)]
     >>> y = head(x).logits.argmax(1)
     >>> bool((MinimumNormEnsemble(both).search(head, x, y).factor <= both[0].search(head, x, y).factor).all())

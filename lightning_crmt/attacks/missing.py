@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.attack import Attack, at_least
+from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.search.attacked_model import Model, lent
 from lightning_crmt.attacks.search.loss import Objective, lead
 from lightning_crmt.attacks.threat.per_sample import choose
-from lightning_crmt.checks import check_batch, check_logits, check_target, describe, require_finite
+from lightning_crmt.checks import check_at_least, check_batch, check_logits, check_target, describe, require_finite
 from lightning_crmt.deprecation import renamed_argument
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.modality import FusionOutput, Inputs, logits_of
@@ -69,7 +69,7 @@ class MissingModality(Attack):
         fill = renamed_argument("represent", represent, "fill", fill)
         if not isinstance(fill, Mapping) and fill not in ("zeroed", "dropped"):
             raise ValueError(f"`fill` must be 'zeroed', 'dropped' or values by modality, got {fill!r}")
-        at_least(1, max_missing=max_missing)
+        check_at_least(1, max_missing=max_missing)
         if isinstance(modalities, str):
             raise TypeError(f"`modalities` must be a sequence of names, got the string {modalities!r}")
         if isinstance(fill, Mapping) and modalities is not None:

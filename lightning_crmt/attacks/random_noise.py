@@ -9,10 +9,11 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.attack import FixedBudget, at_least
+from lightning_crmt.attacks.attack import FixedBudget
 from lightning_crmt.attacks.search.ascent import Start
 from lightning_crmt.attacks.search.attacked_model import Classes
 from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.checks import check_at_least
 
 
 @dataclass(eq=False)
@@ -41,7 +42,7 @@ class RandomNoise(FixedBudget):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(1, samples=self.samples)
+        check_at_least(1, samples=self.samples)
         self.restarts, self.random_start = self.samples, True
         super().__post_init__()
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.attacks.attack import BudgetedAttack, at_least
+from lightning_crmt.attacks.attack import BudgetedAttack
 from lightning_crmt.attacks.external.one_vector import OneVectorModel, handed_over, load, require_ball
 from lightning_crmt.attacks.search.attacked_model import Model
 from lightning_crmt.attacks.search.worst_case import Nearest
 from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.modality import Inputs
 
 #: The searches of AutoAttack that follow gradients; its random search needs the shape of an image.
@@ -67,7 +68,7 @@ class AutoAttack(BudgetedAttack):
         super().__post_init__()
         if not self.attacks or any(name not in _CLASSES for name in self.attacks):
             raise ValueError(f"`attacks` must be some of {list(_CLASSES)}, got {list(self.attacks)}")
-        at_least(1, target_classes=self.target_classes)
+        check_at_least(1, target_classes=self.target_classes)
         require_ball(self.budget, ("l2", "linf"))
         load("pyautoattack")
 

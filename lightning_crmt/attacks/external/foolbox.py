@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.attack import at_least
 from lightning_crmt.attacks.external.one_vector import handed_over, load, require_ball
 from lightning_crmt.attacks.minimum_norm import Adversarial, MinimumNormAttack
 from lightning_crmt.attacks.search.attacked_model import Model
 from lightning_crmt.attacks.search.worst_case import Nearest
 from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.modality import Inputs
 
 
@@ -48,7 +48,7 @@ class FoolboxDDN(MinimumNormAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(0, target_classes=self.target_classes)
+        check_at_least(0, target_classes=self.target_classes)
         if not 0 < self.gamma < 1:
             raise ValueError(f"`gamma` must be between 0 and 1, got {self.gamma}")
         require_ball(self.budget, ("l2",))
