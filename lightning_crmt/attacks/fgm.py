@@ -34,6 +34,7 @@ class FGM(FixedBudget):
     Raises:
         ValueError: for settings out of range; on call, if the model has too few classes for ``"dlr"``.
 
+    >>> import torch
     >>> from lightning_crmt import LinearFusion
     >>> head = LinearFusion({"audio": 4}, num_classes=2)
     >>> x = {"audio": torch.randn(5, 4)}
