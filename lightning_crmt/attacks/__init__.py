@@ -13,8 +13,7 @@ from lightning_crmt.attacks.minimum_norm import Adversarial, MinimumNorm, Minimu
 from lightning_crmt.attacks.missing import Fill, MissingModality, mean_inputs
 from lightning_crmt.attacks.pgd import PGD
 from lightning_crmt.attacks.presets import paper_fgm, paper_pgd, strongest
-from lightning_crmt.attacks.random_noise import RandomNoise
-from lightning_crmt.attacks.random_search import RandomSearch
+from lightning_crmt.attacks.random_search import RandomNoise, RandomSearch
 from lightning_crmt.attacks.sanity_checks import PROBABILITIES, suspicions
 from lightning_crmt.attacks.search.attacked_model import (
     AttackedModel,
