@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,26 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with keys {list(value)}"
     return f"a {type(value).__name__}"
+
+
+def check_above(least: float, **settings: float) -> None:
+    """Raise unless every setting is a finite number above ``least``.
+
+    >>> check_above(0, radius=-1.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: `radius` must be above 0, got -1.0
+    """
+    for name, value in settings.items():
+        if not (value > least and math.isfinite(value)):
+            raise ValueError(f"`{name}` must be above {least}, got {value}")
+
+
+def check_at_least(least: float, **settings: float) -> None:
+    """Raise unless every setting is a number of at least ``least``."""
+    for name, value in settings.items():
+        if not value >= least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}")
 
 
 def check_modality_names(argument: str, names: Iterable[str]) -> None:

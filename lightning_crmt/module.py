@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
@@ -18,7 +17,7 @@ from lightning_crmt.fusion import FusionHead, OrthogonalFusion
 from lightning_crmt.mixin import CRMTMixin
 
 
-class CRMTModule(CRMTMixin, LightningModule):
+class CRMTModule(CRMTMixin):
     """A multi-modal classifier trained by CRMT: one encoder per modality, late fusion, margin regularisation.
 
     Add the callback ``IntegrationReweighting`` for step 2. With ``head: LinearFusion`` and ``rho: 0`` it is ordinary

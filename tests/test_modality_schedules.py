@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_crmt.methods.parts.unimodal_validation import Unimodal
 from three_modalities import CLASSES, States, assert_close, model_of, samples, whole
 from torch import nn
 
@@ -30,7 +31,6 @@ from lightning_crmt.methods import (
 )
 from lightning_crmt.methods.parts.clustering import k_means, purity
 from lightning_crmt.methods.parts.modality_parts import own_parameters
-from lightning_crmt.methods.parts.unimodal_validation import Unimodal
 
 
 @pytest.fixture

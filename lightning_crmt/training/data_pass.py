@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -24,6 +29,9 @@ from torch.utils.data import (
 
 from lightning_crmt.checks import describe
 from lightning_crmt.data import EpochShuffle
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import Inputs
 
 
 class TrainingPass:
@@ -57,6 +65,30 @@ class TrainingPass:
                 batch = self.trainer.precision_plugin.convert_input(batch)
                 yield self.trainer.strategy.batch_to_device(batch)
                 progress.update()
+
+    @contextmanager
+    def samples(self, module: CRMTMixin, description: str) -> Iterator[Iterator[tuple[Inputs, Tensor]]]:
+        """Inputs and target of each batch; inside, the module is frozen and in evaluation mode, without gradients.
+
+        The pass leaves no trace in any random state, as loaders draw a seed, and augmentations draw what they like.
+        """
+        with isolate_rng(), frozen_eval(module), torch.no_grad():
+            yield (module.split_batch(batch) for batch in self.batches(description))
+
+
+class ValidationPass(TrainingPass):
+    """The first validation loader of the fit, as far as the Trainer goes in it.
+
+    Args:
+        trainer: the running Trainer, whose validation loaders are set up.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        loaders, limit = trainer.val_dataloaders, trainer.num_val_batches[0]
+        if isinstance(loaders, Mapping):
+            loaders = list(loaders.values())
+        super().__init__(trainer, loaders[0] if isinstance(loaders, list | tuple) else loaders)
+        self.limit = int(limit) if math.isfinite(limit) else None
 
 
 #: Samplers that pass over every sample.
