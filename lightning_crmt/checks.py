@@ -27,8 +27,8 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def check_above(least: float, **settings: float) -> None:
-    """Raise unless every setting is a finite number above ``least``.
+def check_above(least: float, **settings: float | None) -> None:
+    """Raise unless every setting is a finite number above ``least``; None is one that was not given.
 
     >>> check_above(0, radius=-1.0)
     Traceback (most recent call last):
@@ -36,14 +36,14 @@ def check_above(least: float, **settings: float) -> None:
     ValueError: `radius` must be above 0, got -1.0
     """
     for name, value in settings.items():
-        if not (value > least and math.isfinite(value)):
+        if value is not None and not (value > least and math.isfinite(value)):
             raise ValueError(f"`{name}` must be above {least}, got {value}")
 
 
-def check_at_least(least: float, **settings: float) -> None:
-    """Raise unless every setting is a number of at least ``least``."""
+def check_at_least(least: float, **settings: float | None) -> None:
+    """Raise unless every setting is a number of at least ``least``; None is one that was not given."""
     for name, value in settings.items():
-        if not value >= least:
+        if value is not None and not value >= least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}")
 
 

@@ -13,13 +13,20 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from lightning_crmt.certification import Certificate, certify_late_fusion
-from lightning_crmt.checks import check_inputs, check_logits, check_same_modalities, check_target, describe
+from lightning_crmt.checks import (
+    check_at_least,
+    check_inputs,
+    check_logits,
+    check_same_modalities,
+    check_target,
+    describe,
+)
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import Level, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.stage import Stage, StageObjective
-from lightning_crmt.targets import MixedTarget, Target, mixed_loss, size_of
+from lightning_crmt.targets import MixedTarget, Target, mixed_cross_entropy, size_of
 
 
 class CRMTMixin(LightningModule):
@@ -77,7 +84,8 @@ class CRMTMixin(LightningModule):
             ValueError, TypeError: naming the modality, for inputs that are missing, unknown, ragged, NaN or Inf.
         """
         check_inputs(inputs, self.encoders.keys())
-        return self.head({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})  # type: ignore[no-any-return]
+        output: FusionOutput = self.head({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
+        return output
 
     def split_batch(self, batch: Any) -> tuple[Inputs, Tensor]:
         """``(inputs, target)`` of a batch as the data loader gives it; the one place to override for another form."""
@@ -120,7 +128,7 @@ class CRMTMixin(LightningModule):
         return sum((term for term in terms if term is not None), start=loss)
 
     def _step_1(self, output: FusionOutput, target: Target) -> Tensor:
-        loss = mixed_loss(lambda y: nn.functional.cross_entropy(output.logits, y), target)
+        loss = mixed_cross_entropy(output.logits, target)
         return loss + self.rho * margin_regularization(output.scores, target) if self.rho > 0 else loss
 
     def certify(
@@ -190,8 +198,7 @@ class CRMTMixin(LightningModule):
         if not isinstance(head, FusionHead):
             raise TypeError(f"`head` must be a fusion head such as OrthogonalFusion, got {describe(head)}")
         check_same_modalities("encoders", encoders.keys(), head.in_features)
-        if not self.rho >= 0:
-            raise ValueError(f"`rho` must be at least 0, got {self.rho}")
+        check_at_least(0, rho=self.rho)
 
     @override
     def on_fit_start(self) -> None:

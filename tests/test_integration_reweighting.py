@@ -101,7 +101,7 @@ def test_everything_is_given_back(make_model, data, make_trainer):
     assert all(p.requires_grad for p in model.parameters() if p is not frozen)
     assert not model.encoders["fou"][1].training
     assert model.encoders["fou"][3].training
-    assert model.stage_objective is None
+    assert model.training_stage.objective is None
 
 
 def test_given_back_after_an_error_too(make_model, data, make_trainer):
@@ -114,7 +114,7 @@ def test_given_back_after_an_error_too(make_model, data, make_trainer):
     with pytest.raises(KeyError, match="on purpose"):
         make_trainer(IntegrationReweighting(last_epochs=1), Fail(), max_epochs=2).fit(model, datamodule=data)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert model.stage_objective is None
+    assert model.training_stage.objective is None
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -226,6 +226,7 @@ def test_observers_leave_no_trace(make_model, data, make_trainer):
         ({"last_epochs": 1, "start_epoch": 1}, "give one of `last_epochs` and `start_epoch`"),
         ({"last_epochs": 0}, "`last_epochs` must be at least 1, got 0"),
         ({"start_epoch": -1}, "`start_epoch` must be at least 0, got -1"),
+        ({"last_epochs": 1, "constants": "rigorous"}, "`constants` must be 'estimated' or 'sound', got 'rigorous'"),
         ({"last_epochs": 1, "lr": 0.0}, "`lr` must be above 0, got 0.0"),
         ({"last_epochs": 1, "objective": "median"}, "`objective` must be 'mean' or 'clipped', got 'median'"),
         ({"last_epochs": 1, "clip": -1.0}, "`clip` must be above 0, got -1.0"),
@@ -373,7 +374,7 @@ def test_an_unknown_sampler_asks_for_batches(make_model, data, make_trainer):
     data.setup()
     loader = DataLoader(data.parts["train"], batch_size=50, sampler=Odd())
     with pytest.raises(TypeError, match="cannot know which samples a Odd leaves out; pass `dataloader=`"):
-        make_trainer(IntegrationReweighting(last_epochs=1), max_epochs=2).fit(
+        make_trainer(IntegrationReweighting(last_epochs=1), Never(), max_epochs=2).fit(
             make_model(), loader, data.val_dataloader()
         )
 

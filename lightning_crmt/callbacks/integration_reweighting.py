@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above, describe
+from lightning_crmt.checks import check_above, check_at_least, describe
 from lightning_crmt.layers import with_fixed_weights
 from lightning_crmt.lipschitz import LipschitzConstants, ProbeSearch, encoder_bounds, estimate_lipschitz
 from lightning_crmt.losses import Objective, integration_objective, true_class_radii
@@ -73,11 +72,9 @@ class IntegrationReweighting(ReleasingCallback):
     ) -> None:
         if (last_epochs is None) == (start_epoch is None):
             raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {last_epochs} and {start_epoch}")
-        if last_epochs is not None and last_epochs < 1:
-            raise ValueError(f"`last_epochs` must be at least 1, got {last_epochs}")
-        if start_epoch is not None and start_epoch < 0:
-            raise ValueError(f"`start_epoch` must be at least 0, got {start_epoch}")
-        check_above(0, lr=lr, **({} if clip is None else {"clip": clip}))
+        check_at_least(1, last_epochs=last_epochs)
+        check_at_least(0, start_epoch=start_epoch)
+        check_above(0, lr=lr, clip=clip)
         if objective not in ("mean", "clipped"):
             raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
         if isinstance(dataloader, Iterator):
@@ -100,7 +97,7 @@ class IntegrationReweighting(ReleasingCallback):
 
     def switch_epoch(self, trainer: Trainer) -> int:
         """First epoch of step 2, counted from 0; the only one of a fast development run."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if getattr(trainer, "fast_dev_run", False):
             return 0
         if self.start_epoch is not None:
             return self.start_epoch
@@ -130,8 +127,7 @@ class IntegrationReweighting(ReleasingCallback):
             raise ValueError(
                 f"`{given}` puts the switch at epoch {switch}, outside the {end} epochs of this fit (`max_epochs`)"
             )
-        stoppers = any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if stoppers and (trainer.min_epochs or 0) <= switch:
+        if trainer.early_stopping_callbacks and (trainer.min_epochs or 0) <= switch:
             rank_zero_warn(
                 f"EarlyStopping may end this fit before step 2 begins at epoch {switch}; "
                 f"Trainer(min_epochs={switch + 1}) keeps it from doing so"
@@ -232,7 +228,7 @@ class IntegrationReweighting(ReleasingCallback):
     # --- parts
 
     def _measure(self, module: CRMTMixin) -> LipschitzConstants:
-        """The constants that step 2 rests on, the same on every process; keeps the clip and the norm."""
+        """The constants that step 2 uses, the same on every process; keeps the clip and the norm."""
         data = TrainingPass(module.trainer, self.dataloader)
         with isolate_rng():
             if self.constants is Soundness.SOUND:

@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_above
 from lightning_crmt.methods.parts.epoch_range import epoch_range
 from lightning_crmt.methods.parts.features import features_of
+from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
@@ -29,7 +30,7 @@ _LEAST = 1e-8
 _LARGEST = 10.0
 
 
-class AdaptiveGradientModulation(Method):
+class AdaptiveGradientModulation(Saved, Method):
     r"""Adaptive gradient modulation (AGM of Li et al., ICCV 2023): slows a modality that is ahead of its history.
 
     Li, Li, Hu, Lei, Li and Zhou, Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, ICCV 2023,

@@ -5,19 +5,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above, check_same_modalities, describe
+from lightning_crmt.checks import check_above, check_at_least, check_same_modalities, describe
 from lightning_crmt.methods.blending_weights import blending_weights
 from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, at_least_single
-from lightning_crmt.targets import Target, mixed_loss
+from lightning_crmt.targets import Target, mixed_cross_entropy
 from lightning_crmt.training import BatchSums, Method, Needs, TrainingPass, ValidationPass, crmt_module
 
 #: Of the loss of the joint logits, beside those of the modalities.
@@ -70,8 +69,7 @@ class GradientBlending(Method):
     ) -> None:
         if super_epoch is None and weights is None:
             raise ValueError("give `weights`, or `super_epoch` to estimate them; got neither")
-        if super_epoch is not None and super_epoch < 1:
-            raise ValueError(f"`super_epoch` must be at least 1, got {super_epoch}")
+        check_at_least(1, super_epoch=super_epoch)
         if weights is not None and not (all(w >= 0 for w in weights.values()) and sum(weights.values()) > 0):
             raise ValueError(f"`weights` must be at least 0, and not all 0, got {dict(weights)}")
         check_above(0, floor=floor)
@@ -132,9 +130,9 @@ class GradientBlending(Method):
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
         # The module's own loss holds the joint one already, once.
-        joint = (self.weights[JOINT] - 1) * _cross_entropy(output.logits, target)
+        joint = (self.weights[JOINT] - 1) * mixed_cross_entropy(output.logits, target)
         logits = self.readout.logits(module, output, self)
-        return sum((self.weights[name] * _cross_entropy(own, target) for name, own in logits.items()), start=joint)
+        return sum((self.weights[name] * mixed_cross_entropy(own, target) for name, own in logits.items()), start=joint)
 
     def _mean_losses(self, module: CRMTMixin, data: TrainingPass, part: str) -> dict[str, float]:
         """Mean loss of every head over the samples of all processes."""
@@ -144,8 +142,8 @@ class GradientBlending(Method):
                 output = module(inputs)
                 logits = {**self.readout.logits(module, output, self), JOINT: output.logits}
                 # In half precision the differences that the weights are made of would be lost.
-                total = partial(nn.functional.cross_entropy, target=target, reduction="sum")
-                sums.add({head: total(at_least_single(logits[head])) for head in self.weights}, len(target))
+                own = {head: at_least_single(logits[head]) for head in self.weights}
+                sums.add({head: mixed_cross_entropy(each, target, "sum") for head, each in own.items()}, len(target))
         if not sums:
             raise ValueError(f"GradientBlending must see at least one {part} sample, got none")
         return sums.means(module.trainer)
@@ -163,7 +161,3 @@ class GradientBlending(Method):
         if self.super_epoch is not None:  # weights that are given stay
             self.weights = state_dict["weights"]
             self._losses, self._measured_at = state_dict["losses"], state_dict["measured_at"]
-
-
-def _cross_entropy(logits: Tensor, target: Target) -> Tensor:
-    return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y), target)

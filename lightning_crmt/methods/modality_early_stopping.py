@@ -13,13 +13,14 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.modality_parts import head_parts, own_parameters
+from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.validated_method import ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.training import crmt_module, losses
 
 
-class ModalityEarlyStopping(ValidatedMethod):
+class ModalityEarlyStopping(Saved, ValidatedMethod):
     r"""Modality-specific early stopping (MSES, after Fujimori et al., ACPR 2019): who overfits goes back and stays.
 
     After Fujimori, Endo, Kawai and Mochizuki, Modality-Specific Learning Rate Control for Multimodal Classification,
@@ -38,11 +39,11 @@ class ModalityEarlyStopping(ValidatedMethod):
 
     A stopped modality stays in evaluation mode, and the optimizer is shown no gradients of it, so that neither momentum
     nor weight decay move it. Under DDP its gradients are still computed: nothing needs to be said to the strategy.
-    ``Trainer(min_epochs=...)`` keeps the fit going when all have stopped, as for step 2 of CRMT. Mixed samples are no
-    matter: losses are of the validation data.
+    ``Trainer(min_epochs=...)`` keeps the fit going when all have stopped, as for step 2 of CRMT. Mixed samples make no
+    difference: losses are of validation data.
 
     Args:
-        patience: the number of epochs without a new minimum that is still borne, at least 0.
+        patience: how many epochs may pass without a new minimum, at least 0.
         smoothing: the weight of the loss before, at least 0 and below 1.
 
     Raises:

@@ -14,12 +14,13 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, check_modalities_of, of_modality
 from lightning_crmt.methods.parts.modality_parts import own_parameters
+from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.validated_method import ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 
 
-class ModalitySpecificRates(ValidatedMethod):
+class ModalitySpecificRates(Saved, ValidatedMethod):
     r"""Modality-specific learning rates (MSLR, after Yao and Mihalcea, ACL Findings 2022), by each one's accuracy.
 
     After Yao and Mihalcea, Modality-specific Learning Rates for Effective Multimodal Additive Late-fusion, Findings of
@@ -37,7 +38,7 @@ class ModalitySpecificRates(ValidatedMethod):
     Here the step is, right after the optimizer made it: where a step is proportional to the learning rate, as with SGD,
     Adam and their kin, weight decay included, that is a learning rate of its own. Groups, schedulers and checkpoints of
     the optimizer stay as they are. The price is a copy of the parameters whose factor is not 1. A callback that
-    averages weights should come behind this one. Mixed samples are no matter: accuracies are of the validation data.
+    averages weights should come after this one. Mixed samples make no difference: accuracies are of validation data.
 
     Args:
         rates: the :math:`c_m`, a number or one by modality, at least 0; on AV-MNIST 1.3 for audio and 0.7 for images.

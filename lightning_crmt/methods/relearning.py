@@ -17,11 +17,12 @@ from lightning_crmt.checks import check_above, check_at_least, describe
 from lightning_crmt.methods.parts.clustering import purity
 from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.methods.parts.modality_parts import encoder_parameters
+from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.training import Method, Needs, TrainingPass, ValidationPass
 
 
-class Relearning(Method):
+class Relearning(Saved, Method):
     r"""Diagnosing and re-learning (Wei et al., ECCV 2024): overfitted encoders go back towards their first weights.
 
     Wei, Li, Feng and Hu, Diagnosing and Re-learning for Balanced Multimodal Learning, ECCV 2024.
@@ -38,7 +39,7 @@ class Relearning(Method):
     state of the optimizer stays. There it happens three times, after the epochs 20, 40 and 60. The k-means is the
     package's own, with ten starts from k-means++, always the same ones. The features are those of the model in
     evaluation mode, of all samples on all processes; under DDP a few may be repeated to even the processes out.
-    Mixed samples are no matter: the features are of the data as they are.
+    Mixed samples make no difference: the features are of unmixed ones.
 
     The first weights are part of this callback's state in a checkpoint, so that a resumed run knows them. They are
     those that the fit began with, pretrained ones too.

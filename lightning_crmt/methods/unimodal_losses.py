@@ -7,14 +7,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, check_modalities_of, of_modality
 from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
-from lightning_crmt.targets import Target, mixed_loss
+from lightning_crmt.targets import Target, mixed_cross_entropy
 from lightning_crmt.training import Method
 
 
@@ -53,10 +53,7 @@ class UnimodalLosses(Method):
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
         logits = self.readout.logits(module, output, self)
-        losses = [
-            of_modality(self.weight, name) * mixed_loss(lambda y, own=own: nn.functional.cross_entropy(own, y), target)  # type: ignore[misc]
-            for name, own in logits.items()
-        ]
+        losses = [of_modality(self.weight, name) * mixed_cross_entropy(own, target) for name, own in logits.items()]
         return torch.stack(losses).sum()
 
     @override

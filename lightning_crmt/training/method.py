@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from enum import Flag, auto
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -53,8 +52,6 @@ class Method(ReleasingCallback):
     source: ClassVar[Source]
     #: What it needs of a fit.
     needs: Needs = Needs.NOTHING
-    #: Names of the attributes that a checkpoint holds, so that a resumed run goes on with them.
-    saved: ClassVar[tuple[str, ...]] = ()
 
     def reset(self) -> None:
         """Forget the fits so far; called at the start of each."""
@@ -139,12 +136,3 @@ class Method(ReleasingCallback):
             raise RuntimeError(
                 f"{kind.__name__} has no effect: `training_step` of {type(pl_module).__name__} must {must}"
             )
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {name: deepcopy(getattr(self, name)) for name in self.saved}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name in self.saved:
-            setattr(self, name, state_dict[name])
