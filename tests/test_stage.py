@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
-from lightning_crmt import LinearFusion, OrthogonalFusion, callbacks, methods
+from lightning_crmt import OrthogonalFusion, callbacks, methods
 from lightning_crmt.attacks import PGD, Budget, LossAscent
 from lightning_crmt.callbacks import IntegrationReweighting
 from lightning_crmt.encoders import MLP
@@ -254,7 +255,7 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("name", MAKE)
 def test_a_fit_that_fails_leaves_nothing_behind(name, failure, make_model, make_trainer, data, handlers):
-    head = MemoryFusion if name == "FeatureMemory" else OrthogonalFusion
+    head = partial(MemoryFusion, atoms=5, steps=2) if name == "FeatureMemory" else OrthogonalFusion
     # A rate that makes validation losses go up and down, so that modalities stop.
     settings = {"head": head, "optimizer": lambda groups: torch.optim.SGD(groups, 0.5)}
 
@@ -320,7 +321,6 @@ def test_a_checkpoint_saved_on_an_error_holds_what_a_resumed_run_needs(make_mode
 
 
 def test_memory_is_weights_and_stays(make_model, make_trainer, data):
-    head = lambda sizes, classes: MemoryFusion(sizes, classes, atoms=20, steps=20, head=LinearFusion)  # noqa: E731
-    module = make_model(head=head)
+    module = make_model(head=partial(MemoryFusion, atoms=20, steps=20))
     make_trainer(FeatureMemory(start_epoch=0), max_epochs=1).fit(module, data)
     assert bool(module.head.filled)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.checks import check_above, check_at_least, describe
-from lightning_crmt.layers import with_fixed_weights
 from lightning_crmt.lipschitz import LipschitzConstants, ProbeSearch, encoder_bounds, estimate_lipschitz
 from lightning_crmt.losses import Objective, integration_objective, true_class_radii
 from lightning_crmt.mixin import CRMTMixin
@@ -236,9 +235,7 @@ class IntegrationReweighting(ReleasingCallback):
                 lipschitz = encoder_bounds(module.encoders, {name: tuple(x.shape[1:]) for name, x in first.items()})
             else:
                 inputs = (module.split_batch(batch)[0] for batch in data.batches("Lipschitz constants"))
-                # Many forward passes: heads that compute their weights should not do so in each.
-                model = module if self.search is None else with_fixed_weights(module)
-                own = estimate_lipschitz(model, inputs, search=self.search)
+                own = estimate_lipschitz(module, inputs, search=self.search)
                 reduce = module.trainer.strategy.reduce
                 values = {name: reduce(value, reduce_op="max").to(value) for name, value in own.values.items()}
                 lipschitz = LipschitzConstants(values, of=own.of, soundness=own.soundness)
