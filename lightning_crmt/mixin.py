@@ -22,11 +22,12 @@ from lightning_crmt.checks import (
     describe,
 )
 from lightning_crmt.fusion import FusionHead
-from lightning_crmt.lipschitz import Level, LipschitzConstants
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
-from lightning_crmt.targets import MixedTarget, Target, mixed_cross_entropy, size_of
+from lightning_crmt.targets import Target, check_classes, mixed_cross_entropy, size_of
 
 
 class CRMTMixin(LightningModule):
@@ -121,8 +122,7 @@ class CRMTMixin(LightningModule):
         """
         self.training_stage.calls.add("crmt_loss")
         check_logits(output.logits)
-        for classes in target[:2] if isinstance(target, MixedTarget) else [target]:
-            check_target(classes, self.head.num_classes, output.logits.shape[0])
+        check_classes(target, self.head.num_classes, output.logits.shape[0])
         loss = self.stage_objective.loss(output, target)
         terms = [method.term(self, output, target) for method in self.training_stage.methods]
         return sum((term for term in terms if term is not None), start=loss)
@@ -132,7 +132,7 @@ class CRMTMixin(LightningModule):
         return loss + self.rho * margin_regularization(output.scores, target) if self.rho > 0 else loss
 
     def certify(
-        self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Level = "sound"
+        self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Soundness | str = Soundness.SOUND
     ) -> Certificate:
         """Certificate of the predictions for ``inputs``, in evaluation mode and full precision.
 
@@ -150,9 +150,10 @@ class CRMTMixin(LightningModule):
         >>> model.certify({"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}).soundness.label
         'certified'
         """
+        level = Soundness.among(BOUND_LEVELS, "level", level)
         hooked = self._forward_hooks or self._forward_pre_hooks
         changed = hooked or getattr(self.forward, "__func__", None) is not CRMTMixin.forward
-        if changed and (lipschitz is None or level == "rigorous"):
+        if changed and (lipschitz is None or level is Soundness.RIGOROUS):
             raise ValueError(
                 "`lipschitz` must be given, and `level` be 'sound', where `forward` is overridden or has hooks: bounds "
                 "of the encoders say nothing about what else it does"

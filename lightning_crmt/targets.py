@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
+from lightning_crmt.checks import check_target
+
 
 class MixedTarget(NamedTuple):
     r"""Classes of samples that were mixed: :math:`\lambda` parts of the first, :math:`1 - \lambda` of the second.
@@ -44,6 +46,17 @@ def mixed_loss(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
 def mixed_cross_entropy(logits: Tensor, target: Target, reduction: str = "mean") -> Tensor:
     """Cross-entropy of logits ``(B, K)``, of mixed samples by the shares of their classes; ``reduction`` is torch's."""
     return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y, reduction=reduction), target)
+
+
+def check_classes(target: Target, num_classes: int, batch_size: int) -> None:
+    """:func:`~lightning_crmt.checks.check_target`, for both classes of samples that are mixed.
+
+    Raises:
+        TypeError: if classes are no integers.
+        ValueError: if there is not one class per sample, or one is out of range.
+    """
+    for classes in target[:2] if isinstance(target, MixedTarget) else [target]:
+        check_target(classes, num_classes, batch_size)
 
 
 def size_of(target: Target) -> int:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above, check_at_least, describe
+from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.lipschitz import LipschitzConstants, ProbeSearch, encoder_bounds, estimate_lipschitz
 from lightning_crmt.losses import Objective, integration_objective, true_class_radii
 from lightning_crmt.mixin import CRMTMixin
@@ -73,7 +73,7 @@ class IntegrationReweighting(ReleasingCallback):
             raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {last_epochs} and {start_epoch}")
         check_at_least(1, last_epochs=last_epochs)
         check_at_least(0, start_epoch=start_epoch)
-        check_above(0, lr=lr, clip=clip)
+        check_positive(lr=lr, clip=clip)
         if objective not in ("mean", "clipped"):
             raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
         if isinstance(dataloader, Iterator):

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above, check_at_least
+from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
 from lightning_crmt.losses import radius_loss
@@ -42,7 +42,7 @@ class RadiusTraining(ReleasingCallback):
     """
 
     def __init__(self, radius: float = 0.2, *, temperature: float = 15.0, rho: float = 0.2) -> None:
-        check_above(0, radius=radius, temperature=temperature)
+        check_positive(radius=radius, temperature=temperature)
         check_at_least(0, rho=rho)
         self.radius = radius
         self.temperature = temperature

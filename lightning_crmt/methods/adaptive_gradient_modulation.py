@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above
+from lightning_crmt.checks import check_positive
 from lightning_crmt.methods.parts.epoch_range import epoch_range
 from lightning_crmt.methods.parts.features import features_of
 from lightning_crmt.methods.parts.saved import Saved
@@ -75,7 +75,7 @@ class AdaptiveGradientModulation(Saved, Method):
     saved = ("means", "steps")
 
     def __init__(self, alpha: float = 1.5, *, start_epoch: int = 0, end_epoch: int | None = None) -> None:
-        check_above(0, alpha=alpha)
+        check_positive(alpha=alpha)
         self.alpha = alpha
         self.epochs = epoch_range(start_epoch, end_epoch)
         self.reset()

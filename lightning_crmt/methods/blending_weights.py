@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lightning_crmt.checks import check_above
+from lightning_crmt.checks import check_positive
 
 
 def blending_weights(
@@ -37,7 +37,7 @@ def blending_weights(
     >>> blending_weights({"audio": [2.0, 0.5], "joint": [2.0, 1.0]}, {"audio": [2.0, 1.0], "joint": [2.0, 1.25]})
     {'audio': 0.25, 'joint': 0.75}
     """
-    check_above(0, floor=floor)
+    check_positive(floor=floor)
     if train.keys() != val.keys() or not train:
         raise ValueError(f"`train` and `val` must be of the same heads, got {list(train)} and {list(val)}")
     worth = {}

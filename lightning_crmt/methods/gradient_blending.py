@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above, check_at_least, check_same_modalities, describe
+from lightning_crmt.checks import check_at_least, check_positive, check_same_modalities, describe
 from lightning_crmt.methods.blending_weights import blending_weights
 from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
@@ -72,7 +72,7 @@ class GradientBlending(Method):
         check_at_least(1, super_epoch=super_epoch)
         if weights is not None and not (all(w >= 0 for w in weights.values()) and sum(weights.values()) > 0):
             raise ValueError(f"`weights` must be at least 0, and not all 0, got {dict(weights)}")
-        check_above(0, floor=floor)
+        check_positive(floor=floor)
         self.needs = Needs.NOTHING if super_epoch is None else Needs.VALIDATION
         self.super_epoch = super_epoch
         self.floor = floor

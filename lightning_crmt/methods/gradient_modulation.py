@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above, check_at_least
+from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.methods.parts.epoch_range import epoch_range
 from lightning_crmt.methods.parts.modality_parts import encoder_parameters
 from lightning_crmt.mixin import CRMTMixin
@@ -81,7 +81,7 @@ class GradientModulation(Method):
         end_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
-        check_above(0, alpha=alpha)
+        check_positive(alpha=alpha)
         if parameters not in _LEAST_DIMENSIONS:
             raise ValueError(f"`parameters` must be among {list(_LEAST_DIMENSIONS)}, got {parameters!r}")
         if others not in ("mean", "min"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above, describe
+from lightning_crmt.checks import check_positive, describe
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import MixedTarget, Target
@@ -34,7 +34,7 @@ class Mixup(Method):
     source = "paper"
 
     def __init__(self, alpha: float = 1.0) -> None:
-        check_above(0, alpha=alpha)
+        check_positive(alpha=alpha)
         self.alpha = alpha
 
     @override

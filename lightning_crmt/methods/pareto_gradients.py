@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above
+from lightning_crmt.checks import check_positive
 from lightning_crmt.methods.parts.modality_parts import encoder_parameters
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
@@ -55,7 +55,7 @@ class ParetoGradients(Method):
     needs = Needs.STEPS
 
     def __init__(self, rescale: float = 1.5) -> None:
-        check_above(0, rescale=rescale)
+        check_positive(rescale=rescale)
         self.rescale = rescale
         self.reset()
 

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_above, check_at_least, describe
+from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.methods.parts.clustering import purity
 from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.methods.parts.modality_parts import encoder_parameters
@@ -73,7 +73,7 @@ class Relearning(Saved, Method):
     ) -> None:
         if not epochs or min(epochs) < 1:
             raise ValueError(f"`epochs` must be one or more, each at least 1, got {list(epochs)}")
-        check_above(0, strength=strength)
+        check_positive(strength=strength)
         check_at_least(0, seed=seed)
         if isinstance(dataloader, Iterator):
             raise TypeError(
