@@ -15,10 +15,10 @@ from typing_extensions import override
 from lightning_crmt.attacks import (
     PROBABILITIES,
     Attack,
-    SearchesDistance,
+    BudgetedAttack,
+    MinimumNormAttack,
     check_fits,
     distance_by,
-    has_budget,
     public_logits,
     right_answers,
     surviving,
@@ -94,8 +94,12 @@ class AdversarialRobustness(Observer):
             check_key_name("attacks", name)
             if not isinstance(attack, Attack):
                 raise TypeError(f"`attacks[{name!r}]` must be an attack such as PGD(Budget(0.2)), got {attack!r}")
+            if not isinstance(attack, BudgetedAttack):
+                continue
             if any(isinstance(r, Tensor) and r.dim() > 0 for r in _radii_of(attack).values()):
                 raise ValueError(f"`attacks[{name!r}]` must have one radius for all samples, got {attack.budget}")
+            if isinstance(attack.towards, Tensor) and attack.towards.dim() > 0:
+                raise ValueError(f"`attacks[{name!r}]` must lead towards one class, got {attack.towards}")
         if radii is not None and len(check_radii(radii)) == 0:
             raise ValueError("`radii` must be at least one, got none")
         self.attacks = dict(attacks)
@@ -116,7 +120,8 @@ class AdversarialRobustness(Observer):
         """
         threats = {}
         for name, attack in self.attacks.items():
-            if own := _radii_of(attack):
+            if isinstance(attack, BudgetedAttack):
+                own = _radii_of(attack)
                 where = "+".join(attack.budget.modalities or ["joint"] if "" in own else own)
                 threats[name] = where if attack.budget.norm == "l2" else f"{where}, {attack.budget.norm}"
         return threats
@@ -177,7 +182,7 @@ class _Withstood(Measurement):
         for name, attack in self.settings.attacks.items():
             values[Key("", "clean_accuracy", name)] = right
             factors = self.settings.factors[name]
-            if isinstance(attack, SearchesDistance):
+            if isinstance(attack, MinimumNormAttack):
                 distance = self._search(attack, name, inputs, target, right)
                 self.distances.setdefault(name, []).append(distance)
                 values |= {key: distance > factor for key, factor in factors.items()}
@@ -195,7 +200,9 @@ class _Withstood(Measurement):
             Key("", "adversarial_distance_median", name): median for name, median in medians.items()
         }
 
-    def _search(self, attack: Attack, name: str, inputs: dict[str, Tensor], target: Tensor, right: Tensor) -> Tensor:
+    def _search(
+        self, attack: MinimumNormAttack, name: str, inputs: dict[str, Tensor], target: Tensor, right: Tensor
+    ) -> Tensor:
         distance = torch.zeros(len(right), dtype=torch.float64, device=right.device)
         rows = right.nonzero().squeeze(1)
         if len(rows):
@@ -204,10 +211,8 @@ class _Withstood(Measurement):
         return distance
 
 
-def _radii_of(attack: Attack) -> dict[str, float | Tensor]:
-    """Radii of an attack's budget by modality, under "" if there is one for all; none if it has no size."""
-    if not has_budget(attack):
-        return {}
+def _radii_of(attack: BudgetedAttack) -> dict[str, float | Tensor]:
+    """Radii of an attack's budget by modality, under "" if there is one for all."""
     radius = attack.budget.radius
     return dict(radius) if isinstance(radius, Mapping) else {"": radius}
 
@@ -218,11 +223,11 @@ def _factors(name: str, attack: Attack, radii: Sequence[float] | None) -> dict[K
     Raises:
         ValueError: if two of them allow the same.
     """
-    own = _radii_of(attack)
-    if not own:
+    if not isinstance(attack, BudgetedAttack):
         return {Key("", "accuracy", name, sure="robust"): 1.0}
+    own = _radii_of(attack)
     if radii is None:
-        radii = [] if isinstance(attack, SearchesDistance) else [1.0]
+        radii = [] if isinstance(attack, MinimumNormAttack) else [1.0]
     factors = {}
     for factor in radii:
         allowed = {modality: _product(radius, factor) for modality, radius in own.items()}

@@ -183,7 +183,7 @@ def verify_certificate(
                     for name, value in attacked.inputs.items()
                     if any(name in group for group in claimed)
                 }
-                judge(budget.apply(budget.steepest(noise, attacked.inputs)[0], attacked.inputs))
+                judge(budget.apply(budget.steepest(noise, attacked.inputs), attacked.inputs))
             judge(PGD(budget, steps=steps, targeted=True, seed=seed)(model, attacked.inputs, attacked.target))
     return done
 
@@ -268,7 +268,7 @@ class _Judge:
         nearest = select(perturbed, row)
         after = self.attacked.logits(perturbed)[row]
         whole, low, high = _difference(nearest, attacked), 0.0, 1.0
-        budget = Budget(1.0, modalities=attacked.attacked)
+        budget = Budget(1.0, modalities=attacked.modalities)
         for _ in range(30):  # nearer to the clean input it says more about how wrong the claim is
             middle = (low + high) / 2
             tried = budget.apply({name: middle * d for name, d in whole.items()}, attacked.inputs)
@@ -293,7 +293,7 @@ class _Judge:
 
 
 def _difference(perturbed: Inputs, attacked: AttackedModel) -> Perturbation:
-    return {name: perturbed[name].double() - attacked.inputs[name].double() for name in attacked.attacked}
+    return {name: perturbed[name].double() - attacked.inputs[name].double() for name in attacked.modalities}
 
 
 def _norm(parts: list[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from lightning_crmt.lipschitz.screening.probes import ProbeSearch
 
 __all__ = [
     "BOUND_LEVELS",
+    "CODE",
     "UNDERFLOW",
     "UNIT_ROUNDOFF",
     "Encoders",

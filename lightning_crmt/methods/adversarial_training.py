@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import cast
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,7 +15,7 @@ from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import Target
-from lightning_crmt.training import Method, crmt_module
+from lightning_crmt.training import Method
 
 _ORDER = "AdversarialTraining must come before Mixup: an attack leads away from one class"
 
@@ -37,6 +36,8 @@ class AdversarialTraining(Method):
     >>> method = AdversarialTraining(LossAscent(Budget(0.1)))
     """
 
+    source = "paper"
+
     def __init__(self, attack: Attack) -> None:
         if isinstance(attack, type):
             raise TypeError(f"`attack` must be an Attack, got the class: make one, {attack.__name__}(Budget(0.1))")
@@ -45,12 +46,9 @@ class AdversarialTraining(Method):
         self.attack = attack
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            methods = crmt_module(pl_module, self).methods
-            if any(isinstance(method, Mixup) for method in methods[: methods.index(self)]):
-                raise ValueError(_ORDER)
+    def begin(self, module: CRMTMixin) -> None:
+        if any(isinstance(method, Mixup) for method in module.training_stage.methods):  # those before this one
+            raise ValueError(_ORDER)
 
     @override
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:

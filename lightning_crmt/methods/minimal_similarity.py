@@ -7,15 +7,15 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, at_least_single
 from lightning_crmt.targets import Target
-from lightning_crmt.training import Method, crmt_module
+from lightning_crmt.training import Method
 
 
 class MinimalSimilarity(Method):
@@ -36,16 +36,16 @@ class MinimalSimilarity(Method):
     >>> method = MinimalSimilarity(weight=1.0)
     """
 
+    source = "paper"
+
     def __init__(self, weight: float = 1.0) -> None:
-        if not weight >= 0:
-            raise ValueError(f"`weight` must be at least 0, got {weight}")
+        check_at_least(0, weight=weight)
         self.weight = weight
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        sizes = crmt_module(pl_module, self).head.in_features
-        if stage == "fit" and (len(sizes) < 2 or len(set(sizes.values())) != 1):
+    def begin(self, module: CRMTMixin) -> None:
+        sizes = module.head.in_features
+        if len(sizes) < 2 or len(set(sizes.values())) != 1:
             raise ValueError(
                 "MinimalSimilarity compares features by their angle: two modalities or more must have features of one "
                 f"size, got {sizes}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import describe
+from lightning_crmt.checks import check_positive, describe
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import MixedTarget, Target
@@ -31,9 +31,10 @@ class Mixup(Method):
     >>> method = Mixup(alpha=1.0)
     """
 
+    source = "paper"
+
     def __init__(self, alpha: float = 1.0) -> None:
-        if not alpha > 0:
-            raise ValueError(f"`alpha` must be above 0, got {alpha}")
+        check_positive(alpha=alpha)
         self.alpha = alpha
 
     @override

@@ -7,18 +7,16 @@ from __future__ import annotations
 import math
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.methods.parts.batch_sums import losses
-from lightning_crmt.methods.parts.modality_parts import check_steps_in_reach, encoder_parameters
+from lightning_crmt.checks import check_positive
+from lightning_crmt.methods.parts.modality_parts import encoder_parameters
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import Target, size_of
-from lightning_crmt.training import Method
+from lightning_crmt.training import Method, Needs, losses
 
 
 class ParetoGradients(Method):
@@ -53,36 +51,33 @@ class ParetoGradients(Method):
     >>> method = ParetoGradients()
     """
 
+    source = "authors' code"
+    needs = Needs.STEPS
+
     def __init__(self, rescale: float = 1.5) -> None:
-        if not (math.isfinite(rescale) and rescale > 0):
-            raise ValueError(f"`rescale` must be above 0, got {rescale}")
+        check_positive(rescale=rescale)
         self.rescale = rescale
+        self.reset()
+
+    @override
+    def reset(self) -> None:
         #: The shares :math:`\gamma` of the joint gradient in the last step.
         self.shares: dict[str, float] = {}
         self._own = SeparateGradients()
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            check_steps_in_reach(trainer, pl_module, self)
-            self._own.clear()
-            self.shares = {}
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
         sums = losses(module.head.unimodal_logits(output.scores), target)
         means = {name: value / size_of(target) for name, value in sums.items()}
         if torch.is_grad_enabled():
-            assert isinstance(module, LightningModule)
             for name, parameters in encoder_parameters(module).items():
                 if parameters:
                     self._own.add(name, means[name], parameters, module.trainer)
         return torch.stack(list(means.values())).sum()
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        for name, (parameters, gradients) in self._own.take(trainer).items():
+    def before_step(self, module: CRMTMixin) -> None:
+        for name, (parameters, gradients) in self._own.take(module.trainer).items():
             pairs = [(p.grad, own) for p, own in zip(parameters, gradients, strict=True) if p.grad is not None]
             joint = [total.to(own.dtype) - own for total, own in pairs]
             share = joint_share(joint, [own for _, own in pairs])

@@ -50,6 +50,9 @@ class Box:
             raise ValueError(f"`std` must be above 0 and finite, a number or one for each channel, got {self.std}")
         if mean.dim() == std.dim() == 1 and len(mean) != len(std):
             raise ValueError(f"`mean` and `std` must be for one number of channels, got {len(mean)} and {len(std)}")
+        # Lists would make a box unhashable.
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            object.__setattr__(self, name, tuple(given) if isinstance(given, Sequence) else given)
 
     def bounds(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Lowest and highest value of the model's input, in float64, in a shape that broadcasts with ``value``.

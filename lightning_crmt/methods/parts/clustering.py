@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-#: The most rounds of one run; they end earlier, when nothing moves.
+#: The most rounds of one run; they end earlier, when no point changes its cluster.
 _ROUNDS = 300
 
 
@@ -41,7 +41,7 @@ def purity(features: Tensor, target: Tensor, clusters: int, seed: int = 0, resta
 def k_means(points: Tensor, clusters: int, seed: int = 0, restarts: int = 10) -> Tensor:
     """The cluster of each point, ``(N,)``: the best of several runs of Lloyd's algorithm from k-means++ starts."""
     generator = torch.Generator().manual_seed(seed)
-    best, found = math.inf, torch.zeros(len(points), dtype=torch.long)
+    least, best = math.inf, torch.zeros(len(points), dtype=torch.long)
     for _ in range(restarts):
         centres = _starts(points, min(clusters, len(points)), generator)
         assigned = torch.cdist(points, centres).argmin(dim=1)
@@ -52,9 +52,9 @@ def k_means(points: Tensor, clusters: int, seed: int = 0, restarts: int = 10) ->
             if again.equal(assigned):
                 break
             assigned = again
-        if spread < best:
-            best, found = spread, assigned
-    return found
+        if spread < least:
+            least, best = spread, assigned
+    return best
 
 
 def _starts(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:

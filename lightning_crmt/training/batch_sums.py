@@ -35,18 +35,14 @@ class BatchSums:
             self._values[name] = self._values[name] + value if name in self._values else value
         self._size += size
 
-    def take(self, trainer: Trainer) -> tuple[dict[str, float], int]:
-        """The sums, and the number of samples, over all processes, which must call it together; and begin anew."""
+    def means(self, trainer: Trainer) -> dict[str, float]:
+        """The means over the samples of all processes, which must call it together; and begin anew."""
         values = list(self._values.values())
         vector = torch.stack([*values, values[0].new_tensor(self._size)])
-        reduced: list[float] = trainer.strategy.reduce(vector, reduce_op="sum").tolist()
-        sums = dict(zip(self._values, reduced[:-1], strict=True))
-        self.clear()
-        return sums, round(reduced[-1])
-
-    def clear(self) -> None:
-        """Forget what was gathered."""
+        *sums, size = trainer.strategy.reduce(vector, reduce_op="sum").tolist()
+        means = {name: value / size for name, value in zip(self._values, sums, strict=True)}
         self._values, self._size = {}, 0
+        return means
 
     def __bool__(self) -> bool:
         return self._size > 0

@@ -1,37 +1,25 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Count what an attack stored, not what it believed: sizes in float64, the prediction by the public forward."""
+"""Who survives an attack, and each radius: by what it stored, not by what it believed.
+
+Sizes are measured in float64, the prediction is that of the public forward.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.minimum_norm import Adversarial
+from lightning_crmt.attacks.attack import Attack, BudgetedAttack
+from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
 from lightning_crmt.attacks.missing import MissingModality
-from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by, holder_of
-from lightning_crmt.frozen_eval import frozen_eval
-from lightning_crmt.modality import Inputs, logits_of
+from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits
+from lightning_crmt.modality import Inputs
 
 #: Float64 sums of squares may end this much above a radius that was kept exactly.
 _SLACK = 1e-6
-
-
-@runtime_checkable
-class SearchesDistance(Protocol):
-    """An attack that measures how far the nearest adversarial input is, as ``MinimumNorm`` does."""
-
-    def search(self, model: Model, inputs: Inputs, target: Tensor) -> Adversarial:
-        """Perturbed inputs, and the factors of the budget that they need."""
-
-
-def has_budget(attack: Attack) -> bool:
-    """Whether the attack is bounded by a budget; one that takes modalities away is not."""
-    return getattr(attack, "budget", None) is not None
 
 
 def check_fits(attacks: Iterable[Attack], model: Model, inputs: Inputs) -> None:
@@ -41,32 +29,21 @@ def check_fits(attacks: Iterable[Attack], model: Model, inputs: Inputs) -> None:
         ValueError: if a modality is unknown, or an input lies outside its box.
         TypeError: if a modality that is to be perturbed holds integers.
     """
-    with frozen_eval(holder_of(model)):
-        known = as_taken_by(model, inputs)
+    with lent(model, inputs) as taken:
         for attack in attacks:
             if isinstance(attack, MissingModality):
-                attack.subsets(known)
-            elif has_budget(attack):
-                attack.budget.attacked(known)
-
-
-def right_answers(logits: Tensor, target: Tensor) -> Tensor:
-    """Where the prediction is the target, ``(B,)``; logits that are not finite answer nothing."""
-    return (logits.argmax(dim=1) == target.to(logits.device)) & logits.isfinite().all(dim=1)
-
-
-def public_logits(model: Model, inputs: Inputs) -> Tensor:
-    """Logits ``(B, K)`` of a plain forward in evaluation mode, in the precision of the parameters."""
-    with frozen_eval(holder_of(model)), torch.no_grad():
-        return logits_of(model(as_taken_by(model, inputs))).detach()
+                attack.subsets(taken)
+            elif isinstance(attack, BudgetedAttack):
+                attack.budget.attacked(taken)
 
 
 def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name: str | None = None) -> Tensor:
-    """Which samples are predicted wrongly after the attack, ``(B,)`` bool, clean errors among them.
+    """For which samples the attack succeeds, ``(B,)`` bool: predicted wrongly after it, clean errors among them.
 
     Nothing is taken from the attack but the inputs that it stored: their distance from the clean ones is measured again
     in float64, and the prediction is that of a plain forward on all of them. An attack that has no budget, such as a
-    missing modality, answers for itself by its ``logits``.
+    missing modality, answers for itself by its ``logits``. An attack towards a class succeeds only where the prediction
+    is that class.
 
     Args:
         attack: settings of the attack.
@@ -85,31 +62,31 @@ def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name
     >>> fooled_by(PGD(Budget(10.0)), head, x, head(x).logits.argmax(1))
     tensor([True, True, True, True, True])
     """
-    with frozen_eval(holder_of(model)):
-        clean, target = as_taken_by(model, inputs), target.clone()
-        if not has_budget(attack):
-            return ~right_answers(attack.logits(model, clean, target), target)
+    with lent(model, inputs) as clean:
+        target = target.clone()
+        if not isinstance(attack, BudgetedAttack):
+            return attack.succeeds(attack.logits(model, clean, target), target)
         moved = attack(model, clean, target)
         check_budget(attack, moved, clean, name)
-        return ~right_answers(public_logits(model, moved), target)
+        return attack.succeeds(public_logits(model, moved), target)
 
 
-def distance_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name: str | None = None) -> Tensor:
+def distance_by(
+    attack: MinimumNormAttack, model: Model, inputs: Inputs, target: Tensor, name: str | None = None
+) -> Tensor:
     """Factor of the budget at which the search fools each sample, ``(B,)``, float64.
 
     0 for what is predicted wrongly already; infinite where nothing was found, or what was found does not fool a plain
-    forward. The arguments are those of :func:`fooled_by`; the attack must be one that :class:`SearchesDistance`.
+    forward. The arguments are those of :func:`fooled_by`.
 
     Raises:
         RuntimeError: if what was stored is further away than the search said, or a modality was touched that may not.
     """
-    assert isinstance(attack, SearchesDistance)
-    with frozen_eval(holder_of(model)):
-        clean, target = as_taken_by(model, inputs), target.clone()
+    with lent(model, inputs) as clean:
+        target = target.clone()
         moved, claimed = attack.search(model, clean, target)
         size = check_budget(attack, moved, clean, name, limit=claimed)
-        fooled = ~right_answers(public_logits(model, moved), target)
-        return torch.where(fooled, size, torch.inf)
+        return torch.where(attack.succeeds(public_logits(model, moved), target), size, torch.inf)
 
 
 def surviving(
@@ -136,19 +113,19 @@ def surviving(
         name: what an error calls the attack.
     """
     left = among.clone()
-    found = {}
+    masks = {}
     for factor in sorted(factors):
         rows = left.nonzero().squeeze(1)
-        if len(rows) and factor > 0:  # no change at 0, and foreign attacks need not take it
+        if len(rows) and factor > 0:  # no change at 0, and other libraries need not take it
             part = {key: value[rows.to(value.device)] for key, value in inputs.items()}
-            sized = attack.scaled(factor).select(rows) if has_budget(attack) else attack
+            sized = attack.scaled(factor).select(rows) if isinstance(attack, BudgetedAttack) else attack
             left[rows] = ~fooled_by(sized, model, part, target[rows.to(target.device)], name)
-        found[factor] = left.clone()
-    return [found[factor] for factor in factors]
+        masks[factor] = left.clone()
+    return [masks[factor] for factor in factors]
 
 
 def check_budget(
-    attack: Attack, moved: Inputs, clean: Inputs, name: str | None = None, limit: Tensor | float = 1.0
+    attack: BudgetedAttack, moved: Inputs, clean: Inputs, name: str | None = None, limit: Tensor | float = 1.0
 ) -> Tensor:
     """Size of what was changed in units of the attack's budget, ``(B,)``, float64, known to be within ``limit``.
 
