@@ -57,7 +57,7 @@ def averaged(model):
 
 def adapted(model):
     with torch.no_grad():
-        model.encoders["b"].layers[0].bias.add_(0.1)
+        model.encoders["b"].layers[1].weight.add_(0.1)
 
 
 @pytest.mark.parametrize("change", [changed_by_data, loaded, averaged, adapted])
@@ -66,7 +66,7 @@ def test_constants_of_other_weights_are_refused_and_computed_again_where_none_ar
     constants, before = encoder_bounds(model.encoders), model.certify(inputs)
     torch.testing.assert_close(model.certify(inputs, constants).radius(), before.radius())
     change(model)
-    with pytest.raises(ValueError, match="`lipschitz` must be bounds of these very encoders.*weights were changed"):
+    with pytest.raises(ValueError, match=r"`lipschitz` must be bounds of these very encoders.*weights were changed"):
         model.certify(inputs, constants)
     fresh = copy.deepcopy(model)
     torch.testing.assert_close(model.certify(inputs).radius(), fresh.certify(inputs).radius())
@@ -219,7 +219,7 @@ def test_replaced_methods_are_refused(monkeypatch):
         model.certify(inputs)
     forward = nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: 10 * forward(layer, x))
-    with pytest.raises(ValueError, match="does not run the code that its rule is for"):
+    with pytest.raises(ValueError, match="methods of its type were replaced"):
         model_of().certify(inputs)
 
 
@@ -365,7 +365,7 @@ def test_radii_agree_with_double_precision(encoder):
 def test_where_numbers_overflow_nothing_is_certified():
     model = model_of(nn.Sequential(nn.Linear(6, 4), nn.ReLU()))
     with torch.no_grad():
-        model.encoders["a"][0].weight.fill_(1e37)
+        model.encoders["a"][0].weight.fill_(3e38)
     assert (model.certify({name: 10 * value for name, value in inputs_of().items()}).radius() == 0).all()
 
 

@@ -6,7 +6,15 @@ from lightning_crmt.lipschitz.bounds import BOUND_LEVELS, Place, encoder_bounds,
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.estimate import estimate_lipschitz, margin_speeds
 from lightning_crmt.lipschitz.fingerprint import fingerprint
-from lightning_crmt.lipschitz.gate import Encoders, NoBoundError, encoders_and_head, exact_numbers, examine, fixed_head
+from lightning_crmt.lipschitz.gate import (
+    CODE,
+    Encoders,
+    NoBoundError,
+    encoders_and_head,
+    exact_numbers,
+    examine,
+    fixed_head,
+)
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
 from lightning_crmt.lipschitz.rigorous.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lightning_crmt.lipschitz.running_error import Precision, running_error

@@ -27,6 +27,18 @@ CODE = {"__call__", "__getattribute__", "__getattr__", "_call_impl", "_wrapped_c
 _SHORTENING = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
 
 
+#: Heads whose code is known; a subclass may compute something else.
+_HEADS = (LinearFusion, OrthogonalFusion, FixedFusion)
+
+
+def _code(kind: type[nn.Module]) -> list[object]:
+    return [getattr(kind, name, None) for name in sorted(CODE)]
+
+
+#: The methods of each type when it became known.
+_KNOWN_CODE: dict[type[nn.Module], list[object]] = {kind: _code(kind) for kind in _HEADS}
+
+
 class NoBoundError(ValueError):
     """A module has no Lipschitz bound that could be proved; the message names it."""
 
@@ -73,10 +85,9 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
         TypeError: for a head that is not exactly of a known type, and weights that are no plain tensors.
         NoBoundError: a ``ValueError``, for hooks, replaced methods, and weights that change at every pass.
     """
-    known = (LinearFusion, OrthogonalFusion, FixedFusion)
-    if type(head) not in known:
+    if type(head) not in _HEADS:
         raise TypeError(
-            f"`head` must be exactly one of {', '.join(kind.__name__ for kind in known)} to be certified, got "
+            f"`head` must be exactly one of {', '.join(kind.__name__ for kind in _HEADS)} to be certified, got "
             f"{describe(head)}: a subclass may compute something else. Estimated constants still give estimates"
         )
     if replaced := vars(head).keys() & {"fuse", "directions", "integration_weights", "class_weights"}:
@@ -134,6 +145,11 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
     return head
 
 
+def remember_code(kind: type[nn.Module]) -> None:
+    """The methods of a type as they are now are those that its rule is for."""
+    _KNOWN_CODE[kind] = _code(kind)
+
+
 def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
     """Refuse what makes a module compute something other than the code of its type.
 
@@ -150,6 +166,9 @@ def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
         )
     if replaced := vars(module).keys() & CODE:
         raise NoBoundError(f"{where}, must run its type's code; {replaced} was replaced")
+    kind = type(module)
+    if _KNOWN_CODE.get(kind, _code(kind)) != _code(kind):
+        raise NoBoundError(f"{where}, must run the code that is known, but methods of its type were replaced")
     for name in _parametrised(module):
         first, second = getattr(module, name), getattr(module, name)
         if isinstance(first, Tensor) and not torch.equal(first, second) and first.isfinite().all():

@@ -24,6 +24,7 @@ from lightning_crmt.lipschitz.gate import (
     of_each_encoder,
     place_of,
     refuse_changed_behaviour,
+    remember_code,
 )
 from lightning_crmt.lipschitz.rigorous.forward_error import rigorous_bound
 from lightning_crmt.soundness import Soundness
@@ -171,8 +172,6 @@ class Place:
 Rule: TypeAlias = Callable[[Any, Place], float]
 
 _RULES: dict[type[nn.Module], Rule] = {}
-# The methods of each type when its rule was registered.
-_CODE_OF: dict[type[nn.Module], list[object]] = {}
 # Types of libraries that need not be installed, by qualified name. Their forward is the one of torch's type on a weight
 # that they compute: as long as that is so, it is this weight that gets measured.
 _FOREIGN: dict[str, type[nn.Module]] = {
@@ -219,7 +218,7 @@ def lipschitz_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         for kind in types:
             _RULES[kind] = rule
-            _CODE_OF[kind] = _code(kind)
+            remember_code(kind)
         return rule
 
     return register
@@ -231,15 +230,10 @@ def _rule_of(module: nn.Module) -> Rule | None:
     base = _FOREIGN.get(f"{kind.__module__}.{kind.__qualname__}")
     if base is not None and all(getattr(kind, name, None) is getattr(base, name, None) for name in CODE):
         kind = base
-    if kind in _RULES and _code(kind) != _CODE_OF[kind]:
-        raise NoBoundError(f"{kind.__name__} does not run the code that its rule is for: its methods were replaced")
     return _RULES.get(kind)
 
 
-def _code(kind: type[nn.Module]) -> list[object]:
-    return [getattr(kind, name, None) for name in sorted(CODE)]
-
-
 def _single_precision_up(value: float) -> float:
-    nearest = np.float32(value)
+    with np.errstate(over="ignore"):  # infinity is a bound too
+        nearest = np.float32(value)
     return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
