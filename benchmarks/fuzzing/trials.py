@@ -991,7 +991,6 @@ def in_a_trainer(trial: Trial) -> None:
         return
     distance = torch.cat(truth.distances)
     claimed = torch.tensor([metrics[f"test/certified_accuracy/joint@{radius:g}"] for radius in radii]).double()
-        print(claimed, distance.quantile(0.5), radii, trial.draw.settings)
     true = torch.stack([(distance * (1 + TOLERANCE) > radius).double().mean() for radius in radii])
     trial.outcome.certificates += len(distance)
     trial.outcome.comparisons += len(radii)
