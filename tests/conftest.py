@@ -11,6 +11,9 @@ from lightning_crmt import CRMTModule
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
+#: Holds no tests, and some of it needs extras.
+collect_ignore = ["support"]
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
-from attacked import Linear, distances, samples
 from lightning.pytorch import LightningModule
+from support.linear_model import Linear, distances, samples
 from test_observers import GivesDict, GivesTuple, Keywords, Named, Positional, TakesDict
 from torch.utils.data import DataLoader, TensorDataset
 

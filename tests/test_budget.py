@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from attacked import SIZES, samples
+from support.linear_model import SIZES, samples
 
 from lightning_crmt.attacks import FGM, PGD, Box, Budget
 

@@ -5,9 +5,9 @@ import math
 import re
 from itertools import pairwise
 
-import oracles
 import pytest
 import torch
+from support import oracles
 from torch import nn
 from torch.testing import assert_close
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from attacked import Linear, distances, samples
+from support.linear_model import Linear, distances, samples
 from test_pgd import THREATS, predict
 
 from lightning_crmt.attacks import FGM, Budget

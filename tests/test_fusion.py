@@ -5,9 +5,9 @@ import io
 import pickle
 import re
 
-import oracles
 import pytest
 import torch
+from support import oracles
 from torch import nn
 from torch.testing import assert_close
 

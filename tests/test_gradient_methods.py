@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from three_modalities import CLASSES, Gradients, assert_close, model_of, samples, whole
+from support.small_model import CLASSES, Gradients, assert_close, model_of, samples, whole
 from torch import nn
 
 from lightning_crmt import CRMTModule

@@ -3,9 +3,9 @@
 import math
 import re
 
-import oracles
 import pytest
 import torch
+from support import oracles
 from torch import nn
 from torch.testing import assert_close
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from attacked import Linear, distances, samples
 from lightning.pytorch import seed_everything
+from support.linear_model import Linear, distances, samples
 from test_pgd import THREATS, Detaching, Net, predict
 from torch import nn
 

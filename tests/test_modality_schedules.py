@@ -13,7 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from three_modalities import CLASSES, States, assert_close, model_of, samples, whole
+from support.small_model import CLASSES, States, assert_close, model_of, samples, whole
 from torch import nn
 
 from lightning_crmt import CRMTModule, OrthogonalFusion

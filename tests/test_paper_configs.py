@@ -12,9 +12,8 @@ import yaml
 
 pytest.importorskip("PIL")
 
-import clips
-import prepared
 from lightning.pytorch import Callback
+from support import clips, prepared
 
 from lightning_crmt.callbacks import AdversarialRobustness, IntegrationReweighting
 from lightning_crmt.cli import command_line, main

@@ -1,12 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains with each method of its own with the number of processes given, and saves what each process ended with.
-
-python tests/train_methods_in_processes.py STRATEGY PROCESSES BATCH_SIZE FOLDER
-"""
-
-import sys
-from pathlib import Path
+"""Each method that changes gradients, rates or weights, alone."""
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -35,7 +29,7 @@ METHODS = {
 }
 
 
-def train(name, strategy, processes, batch_size):
+def train_with(name, strategy, processes, batch_size):
     seed_everything(0, verbose=False)
     # Every step sees all samples: their order differs with the number of processes.
     accumulated = 1 if name == "agm_at_once" else 2
@@ -56,15 +50,8 @@ def train(name, strategy, processes, batch_size):
     shares = {key: dict(getattr(method, key)) for key in ("shares", "weights") if hasattr(method, key)}
     if name == "mses":
         known["best_losses"] = method.state_dict()["best_losses"]
-    return {"state": model.state_dict(), "method": known | shares, "rank": trainer.global_rank}
+    return {"state": model.state_dict(), "method": known | shares}
 
 
-def main(strategy, processes, batch_size, folder):
-    torch.set_num_threads(1)
-    found = {name: train(name, strategy, int(processes), int(batch_size)) for name in METHODS}
-    rank = found["none"]["rank"]
-    torch.save(found, Path(folder) / f"{processes}-{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def train(strategy, processes, batch_size, folder):
+    return {name: train_with(name, strategy, processes, batch_size) for name in METHODS}

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from attacked import Linear, samples
+from support.linear_model import Linear, samples
 from test_pgd import Net, predict
 from torch import nn
 

@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from attacked import Linear, distances, samples
+from support.linear_model import Linear, distances, samples
 from test_pgd import THREATS, Net, predict
 from torch import nn
 

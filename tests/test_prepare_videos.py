@@ -11,10 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import clips
 import numpy as np
 import pytest
 import torch
+from support import clips
 
 from lightning_crmt.cli import main
 from lightning_crmt.data.prepare.flow import Flow

@@ -4,8 +4,8 @@
 
 import pytest
 import torch
-from attacked import Linear, samples
 from jsonargparse import ArgumentParser
+from support.linear_model import Linear, samples
 
 from lightning_crmt.attacks import APGD, PGD, Attack, Box, Budget, Ensemble, MissingModality, RandomSearch
 

@@ -45,8 +45,8 @@ class Gradients(Callback):
         self.steps = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        found = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
-        self.steps.append({name: gradient.clone() for name, gradient in found.items()})
+        parameters = pl_module.named_parameters()
+        self.steps.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
 
 
 class States(Callback):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from attacked import Linear, samples
+from support.linear_model import Linear, samples
 from torch import nn
 
 from lightning_crmt.attacks import (

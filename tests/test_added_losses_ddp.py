@@ -1,42 +1,32 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that add losses end in two processes where they do in one. A script is run: real DDP cannot be in pytest."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Methods that add losses end in two processes where they do in one."""
 
 import pytest
 import torch
-from train_losses_in_processes import METHODS
+from support.processes import train
+from support.scenarios.added_losses import METHODS
 
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
-SCRIPT = Path(__file__).parent / "train_losses_in_processes.py"
-
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def saved(tmp_path_factory):
     """What one process ended with, and what each of two did; all samples in one step, as the order is another."""
     folder = tmp_path_factory.mktemp("processes")
-    for strategy, processes, batch_size in (("auto", 1, 1200), ("ddp", 2, 600)):
-        command = [sys.executable, str(SCRIPT), strategy, str(processes), str(batch_size), str(folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
-        assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")]
+    one = train("added_losses", folder, batch_size=1200)
+    return one + train("added_losses", folder, strategy="ddp", processes=2, batch_size=600)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_processes_agree(name, found):
-    _, first, second = (each[name] for each in found)
+def test_processes_agree(name, saved):
+    _, first, second = (each[name] for each in saved)
     assert all(value.equal(second[key]) for key, value in first.items())
 
 
-def test_two_processes_end_where_one_does(found):
-    one, first, _ = (each["losses"] for each in found)  # the memory draws other samples
+def test_two_processes_end_where_one_does(saved):
+    one, first, _ = (each["losses"] for each in saved)  # the memory draws other samples
     assert first.keys() == one.keys()
     assert {"prototypes.fou", "weights.joint", "weight_fou"} <= one.keys()
     assert first["weights.joint"] != 1 / 3
@@ -44,8 +34,8 @@ def test_two_processes_end_where_one_does(found):
         torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_the_memory_has_samples_of_both_processes(found):
-    state, data = found[1]["memory"], UCIMultiFeatures(views=("fou", "mor"))
+def test_the_memory_has_samples_of_both_processes(saved):
+    state, data = saved[1]["memory"], UCIMultiFeatures(views=("fou", "mor"))
     data.setup()
     # Both modalities at once: it is one sample in both.
     recalled, features = [], []

@@ -116,7 +116,7 @@ def slopes_of(head, constants, missing=()):
 
 def radii(logits, slopes, chosen):
     """min_j (h_p - h_j) / sqrt(sum_{m in chosen} (D_pj^m)^2), and the class j that attains it."""
-    found, nearest = [], []
+    smallest, nearest = [], []
     for row in logits:
         p = row.index(max(row))
         quotients = {}
@@ -126,8 +126,8 @@ def radii(logits, slopes, chosen):
                 margin = row[p] - row[j]
                 quotients[j] = 0.0 if margin == 0 else margin / speed if speed > 0 else math.inf
         nearest.append(min(quotients, key=quotients.get))
-        found.append(quotients[nearest[-1]])
-    return found, nearest
+        smallest.append(quotients[nearest[-1]])
+    return smallest, nearest
 
 
 def tolerated(logits, slopes, budgets):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from attacked import SIZES, Linear, samples
+from support.linear_model import SIZES, Linear, samples
 from test_minimum_norm import LateFusion
 from test_pgd import predict
 from torch import nn

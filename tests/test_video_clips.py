@@ -17,9 +17,9 @@ import torch
 
 pytest.importorskip("PIL")
 
-import prepared
 from lightning.pytorch import LightningModule
-from prepared import CLASSES, write_clip, write_flow, write_frames, write_picture, write_spectrogram
+from support import prepared
+from support.prepared import CLASSES, write_clip, write_flow, write_frames, write_picture, write_spectrogram
 
 from lightning_crmt.data import UCF101, KineticsSounds, VGGSound
 from lightning_crmt.data.kinetics_sounds import CLASSES as ALL

@@ -10,9 +10,9 @@ import pickle
 import re
 from fractions import Fraction
 
-import oracles
 import pytest
 import torch
+from support import oracles
 from torch import nn
 from torch.testing import assert_close
 

@@ -1,36 +1,22 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes end where one does. Real DDP cannot run inside pytest, so a script is run."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Two processes end both steps where one does."""
 
 import pytest
 import torch
+from support.processes import TrainingError, train
 
 from lightning_crmt import CRMTModule, estimate_lipschitz
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
-SCRIPT = Path(__file__).parent / "train_in_processes.py"
-
-
-def train(folder, strategy, processes, batch_size):
-    command = [sys.executable, str(SCRIPT), strategy, str(processes), str(batch_size), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
-    found = [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{processes}-*.pt"))]
-    return done, found
+DDP = "ddp_find_unused_parameters_true"
 
 
 def test_two_processes_end_with_the_constants_of_one(tmp_path):
     """With all samples in one step, the mean over two halves is the mean over the whole, up to rounding."""
-    done, (one,) = train(tmp_path, "auto", 1, 1200)
-    assert done.returncode == 0, done.stderr
-    done, (first, second) = train(tmp_path, "ddp_find_unused_parameters_true", 2, 600)
-    assert done.returncode == 0, done.stderr
+    (one,) = train("both_steps", tmp_path, batch_size=1200)
+    first, second = train("both_steps", tmp_path, strategy=DDP, processes=2, batch_size=600)
     for name, value in first["state"].items():
         assert torch.equal(value, second["state"][name]), name
         torch.testing.assert_close(value, one["state"][name], rtol=1e-3, atol=1e-4)
@@ -48,8 +34,7 @@ def test_two_processes_end_with_the_constants_of_one(tmp_path):
 
 def test_constants_of_two_processes_are_those_of_all_the_data(tmp_path):
     """Whatever was trained: each process saw its half of the data, and the constants are the maximum over both."""
-    done, (first, second) = train(tmp_path, "ddp_find_unused_parameters_true", 2, 64)
-    assert done.returncode == 0, done.stderr
+    first, second = train("both_steps", tmp_path, strategy=DDP, processes=2, batch_size=64)
     model = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10)
     model.load_state_dict(first["at_switch"])
     data = UCIMultiFeatures(views=("fou", "mor"))
@@ -64,7 +49,6 @@ def test_constants_of_two_processes_are_those_of_all_the_data(tmp_path):
 
 
 def test_plain_ddp_is_met_with_an_explanation_before_training(tmp_path):
-    done, found = train(tmp_path, "ddp", 2, 600)
-    assert done.returncode != 0
-    assert not found
-    assert "choose Trainer(strategy='ddp_find_unused_parameters_true')" in done.stderr
+    with pytest.raises(TrainingError, match=r"choose Trainer\(strategy='ddp_find_unused_parameters_true'\)"):
+        train("both_steps", tmp_path, strategy="ddp", processes=2, batch_size=600)
+    assert not list(tmp_path.glob("*.pt"))

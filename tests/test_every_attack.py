@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from attacked import Linear, samples
+from support.linear_model import Linear, samples
 from test_pgd import THREATS, Detaching, Net, predict
 
 from lightning_crmt.attacks import (

@@ -1,13 +1,8 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains with each method that adds losses, with the number of processes given, and saves what each ended with.
+"""Each method that adds losses."""
 
-python tests/train_losses_in_processes.py STRATEGY PROCESSES BATCH_SIZE FOLDER
-"""
-
-import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -47,7 +42,7 @@ METHODS = {
 }
 
 
-def train(name, strategy, processes, batch_size):
+def train_with(name, strategy, processes, batch_size):
     seed_everything(0, verbose=False)
     data = UCIMultiFeatures(views=("fou", "mor"), batch_size=batch_size)
     model = CRMTModule(
@@ -71,16 +66,8 @@ def train(name, strategy, processes, batch_size):
         if isinstance(method, GradientBlending):
             state |= {f"weights.{key}": torch.tensor(value) for key, value in method.weights.items()}
             state |= method.readout.state_dict()
-    return state, trainer.global_rank
+    return state
 
 
-def main(strategy, processes, batch_size, folder):
-    torch.set_num_threads(1)
-    states = {}
-    for name in METHODS:
-        states[name], rank = train(name, strategy, int(processes), int(batch_size))
-    torch.save(states, Path(folder) / f"{processes}-{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def train(strategy, processes, batch_size, folder):
+    return {name: train_with(name, strategy, processes, batch_size) for name in METHODS}

@@ -1,15 +1,9 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains both steps with the number of processes given, and saves what each one ended with.
-
-python tests/train_in_processes.py STRATEGY PROCESSES BATCH_SIZE FOLDER
-"""
+"""Both steps with callbacks that observe and figures."""
 
 import copy
-import sys
-from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_crmt import CRMTModule
@@ -33,10 +27,9 @@ class AtTheSwitch(Callback):
             self.state = copy.deepcopy(pl_module.state_dict())
 
 
-def main(strategy, processes, batch_size, folder):
-    torch.set_num_threads(1)
+def train(strategy, processes, batch_size, folder):
     seed_everything(0)
-    data = UCIMultiFeatures(views=("fou", "mor"), batch_size=int(batch_size))
+    data = UCIMultiFeatures(views=("fou", "mor"), batch_size=batch_size)
     model = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10, rho=0.3)
     step_2, switch = IntegrationReweighting(last_epochs=4), AtTheSwitch()
     attacks = {
@@ -44,9 +37,9 @@ def main(strategy, processes, batch_size, folder):
         "near": MinimumNorm(Budget(1.0, modalities=["fou"]), steps=3, restarts=1),
     }
     trainer = Trainer(
-        accelerator="cpu", strategy=strategy, devices=int(processes), max_epochs=8, logger=False,
+        accelerator="cpu", strategy=strategy, devices=processes, max_epochs=8, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=Path(folder) / processes,
+        default_root_dir=folder / str(processes),
         callbacks=[
             switch, step_2, CertifiedRobustness([0.1], constants="estimated"), MissingModalities(),
             AdversarialRobustness(attacks, every_n_epochs=20),
@@ -55,7 +48,7 @@ def main(strategy, processes, batch_size, folder):
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-    found = {
+    fitted = {
         "state": model.state_dict(),
         "at_switch": switch.state,
         "lipschitz": dict(step_2.lipschitz.values),
@@ -63,11 +56,5 @@ def main(strategy, processes, batch_size, folder):
         "metrics": metrics,
     }
     trainer.test(model, datamodule=data, verbose=False)
-    found["tested"] = {
-        key: float(value) for key, value in trainer.callback_metrics.items() if "robust" in key and "fgm" in key
-    }
-    torch.save(found, Path(folder) / f"{processes}-{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tested = {key: float(value) for key, value in trainer.callback_metrics.items() if "robust" in key and "fgm" in key}
+    return fitted | {"tested": tested}

@@ -36,7 +36,7 @@ def distances(model, inputs, radii, norm="l2", joint=False, box=None):
     problem over all; each by bisection over the multiplier of its constraint.
     """
     logits = model(inputs).detach()
-    found = []
+    factors = []
     for i, row in enumerate(logits):
         p = int(row.argmax())
         best = torch.inf
@@ -58,8 +58,8 @@ def distances(model, inputs, radii, norm="l2", joint=False, box=None):
                 gain = lambda t, groups=groups: sum(_most(g, room, t * r, norm) for g, room, r in groups)  # noqa: E731
                 if gain(1e3) >= needed:
                     best = min(best, _bisect(lambda t, gain=gain, needed=needed: gain(t) >= needed, 1e3))
-        found.append(best)
-    return torch.tensor(found, dtype=torch.float64)
+        factors.append(best)
+    return torch.tensor(factors, dtype=torch.float64)
 
 
 def _most(slope, room, radius, norm):

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from attacked import Linear, distances, samples
+from support.linear_model import Linear, distances, samples
 from torch import nn
 
 from lightning_crmt.attacks import PGD, Budget
