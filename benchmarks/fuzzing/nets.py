@@ -32,9 +32,16 @@ Shape = tuple[int, ...]
 
 @dataclass
 class Draw:
-    """All that a trial draws at random comes from here: from one seed, and written down under a name."""
+    """All that a trial draws at random comes from here: from one seed, and written down under a name.
+
+    Attributes:
+        seed: of everything.
+        gently: keep to double precision, fresh constants and weights that are in range.
+        settings: what is printed with a violation.
+    """
 
     seed: int
+    gently: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -220,7 +227,7 @@ def repeated(layer: nn.Module) -> nn.Sequential:
 def residual(draw: Draw, branch: nn.Module) -> Residual:
     """With a weight that was learnt or set, now and then to outside of where it begins."""
     layer = Residual(branch, draw.random.random())
-    if draw.chance(0.3):
+    if draw.chance(0.3) and not draw.gently:
         weight = draw.random.uniform(-0.5, 2.5)
         learnt = draw.chance(0.5)
         layer.weight = nn.Parameter(torch.tensor(weight)) if learnt else weight  # type: ignore[assignment]
