@@ -21,14 +21,14 @@ from fuzzing.trials import Trial
 # Certificates hold. `gently` keeps to what is known to hold; without it the suite is `make soundness`.
 
 GENTLE = {
-    "linear": 3,
-    "one-dimensional": 2,
-    "small ReLU": 2,
-    "network": 2,
-    "rigorous": 2,
-    "dropped modality": 3,
-    "changed weights": 4,
-    "global hook": 2,
+    "linear": 2,
+    "one-dimensional": 1,
+    "small ReLU": 1,
+    "network": 1,
+    "rigorous": 1,
+    "dropped modality": 1,
+    "changed weights": 2,
+    "global hook": 1,
 }
 
 
@@ -171,7 +171,7 @@ def test_answers_are_never_nearer_than_float64_can_tell():
 
 @pytest.mark.parametrize("modalities", [1, 2, 3])
 def test_planted_certificates_of_linear_models_are_found(modalities):
-    counts = planted.measure("linear", modalities, seed=0, count=3)
+    counts = planted.measure("linear", modalities, seed=0, count=2)
     assert list(counts) == [0.01, 0.05, 0.2]
     for caught, claims in counts.values():
         assert caught == claims > 0

@@ -239,7 +239,7 @@ def scales(draw: Draw) -> nn.Sequential:
     """A long chain of factors that cancel, the same two modules over and over, as ``[Scale(a), Scale(1 / a)] * n``."""
     factor = draw.random.uniform(0.5, 2.0)
     up, down = Scale(factor), Scale(1 / factor)
-    return nn.Sequential(*[up, down] * draw.among([1, 3, 10, 30]))
+    return nn.Sequential(*[up, down] * draw.among([1, 10, 30, 100]))
 
 
 def sequence(
@@ -349,7 +349,7 @@ def shrink_head(model: CRMTModule, factor: float) -> None:
                 weight.mul_(factor)
 
 
-def in_units(draw: Draw, encoder: nn.Module, shape: Shape) -> tuple[nn.Module, float, float]:
+def in_units(draw: Draw, encoder: nn.Module, shape: Shape, norms: bool = True) -> tuple[nn.Module, float, float]:
     """An encoder for inputs in raw units, offset + scale z, with the normalisation folded into what is in front."""
     units = draw.note("units", draw.among(["plain"] * 5 + ["small", "large", "offset", "sensor"]))
     if units == "plain":
@@ -357,7 +357,7 @@ def in_units(draw: Draw, encoder: nn.Module, shape: Shape) -> tuple[nn.Module, f
     scale = draw.power(*{"small": (-6, -2), "large": (2, 5), "offset": (-2, 0), "sensor": (-3, -1)}[units])
     offset = {"offset": draw.power(1, 3), "sensor": draw.power(3, 5)}.get(units, 0.0)
     draw.note("scale", scale), draw.note("offset", offset)
-    if len(shape) == 1 and draw.chance(0.5):
+    if len(shape) == 1 and (draw.chance(0.5) or not norms):
         first = nn.Linear(shape[0], shape[0])
         with torch.no_grad():
             first.weight.copy_(torch.randn_like(first.weight) / math.sqrt(shape[0]) / scale)

@@ -286,7 +286,12 @@ def shape_of(draw: Draw, largest: int = 40) -> Shape:
 
 
 def drawn(
-    draw: Draw, make: Callable[[str], tuple[nn.Module, Shape, int]], count: int, *, units: bool = True
+    draw: Draw,
+    make: Callable[[str], tuple[nn.Module, Shape, int]],
+    count: int,
+    *,
+    units: bool = True,
+    norms: bool = True,
 ) -> tuple[CRMTModule, dict[str, Tensor]]:
     """A model of encoders that ``make`` gives with their input's shape and number of features, and a batch."""
     names = [f"m{i}" for i in range(draw.note("modalities", draw.among([1, 1, 2, 2, 3])))]
@@ -298,7 +303,7 @@ def drawn(
         vary_weights(draw, encoder, extreme)
         offset, scale = 0.0, 1.0
         if units:
-            encoder, offset, scale = in_units(draw, encoder, shape)
+            encoder, offset, scale = in_units(draw, encoder, shape, norms)
         encoders[name], sizes[name] = encoder, size
         inputs[name] = inputs_of(draw, shape, offset, scale, count)
     model = model_of(draw, encoders, sizes, classes)
@@ -494,7 +499,7 @@ def by_search(
 def linear(trial: Trial) -> None:
     """Affine encoders: the exact distance is known."""
     draw = trial.draw
-    model, inputs = drawn(draw, lambda name: linear_encoder(draw), 900)
+    model, inputs = drawn(draw, lambda name: linear_encoder(draw), 200 if draw.gently else 900)
     model, inputs = cast(trial, model, inputs)
     inputs = at_the_boundary(model, inputs, 100)
     settings_of_torch(draw)
@@ -811,10 +816,11 @@ def rigorous(trial: Trial) -> None:
     draw = trial.draw
 
     def make(name: str) -> tuple[nn.Module, Shape, int]:
-        nets_without_weights = [] if draw.gently else ["scales", "identity"]
+        nets_without_weights = [] if draw.gently else ["scales"] * 3 + ["identity"]
         how = draw.among(["linear", "mlp", "lipschitz", "orthogonal", "residual", *nets_without_weights])
         d, size = draw.among([1, 2, 5, 8]), 5
         if how == "scales":
+            d = draw.among([1, 1, d])
             return scales(draw), (d,), d
         if how == "identity":
             return nn.Sequential(nn.Dropout(0.5), nn.Flatten()), (d,), d
@@ -829,10 +835,12 @@ def rigorous(trial: Trial) -> None:
         }
         return with_fixed_weights(nets[how]()), (d,), size
 
-    model, inputs = drawn(draw, make, 200)
+    model, inputs = drawn(draw, make, 60 if draw.gently else 200, norms=False)
     if type(model.head) not in (LinearFusion, FixedFusion):
         model.head = model.head.fixed()
-    model, inputs = cast(trial, model, inputs, (torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    model, inputs = cast(
+        trial, model, inputs, (torch.float32, torch.float32, torch.float32, torch.float64, torch.bfloat16)
+    )
     inputs = at_the_boundary(model, inputs, 20)
     settings_of_torch(draw)
     certificate = trial.certified(lambda: model.certify(inputs, level="rigorous"))
