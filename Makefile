@@ -8,8 +8,8 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/installed  ## train and compare on real data; a table, a CSV and a figure under results/
 	$(RUN) examples/demo.py
 
-test: $(VENV)/installed  ## tests, doctests, examples
-	$(RUN) -m pytest
+test: $(VENV)/installed  ## tests, doctests, examples; two processes take them from each other
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 soundness: $(VENV)/installed  ## every kind of certificate against the true distance; half an hour, SEEDS="0 1 2"
 	$(RUN) benchmarks/soundness.py --seeds $(or $(SEEDS),0)

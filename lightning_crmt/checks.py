@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,8 +27,44 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def check_at_least(least: float, **settings: float | None) -> None:
+    """Refuse settings below ``least``, and NaN; None, where a setting may be left out, passes.
+
+    Raises:
+        ValueError: naming the first such setting.
+
+    >>> check_at_least(1, steps=20, restarts=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: `restarts` must be at least 1, got 0
+    """
+    for name, value in settings.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}")
+
+
+def check_positive(**settings: float | None) -> None:
+    """Refuse settings that are not finite and above 0; None, where a setting may be left out, passes.
+
+    Raises:
+        ValueError: naming the first such setting.
+    """
+    for name, value in settings.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be above 0, got {value}")
+
+
 def check_modality_names(argument: str, names: Iterable[str]) -> None:
-    """Refuse an empty set of modalities, and names that module paths or metric keys cannot carry."""
+    """Refuse an empty set of modalities, and names that module paths or metric keys cannot carry.
+
+    Raises:
+        ValueError: with the name and ``argument``, what they were given as.
+
+    >>> check_modality_names("encoders", ["audio/left"])
+    Traceback (most recent call last):
+        ...
+    ValueError: `encoders` must have names that are non-empty strings without '.' and '/', got 'audio/left'
+    """
     names = list(names)
     if not names:
         raise ValueError(f"`{argument}` must name at least one modality, got none")
@@ -41,7 +78,11 @@ def check_modality_names(argument: str, names: Iterable[str]) -> None:
 
 
 def check_same_modalities(argument: str, given: Iterable[str], expected: Iterable[str]) -> None:
-    """Raise unless ``given`` are exactly the ``expected`` modalities; the order is free."""
+    """Check that ``given`` are exactly the ``expected`` modalities; the order is free.
+
+    Raises:
+        ValueError: with those that are missing or unknown, and ``argument``, what they were given as.
+    """
     given, expected = list(given), list(expected)
     missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
@@ -70,7 +111,12 @@ def check_inputs(inputs: Any, modalities: Iterable[str]) -> None:
 
 
 def check_batch(argument: str, tensors: Any) -> int:
-    """Check that all are tensors of one batch, and return its size."""
+    """Check that ``tensors`` map names to tensors of one batch, ``(B, ...)`` each, and return B.
+
+    Raises:
+        TypeError: if it is no mapping of tensors.
+        ValueError: if a tensor has no batch dimension, batch sizes differ, or the batch is empty.
+    """
     if not isinstance(tensors, Mapping):
         raise TypeError(f"`{argument}` must map the name of each modality to a tensor, got {describe(tensors)}")
     sizes = {}
@@ -91,7 +137,11 @@ def check_batch(argument: str, tensors: Any) -> int:
 
 
 def require_finite(argument: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise if a floating point tensor holds NaN or Inf; one synchronisation with the device for all of them."""
+    """Check that floating point tensors are finite; one synchronisation with the device for all of them.
+
+    Raises:
+        ValueError: naming those that hold NaN or Inf, and how many.
+    """
     finite = {name: value.isfinite().all() for name, value in tensors.items() if value.is_floating_point()}
     if finite and not torch.stack(list(finite.values())).all():
         bad = [name for name, ok in finite.items() if not ok]
@@ -105,7 +155,11 @@ def _count_non_finite(value: Tensor) -> str:
 
 
 def check_logits(logits: Any, argument: str = "logits") -> None:
-    """Check that ``logits`` is a finite floating point tensor of shape (B, K) with K >= 2."""
+    """Check that ``logits`` is a finite floating point tensor of shape (B, K) with K >= 2.
+
+    Raises:
+        ValueError: otherwise, naming ``argument``.
+    """
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point() or logits.shape[1] < 2:
         raise ValueError(
             f"`{argument}` must be a floating point tensor of shape (B, K), K >= 2, got {describe(logits)}"
@@ -118,6 +172,10 @@ def check_logits(logits: Any, argument: str = "logits") -> None:
 
 def check_target(target: Any, num_classes: int, batch_size: int) -> None:
     """Check that ``target`` holds one class index in [0, K) per sample.
+
+    Raises:
+        TypeError: if it does not hold integers.
+        ValueError: if it does not have shape ``(batch_size,)``, is empty, or a class is out of range.
 
     >>> check_target(torch.tensor([0, 3]), num_classes=3, batch_size=2)
     Traceback (most recent call last):

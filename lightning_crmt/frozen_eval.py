@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,20 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer, CPU if it has none."""
-    tensor = _first_tensor(model)
+    tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def as_taken_by(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Copies of ``inputs`` on the model's device, those that are floating point in the precision of its parameters.
+
+    >>> as_taken_by(nn.Linear(2, 2), {"audio": torch.ones(1, 2, dtype=torch.float64)})["audio"].dtype
+    torch.float32
+    """
+    device = device_of(model)
+    precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    dtypes = {name: (value.is_floating_point() and precision) or value.dtype for name, value in inputs.items()}
+    return {name: v.detach().to(device=device, dtype=dtypes[name], copy=True) for name, v in inputs.items()}
 
 
 def differentiable(inputs: Inputs, model: nn.Module) -> dict[str, Tensor]:
@@ -63,19 +76,10 @@ def differentiable(inputs: Inputs, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         TypeError: for an integer modality: there is no gradient with respect to token ids.
     """
-    device = device_of(model)
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    leaves = {}
     for name, value in inputs.items():
         if not value.is_floating_point():
             raise TypeError(
                 f"`inputs[{name!r}]` must be floating point to be differentiated, got {value.dtype}; "
                 "for tokens, make the embedded sequence the input"
             )
-        dtype = value.dtype if parameter is None else parameter.dtype
-        leaves[name] = value.detach().to(device=device, dtype=dtype, copy=True).requires_grad_(True)
-    return leaves
-
-
-def _first_tensor(model: nn.Module) -> Tensor | None:
-    return next(iter(model.parameters()), next(iter(model.buffers()), None))
+    return {name: value.requires_grad_(True) for name, value in as_taken_by(model, inputs).items()}

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_crmt.certification import own_class, sensitivities, signed_radii
-from lightning_crmt.checks import check_logits, check_modality_names, check_target
+from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive, check_target
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.modality import FusionOutput, Inputs
-from lightning_crmt.targets import MixedTarget, Target
+from lightning_crmt.targets import MixedTarget, Target, check_classes
 
 #: How step 2 averages the bound over samples.
 Objective: TypeAlias = Literal["mean", "clipped"]
@@ -50,8 +50,7 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
     >>> margin_regularization(scores, torch.tensor([0]))  # log(e^-1 + e^-3)
     tensor(-0.8731)
     """
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be above 0, got {temperature}")
+    check_positive(temperature=temperature)
     check_modality_names("scores", scores)
     for name, score in scores.items():
         check_logits(score, f"scores[{name!r}]")
@@ -60,9 +59,8 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
         raise ValueError(f"`scores` must have one shape (B, K), got {shapes}")
     stacked = torch.stack(list(scores.values()), dim=1)
     batch_size, _, num_classes = stacked.shape
+    check_classes(target, num_classes, batch_size)
     first, second, share = target if isinstance(target, MixedTarget) else (target, target, 1.0)
-    check_target(first, num_classes, batch_size)
-    check_target(second, num_classes, batch_size)
     own = own_class(first, num_classes) | own_class(second, num_classes)
     counted = ~own.all(dim=1)
     stacked, first, second, own = stacked[counted], first[counted], second[counted], own[counted]
@@ -89,8 +87,7 @@ class MarginRegularization(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}")
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, scores: Inputs, target: Target) -> Tensor:
@@ -137,19 +134,23 @@ def integration_objective(
     """
     if objective not in ("mean", "clipped"):
         raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
-    if objective == "clipped" and not (clip is not None and clip > 0):
+    if objective == "mean":
+        clip = math.inf
+    if clip is None or not clip > 0:
         raise ValueError(f"`clip` must be above 0 for the clipped objective, got {clip}")
     if lipschitz.of == "margins":
         raise ValueError("`lipschitz` must be of 'encoder' or 'scores'; constants of 'margins' contain the weights")
-    radii = true_class_radii(output, target, head, lipschitz)
-    if objective == "clipped":
-        assert clip is not None
-        radii = radii.clamp(-clip, clip)
-    return -radii.mean()
+    return -true_class_radii(output, target, head, lipschitz).clamp(-clip, clip).mean()
 
 
 def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lipschitz: LipschitzConstants) -> Tensor:
-    """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs."""
+    """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs.
+
+    Raises:
+        ValueError: if logits are not finite, a class is out of range, or head and constants do not fit together.
+    """
+    check_logits(output.logits)
+    check_target(target, output.logits.shape[1], output.logits.shape[0])
     return _radii_to_rivals(output.logits, target, sensitivities(lipschitz, head)).amin(dim=1)
 
 
@@ -193,11 +194,10 @@ def radius_loss(
     >>> radius_loss(head({"audio": torch.ones(2, 4)}), torch.tensor([0, 2]), head, one).shape
     torch.Size([])
     """
-    for name, value in {"radius": radius, "temperature": temperature}.items():
-        if not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}")
-    if not rho >= 0:
-        raise ValueError(f"`rho` must be at least 0, got {rho}")
+    check_positive(radius=radius, temperature=temperature)
+    check_at_least(0, rho=rho)
+    check_logits(output.logits)
+    check_target(target, output.logits.shape[1], output.logits.shape[0])
 
     def soft(radii: Tensor, wanted: float) -> Tensor:
         return nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1)).mean()
@@ -213,11 +213,9 @@ def radius_loss(
 
 def _radii_to_rivals(logits: Tensor, target: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:
     """Signed radii of the true class against every other, ``(B, K)``; infinite in its own column."""
-    check_logits(logits)
-    check_target(target, logits.shape[1], logits.shape[0])
     margins = logits.gather(1, target[:, None]) - logits
     own = own_class(target, logits.shape[1])
     # Where all weights of a pair are 0 its margin is the bias alone and its slope 0: keep the quotient finite.
     tiny = torch.finfo(logits.dtype).eps
     slopes = {name: pair[target].to(logits).masked_fill(own, 1.0).clamp(min=tiny) for name, pair in pairs.items()}
-    return signed_radii(margins, slopes).masked_fill(own, math.inf)
+    return signed_radii(margins, slopes, target)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lightning_crmt.certification import Certificate, certify_late_fusion
 from lightning_crmt.checks import check_inputs, check_logits, check_same_modalities, check_target, describe
 from lightning_crmt.fusion import FusionHead
-from lightning_crmt.lipschitz import Level, LipschitzConstants
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.soundness import Soundness
 from lightning_crmt.targets import MixedTarget, Target, mixed_loss, size_of
 
 
@@ -150,7 +151,7 @@ class CRMTMixin:
         return sum((term for term in terms if term is not None), start=loss)
 
     def certify(
-        self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Level = "sound"
+        self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Soundness | str = Soundness.SOUND
     ) -> Certificate:
         """Certificate of the predictions for ``inputs``, in evaluation mode and full precision.
 
@@ -169,9 +170,10 @@ class CRMTMixin:
         'certified'
         """
         assert isinstance(self, nn.Module)
+        level = Soundness.among(BOUND_LEVELS, "level", level)
         hooked = self._forward_hooks or self._forward_pre_hooks
         changed = hooked or getattr(self.forward, "__func__", None) is not CRMTMixin.forward
-        if changed and (lipschitz is None or level == "rigorous"):
+        if changed and (lipschitz is None or level is Soundness.RIGOROUS):
             raise ValueError(
                 "`lipschitz` must be given, and `level` be 'sound', where `forward` is overridden or has hooks: bounds "
                 "of the encoders say nothing about what else it does"

@@ -23,6 +23,10 @@ class FusionOutput(NamedTuple):
         logits: joint logits :math:`h`, shape ``(B, K)``.
         scores: uni-modal scores :math:`s^m` by modality, each ``(B, K)``.
         features: what the head was given, by modality, ``(B, d_m)``; empty where the model does not say.
+
+    >>> output = FusionOutput(torch.zeros(2, 10), {"audio": torch.zeros(2, 10)})
+    >>> output.logits.shape, list(output.scores), output.features
+    (torch.Size([2, 10]), ['audio'], {})
     """
 
     logits: Tensor
@@ -34,23 +38,23 @@ def logits_of(output: Any) -> Tensor:
     """The logits in what a model returned: a tensor, a ``FusionOutput``, a tuple led by them, a dict with ``"logits"``.
 
     Raises:
-        TypeError: if no ``(B, K)`` tensor is found in one of these places.
+        TypeError: if there is no ``(B, K)`` tensor in one of these places.
 
     >>> logits_of({"logits": torch.zeros(2, 3)}).shape
     torch.Size([2, 3])
     """
-    found = output
-    if isinstance(found, Mapping):
-        found = found.get("logits")
-    elif isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] < 2:
-        one = isinstance(found, Tensor) and found.shape[-1:] == (1,)
+    logits = output
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits")
+    elif isinstance(logits, tuple | list) and logits:
+        logits = logits[0]
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+        one = isinstance(logits, Tensor) and logits.shape[-1:] == (1,)
         raise TypeError(
             "a model must return logits of shape (B, K), K >= 2, a tuple that begins with them, or a dict with the key "
             f"'logits'; {'for a single logit z, return stack([0, z], dim=1); ' * one}got {describe(output)}"
         )
-    return found
+    return logits
 
 
 def at_least_single(value: Tensor) -> Tensor:

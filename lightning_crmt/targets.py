@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from lightning_crmt.checks import check_target
+
 
 class MixedTarget(NamedTuple):
     r"""Classes of samples that were mixed: :math:`\lambda` parts of the first, :math:`1 - \lambda` of the second.
@@ -39,6 +41,17 @@ def mixed_loss(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
     if isinstance(target, MixedTarget):
         return target.share * loss(target.first) + (1 - target.share) * loss(target.second)
     return loss(target)
+
+
+def check_classes(target: Target, num_classes: int, batch_size: int) -> None:
+    """:func:`~lightning_crmt.checks.check_target`, for both classes of samples that are mixed.
+
+    Raises:
+        TypeError: if classes are no integers.
+        ValueError: if there is not one class per sample, or one is out of range.
+    """
+    for classes in target[:2] if isinstance(target, MixedTarget) else [target]:
+        check_target(classes, num_classes, batch_size)
 
 
 def size_of(target: Target) -> int:

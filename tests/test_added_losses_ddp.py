@@ -10,6 +10,8 @@ from support.scenarios.added_losses import METHODS
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

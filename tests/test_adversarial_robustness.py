@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from support.linear_model import Linear, distances, samples
-from test_observers import GivesDict, GivesTuple, Keywords, Named, Positional, TakesDict
+from support.modules import GivesDict, GivesTuple, Keywords, Named, Positional, TakesDict
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_crmt import CRMTModule
@@ -104,7 +104,7 @@ def test_the_search_is_done_once_for_all_radii(make_model, data, make_trainer):
             Once.calls += 1
             return super().search(model, inputs, target)
 
-    callback = AdversarialRobustness({"near": Once(Budget(1.0), steps=2, restarts=1)}, [0.01, 0.02, 0.04])
+    callback = AdversarialRobustness({"near": Once(Budget(1.0), steps=2, restarts=1)}, radii=[0.01, 0.02, 0.04])
     callback._check = lambda *args: None
     (found,) = make_trainer(callback).test(make_model(), datamodule=data, verbose=False)
     assert Once.calls == 2, "one for each batch"
@@ -124,7 +124,7 @@ def test_the_search_is_done_once_for_all_radii(make_model, data, make_trainer):
 )
 def test_keys_say_what_was_allowed(budget, radii, keys, make_model, data, make_trainer):
     """The real radius, with or without ``radii``."""
-    callback = AdversarialRobustness({"pgd": PGD(budget, steps=2)}, radii, max_batches=1)
+    callback = AdversarialRobustness({"pgd": PGD(budget, steps=2)}, radii=radii, max_batches=1)
     callback._check = lambda *args: None
     (found,) = make_trainer(callback).test(make_model(), datamodule=data, verbose=False)
     assert [key for key in found if "robust" in key] == [f"test/robust_accuracy/{key}" for key in keys]
@@ -173,7 +173,7 @@ def test_only_survivors_are_attacked_further(make_model, data, make_trainer):
 def test_numbers_do_not_depend_on_the_split_into_batches(batch_size, make_model, data, make_trainer):
     model = make_model()
     make_trainer(max_epochs=8, limit_val_batches=0).fit(model, datamodule=data)
-    observer = AdversarialRobustness({"pgd": quick()}, [0.05, 0.1])
+    observer = AdversarialRobustness({"pgd": quick()}, radii=[0.05, 0.1])
     observer._check = lambda *args: None
     (whole,) = make_trainer(observer).test(model, datamodule=data, verbose=False)
     data.batch_size = batch_size
@@ -356,16 +356,17 @@ def test_several_observe_the_same_fit(make_model, data, make_trainer):
             TypeError,
             "`attacks['pgd']` must be an attack such as PGD(Budget(0.2)), got <class",
         ),
-        ({"attacks": {"a/b": quick()}}, ValueError, "non-empty, without '/' and '@', got 'a/b'"),
-        ({"attacks": {"pgd@1": quick()}}, ValueError, "non-empty, without '/' and '@', got 'pgd@1'"),
+        ({"attacks": {"a/b": quick()}}, ValueError, "hold none of '/@=', which keys are made of, got 'a/b'"),
+        ({"attacks": {"size=1": quick()}}, ValueError, "which keys are made of, got 'size=1'"),
+        ({"attacks": {"pgd@1": quick()}}, ValueError, "hold none of '/@=', which keys are made of, got 'pgd@1'"),
         (
             {"attacks": {"pgd": quick(torch.rand(3))}},
             ValueError,
             "`attacks['pgd']` must have one radius for all samples",
         ),
-        ({"radii": []}, ValueError, "`radii` must be at least one, at least 0 and finite, got []"),
-        ({"radii": [0.1, -1]}, ValueError, "`radii` must be at least one, at least 0 and finite, got [0.1, -1]"),
-        ({"radii": [0.1, 0.1]}, ValueError, "`radii` must differ in their first six digits"),
+        ({"radii": []}, ValueError, "`radii` must be at least one, got none"),
+        ({"radii": [0.1, -1]}, ValueError, "`radii` must be at least 0, finite and different, got [0.1, -1]"),
+        ({"radii": [0.1, 0.1]}, ValueError, "`radii` must be at least 0, finite and different, got [0.1, 0.1]"),
         ({"radii": ["much"]}, TypeError, "`radii` must be numbers, got ['much']"),
         ({"radii": 0.1}, TypeError, "`radii` must be numbers, got 0.1"),
         ({"every_n_epochs": 0}, ValueError, "`every_n_epochs` must be at least 1, got 0"),

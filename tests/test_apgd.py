@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from support.linear_model import Linear, distances, samples
-from test_pgd import THREATS, Counting, Net, predict
+from support.linear_model import THREATS, Counting, Linear, distances, predict, samples
+from support.nets import Net
 from torch import nn
 
 from lightning_crmt.attacks import APGD, PGD, Budget
@@ -82,6 +82,7 @@ def test_no_more_passes_than_needed():
     assert sum(model.seen) <= 20 * 5
 
 
+@pytest.mark.slow
 def test_as_strong_as_many_more_steps_of_plain_descent():
     model, x = Net(torch.float64).eval(), samples(100)
     y, radius = predict(model, x), 0.6

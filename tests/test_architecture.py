@@ -1,8 +1,11 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Imports go down only; the numerical rooms load without Lightning; no room is a dump."""
+"""Imports go down only, through the doors; CONTRIBUTING.md lists the rooms; what is public is documented."""
 
 import ast
+import importlib
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,9 +43,21 @@ def imported_rooms(path):
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
+#: The modules that say what they export.
+PUBLIC = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in [PACKAGE / "__init__.py", *FILES]
+    if re.search("^__all__ = ", path.read_text(), re.MULTILINE)
+]
+
 
 def test_every_room_has_its_place():
     assert {room_of(path) for path in FILES} == set(ORDER)
+
+
+def test_contributing_lists_the_rooms_from_the_ground_up():
+    table = re.findall(r"^\| (`.*?) \|", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(table)) == ORDER
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -81,3 +96,16 @@ def test_numerical_rooms_load_without_lightning():
         ]
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_exported_is_documented(name):
+    """With a summary in one line."""
+    module = importlib.import_module(name)
+    assert sorted(module.__all__) == sorted(set(module.__all__))
+    for exported in (getattr(module, each) for each in module.__all__):
+        ours = getattr(exported, "__module__", "").startswith("lightning_crmt.")  # and no alias of a foreign type
+        if ours and (inspect.isclass(exported) or inspect.isroutine(exported)):
+            summary, *rest = (exported.__doc__ or "").split("\n")
+            assert summary.strip(), exported
+            assert not rest or not rest[0].strip(), exported

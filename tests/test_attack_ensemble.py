@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from support.linear_model import Linear, distances, samples
-from test_pgd import Counting, Net, predict
+from support.linear_model import Counting, Linear, distances, predict, samples
+from support.nets import Net
 
 from lightning_crmt.attacks import (
     FGM,
@@ -108,6 +108,7 @@ def test_equal_budgets_need_not_be_one_object():
     Ensemble([FGM(Budget({"audio": 0.1, "image": 1})), FGM(Budget({"image": 1.0, "audio": 0.1}))])
 
 
+@pytest.mark.slow
 def test_nothing_here_finds_more_than_the_strongest():
     model, x = Net(torch.float64).eval(), samples(60)
     y = predict(model, x)

@@ -31,10 +31,10 @@ def test_functions_and_metrics_are_the_formula():
     robust, credited = [], []
     for logits, attacked, target, distance in parts:
         found = by_loops(logits, attacked, target, distance)
-        assert withstood(logits, attacked, target).tolist() == found[0]
-        assert credited_distance(distance, logits, target).tolist() == found[1]
-        accuracy.update(logits, attacked, target)
-        mean.update(distance, logits, target)
+        assert withstood(logits, target, attacked).tolist() == found[0]
+        assert credited_distance(distance, target, logits).tolist() == found[1]
+        accuracy.update(logits, target, attacked)
+        mean.update(distance, target, logits)
         robust += found[0]
         credited += found[1]
     assert 0 < sum(robust) < sum(d > 0 for d in credited) < 46
@@ -42,42 +42,44 @@ def test_functions_and_metrics_are_the_formula():
     assert mean.compute().item() == pytest.approx(sum(credited) / 46)
     for metric in (accuracy, mean):
         assert metric.higher_is_better
-        assert not metric.is_differentiable
         metric.reset()
-        assert metric.count == 0
+        metric.update(*{accuracy: (logits, target, attacked), mean: (distance, target, logits)}[metric])
+    assert accuracy.compute() == found[0][0]
+    assert mean.compute() == found[1][0]
+    assert (accuracy.is_differentiable, mean.is_differentiable) == (False, True), "in the distances, not in a count"
 
 
 def test_what_diverges_is_not_robust():
     good = torch.tensor([[2.0, 1.0]])
     for bad in (torch.tensor([[torch.nan, 1.0]]), torch.tensor([[torch.inf, 1.0]])):
-        assert not withstood(good, bad, torch.tensor([0]))
-        assert not withstood(bad, good, torch.tensor([0]))
+        assert not withstood(good, torch.tensor([0]), bad)
+        assert not withstood(bad, torch.tensor([0]), good)
 
 
 def test_what_nothing_fools_is_infinitely_far_unless_it_is_wrong():
     logits, far = torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([torch.inf, torch.inf])
-    assert credited_distance(far, logits, torch.tensor([0, 1])).tolist() == [torch.inf, 0.0]
+    assert credited_distance(far, torch.tensor([0, 1]), logits).tolist() == [torch.inf, 0.0]
 
 
 def test_in_a_collection():
     logits, attacked, target, _ = batch()
     metrics = MetricCollection({"same": RobustAccuracy()})
-    metrics.update(logits, attacked, target)
-    assert metrics.compute()["same"] == withstood(logits, attacked, target).float().mean()
+    metrics.update(logits, target, attacked)
+    assert metrics.compute()["same"] == withstood(logits, target, attacked).float().mean()
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (
-            lambda z, a, y, d: withstood(z[0], a, y),
+            lambda z, a, y, d: withstood(z[0], y, a),
             "`logits` must have shape (B, K), got a float32 tensor of shape (4,)",
         ),
-        (lambda z, a, y, d: withstood(z, a[:3], y), "`attacked` must have the shape (40, 4) of `logits`"),
-        (lambda z, a, y, d: withstood(z, a, y + 4), "class indices from 0 to 3"),
-        (lambda z, a, y, d: credited_distance(d[:3], z, y), "`distance` must hold one number for each sample"),
-        (lambda z, a, y, d: credited_distance(-d, z, y), "`distance` must hold one number for each sample, at least 0"),
-        (lambda z, a, y, d: credited_distance(d * torch.nan, z, y), "`distance` must hold one number for each sample"),
+        (lambda z, a, y, d: withstood(z, y, a[:3]), "`attacked` must have the shape (40, 4) of `logits`"),
+        (lambda z, a, y, d: withstood(z, y + 4, a), "class indices from 0 to 3"),
+        (lambda z, a, y, d: credited_distance(d[:3], y, z), "`distance` must hold one number for each sample"),
+        (lambda z, a, y, d: credited_distance(-d, y, z), "`distance` must hold one number for each sample, at least 0"),
+        (lambda z, a, y, d: credited_distance(d * torch.nan, y, z), "`distance` must hold one number for each sample"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):

@@ -10,13 +10,26 @@ from lightning_crmt import CRMTModule, estimate_lipschitz
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
+pytestmark = pytest.mark.slow
+
 DDP = "ddp_find_unused_parameters_true"
 
 
-def test_two_processes_end_with_the_constants_of_one(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """What each of two processes ended with."""
+    return train("both_steps", folder, strategy=DDP, processes=2, batch_size=600)
+
+
+def test_two_processes_end_with_the_constants_of_one(two, folder):
     """With all samples in one step, the mean over two halves is the mean over the whole, up to rounding."""
-    (one,) = train("both_steps", tmp_path, batch_size=1200)
-    first, second = train("both_steps", tmp_path, strategy=DDP, processes=2, batch_size=600)
+    (one,) = (each["given"] for each in train("both_steps", folder, batch_size=1200))
+    first, second = (each["given"] for each in two)
     for name, value in first["state"].items():
         assert torch.equal(value, second["state"][name]), name
         torch.testing.assert_close(value, one["state"][name], rtol=1e-3, atol=1e-4)
@@ -27,14 +40,14 @@ def test_two_processes_end_with_the_constants_of_one(tmp_path):
     assert first["metrics"] == second["metrics"] == pytest.approx(one["metrics"], abs=0.006)
     assert first["tested"] == second["tested"] == pytest.approx(one["tested"], abs=0.006)
     assert set(first["tested"]) == {f"test/robust_accuracy/fgm@{r}" for r in (0.05, 0.1)}
-    drawn = {path.name for path in (tmp_path / "2" / "figures").iterdir()}
+    drawn = {path.name for path in (folder / "2-given" / "figures").iterdir()}
     assert drawn == {"val_robust_curve.png", "test_robust_curve.png"}, "one process draws, none waits for it"
     assert any(not torch.equal(value, first["at_switch"][name]) for name, value in first["state"].items())
 
 
-def test_constants_of_two_processes_are_those_of_all_the_data(tmp_path):
+def test_constants_of_two_processes_are_those_of_all_the_data(two):
     """Whatever was trained: each process saw its half of the data, and the constants are the maximum over both."""
-    first, second = train("both_steps", tmp_path, strategy=DDP, processes=2, batch_size=64)
+    first, second = (each["small"] for each in two)
     model = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10)
     model.load_state_dict(first["at_switch"])
     data = UCIMultiFeatures(views=("fou", "mor"))

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from support.linear_model import Linear
-from test_pgd import predict
+from support.linear_model import Linear, predict
 
 from lightning_crmt.attacks import APGD, PGD, Box, Budget, MinimumNorm, RandomSearch
 

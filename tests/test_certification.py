@@ -20,6 +20,7 @@ from lightning_crmt import (
     Soundness,
     certify,
 )
+from lightning_crmt.certification import own_class
 
 HEADS = (OrthogonalFusion, LinearFusion)
 SIZES = [(1, 2), (2, 3), (3, 7)]
@@ -165,12 +166,12 @@ def test_pairwise_constants_are_at_most_sqrt_2_tighter_than_those_of_the_paper()
     tight, loose = certify(output, head, one), certify(output, head, ones)
     for name in head.in_features:
         ratio = loose.sensitivities[name] / tight.sensitivities[name]
-        ratio = ratio[~tight._own_class()]
+        ratio = ratio[~own_class(tight.prediction, tight.margins.shape[1])]
         assert (ratio > 1).all()
         assert (ratio <= math.sqrt(2) + 1e-9).all()
     weights = head.integration_weights["m0"]
     expected = (weights[tight.prediction][:, None] ** 2 + weights**2).sqrt()  # for orthonormal rows
-    others = ~tight._own_class()
+    others = ~own_class(tight.prediction, tight.margins.shape[1])
     assert_close(tight.sensitivities["m0"][others], expected[others])
 
 

@@ -6,15 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from support.modules import GivesDict, GivesTuple, Keywords, Named, Positional, TakesDict
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_crmt import CRMTModule, LinearFusion
 from lightning_crmt.attacks import mean_inputs
 from lightning_crmt.callbacks import CertifiedRobustness, MissingModalities
-from lightning_crmt.certification.late_fusion import certify_late_fusion
+from lightning_crmt.certification import certify_late_fusion
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.layers import with_fixed_weights
 
@@ -89,63 +89,6 @@ def test_numbers_do_not_depend_on_the_split_into_batches(batch_size, make_model,
     data.batch_size = batch_size
     (split,) = make_trainer(*observers).test(make_model(), datamodule=data, verbose=False)
     assert whole == pytest.approx(split, rel=1e-4)
-
-
-class Yours(LightningModule):
-    """No CRMT module; ``form`` says what its batches and its forward look like."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.form = form
-        self.image_net, self.audio_net = nn.Linear(4, 8), nn.Linear(3, 8)
-        self.classifier = nn.Linear(16, 5)
-
-    def logits(self, image, audio):
-        return self.classifier(torch.cat([self.image_net(image).relu(), self.audio_net(audio).relu()], dim=1))
-
-    def evaluate(self, batch):
-        pass
-
-    def validation_step(self, batch, batch_idx): ...
-
-    def test_step(self, batch, batch_idx): ...
-
-
-class Positional(Yours):
-    def forward(self, first, second):
-        return self.logits(first, second)
-
-
-class Keywords(Yours):
-    def forward(self, audio, image, scale=1.0):  # in another order than the batch
-        return self.logits(image, audio) * scale
-
-
-class TakesDict(Yours):
-    def forward(self, batch):
-        return self.logits(batch["image"], batch["audio"])
-
-
-class GivesTuple(Positional):
-    def forward(self, first, second):
-        return self.logits(first, second), "something else"
-
-
-class GivesDict(Positional):
-    def forward(self, first, second):
-        return {"features": None, "logits": self.logits(first, second)}
-
-
-class Named(torch.utils.data.Dataset):
-    def __init__(self, image, audio, y, nested):
-        self.image, self.audio, self.y, self.nested = image, audio, y, nested
-
-    def __len__(self):
-        return len(self.y)
-
-    def __getitem__(self, i):
-        sample = {"image": self.image[i], "audio": self.audio[i]}
-        return (sample, self.y[i]) if self.nested else sample | {"label": self.y[i]}
 
 
 @pytest.mark.parametrize("batches", ["tuple", "dict and target", "dict"])
@@ -279,7 +222,7 @@ def test_a_model_that_diverged_has_radius_zero_and_the_run_goes_on(data, make_tr
         (
             lambda: Estimated([-0.1]),
             ValueError,
-            "`radii` must be numbers, at least 0 and finite, got [-0.1]",
+            "`radii` must be at least 0, finite and different, got [-0.1]",
         ),
         (
             lambda: Estimated(every_n_epochs=0),

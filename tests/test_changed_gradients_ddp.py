@@ -8,6 +8,8 @@ from support.processes import train
 from support.scenarios.changed_gradients import METHODS
 from support.small_model import assert_close
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

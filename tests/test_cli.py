@@ -41,6 +41,7 @@ def error_of(capsys, *args):
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a new version of the log, as it should be
 def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
     def shorten(config):
@@ -58,11 +59,13 @@ def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
         assert key in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_trains(path, tmp_path):
     main(["fit", "--config", str(path), "--trainer.fast_dev_run=1", "--trainer.enable_progress_bar=false"])
 
 
+@pytest.mark.slow
 def test_as_a_module_in_its_own_process(tmp_path):
     command = [sys.executable, "-m", "lightning_crmt", "fit", "--config", str(CONFIG), "--print_config"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120).stdout

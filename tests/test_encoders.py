@@ -333,13 +333,16 @@ def test_convnets_learn(make_trainer):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ResNet18(0), "`in_channels` and `width` must be at least 1, got in_channels=0, width=64"),
-        (lambda: ResNet18Tokens(1, 0), "must be at least 1, got in_channels=1, width=0"),
+        (lambda: ResNet18(0), "`in_channels` must be at least 1, got 0"),
+        (lambda: ResNet18Tokens(1, 0), "`width` must be at least 1, got 0"),
         (lambda: ResNet18Tokens(1, 4, "time"), "`time_axis` must be 'height' or 'width', got 'time'"),
-        (lambda: ConvNet1d(0, 8), "must be at least 1, got in_channels=0, out_features=8, channels=\\[32, 64, 128\\]"),
-        (lambda: ConvNet2d(1, 0), "must be at least 1, got in_channels=1, out_features=0"),
-        (lambda: ConvNet2d(1, 8, channels=(4, 0)), "must be at least 1, .* channels=\\[4, 0\\]"),
-        (lambda: ConvNet1d(1, 8, channels=()), "one at least, .* channels=\\[\\]"),
+        (lambda: ConvNet1d(0, 8), "`in_channels` must be at least 1, got 0"),
+        (lambda: ConvNet2d(1, 0), "`out_features` must be at least 1, got 0"),
+        (
+            lambda: ConvNet2d(1, 8, channels=(4, 0)),
+            "`channels` must hold .* at least 1, got \\[4, 0\\]",
+        ),
+        (lambda: ConvNet1d(1, 8, channels=()), "`channels` must hold .* at least 1, got \\[\\]"),
         (lambda: ConvNet1d(1, 8, kernel_size=4), "`kernel_size` must be odd and at least 1, got 4"),
         (lambda: ConvNet2d(1, 8, kernel_size=-1), "`kernel_size` must be odd and at least 1, got -1"),
     ],

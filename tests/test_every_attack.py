@@ -4,8 +4,8 @@
 
 import pytest
 import torch
-from support.linear_model import Linear, samples
-from test_pgd import THREATS, Detaching, Net, predict
+from support.linear_model import THREATS, Detaching, Linear, predict, samples
+from support.nets import Net
 
 from lightning_crmt.attacks import (
     APGD,

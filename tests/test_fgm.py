@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from support.linear_model import Linear, distances, samples
-from test_pgd import THREATS, predict
+from support.linear_model import THREATS, Linear, distances, predict, samples
 
 from lightning_crmt.attacks import FGM, Budget
 

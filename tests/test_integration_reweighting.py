@@ -191,6 +191,7 @@ def test_own_batches_for_the_pass(make_model, data, make_trainer):
     torch.testing.assert_close(step_2.lipschitz.values["mor"], tau.values["mor"])
 
 
+@pytest.mark.slow
 def test_observers_leave_no_trace(make_model, data, make_trainer):
     def fit(*observers):
         model = make_model()

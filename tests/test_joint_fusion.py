@@ -159,7 +159,7 @@ def test_the_radius_of_margins_is_an_estimate(kind):
         (lambda: GatedFusion(SIZES, 1), "`num_classes` must be at least 2"),
         (lambda: FiLMFusion(SIZES, 3, base="d"), "`base` must be one of \\['a', 'b', 'c'\\], got 'd'"),
         (lambda: AttentionFusion(SIZES, 3, width=10), "`width` must be a multiple of `num_heads` = 4, got 10"),
-        (lambda: AttentionFusion(SIZES, 3, shared_layers=0), "`shared_layers` at least 1"),
+        (lambda: AttentionFusion(SIZES, 3, shared_layers=0), "`shared_layers` must be at least 1, got 0"),
         (lambda: GatedFusion(SIZES, 3)({"a": torch.ones(1, 5)}), "missing \\['b', 'c'\\]"),
         (lambda: FiLMFusion(SIZES, 3)({**features(), "a": torch.ones(4, 9)}), "must have shape \\(B, 5\\)"),
         (lambda: GatedFusion(SIZES, 3)({**features(), "a": torch.ones(4, 2, 5)}), "must have shape \\(B, 5\\)"),

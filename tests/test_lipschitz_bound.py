@@ -15,15 +15,8 @@ from torch.testing import assert_close
 from lightning_crmt import Soundness, estimate_lipschitz
 from lightning_crmt.encoders import MLP, LipschitzCNN, LipschitzMLP
 from lightning_crmt.layers import GroupSort, OrthogonalConv2d, OrthogonalLinear, Residual, Scale
-from lightning_crmt.lipschitz import (
-    NoBoundError,
-    activations,
-    convolution,
-    encoder_bounds,
-    lipschitz_bound,
-    lipschitz_rule,
-    matrix,
-)
+from lightning_crmt.lipschitz import NoBoundError, encoder_bounds, lipschitz_bound, lipschitz_rule
+from lightning_crmt.lipschitz.bounds import norms
 
 
 def operator_norm(layer, *shape):
@@ -62,7 +55,7 @@ def test_zero_and_denormal_weights():
 
 @pytest.mark.parametrize("rank", [1, 3, 30])
 def test_gram_iteration_is_an_upper_bound_and_close(rank, monkeypatch):
-    monkeypatch.setattr(matrix, "_EXACT_UP_TO", 0)
+    monkeypatch.setattr(norms, "_EXACT_UP_TO", 0)
     torch.manual_seed(rank)
     for scale in (1e-20, 1.0, 1e20):
         flat = torch.linalg.qr(
@@ -70,7 +63,7 @@ def test_gram_iteration_is_an_upper_bound_and_close(rank, monkeypatch):
         ).Q  # the worst case: all singular values equal
         for weight in (flat * scale, torch.randn(30, rank, dtype=torch.float64) * scale):
             truth = float(torch.linalg.svdvals(weight)[0])
-            assert truth <= matrix.spectral_norm(weight) <= truth * (rank ** (1 / 1024) + 1e-8)
+            assert truth <= norms.spectral_norm(weight) <= truth * (rank ** (1 / 1024) + 1e-8)
 
 
 def random_convolution(rng):
@@ -101,10 +94,10 @@ def test_convolutions_are_never_below_their_operator(seed, monkeypatch):
         truth = operator_norm(layer, *shape)
         assert lipschitz_bound(layer, shape) == pytest.approx(truth, rel=3e-9)  # written out
         with monkeypatch.context() as patch:
-            patch.setattr(convolution, "_DENSE_UP_TO", 0)
+            patch.setattr(norms, "_DENSE_UP_TO", 0)
             through_symbol = lipschitz_bound(layer, shape)
             assert through_symbol >= truth
-            patch.setattr(convolution, "_FREQUENCIES", 6)  # fewer frequencies are looser, not lower
+            patch.setattr(norms, "_FREQUENCIES", 6)  # fewer frequencies are looser, not lower
             assert lipschitz_bound(layer, shape) >= truth
         if layer.padding_mode == "zeros":
             for_all = lipschitz_bound(layer)
@@ -123,7 +116,7 @@ def test_convolution_bounds_are_tight(monkeypatch):
         "circular, stride 2": (nn.Conv2d(3, 6, 4, stride=2, padding=1, padding_mode="circular"), 1 + 1e-8),
         "sequence": (nn.Conv1d(3, 6, 5, padding=2, dilation=2), 1.06),
     }
-    monkeypatch.setattr(convolution, "_DENSE_UP_TO", 0)
+    monkeypatch.setattr(norms, "_DENSE_UP_TO", 0)
     for name, (layer, looseness) in stages.items():
         shape = (3, 40) if isinstance(layer, nn.Conv1d) else (3, 12, 12)
         truth = operator_norm(layer.double(), *shape)
@@ -214,7 +207,7 @@ def test_the_slopes_of_gelu_and_silu_are_proved_by_intervals():
     # GELU: largest at sqrt(2), with Phi(sqrt 2) = (1 + erf 1) / 2.
     cdf = (1 + mpmath.iv.mpf([mpmath.erf(1) - 1e-15, mpmath.erf(1) + 1e-15])) / 2
     slope = cdf + mpmath.iv.sqrt(2) * mpmath.iv.exp(-1) / mpmath.iv.sqrt(2 * mpmath.iv.pi)
-    assert slope.b < activations._GELU
+    assert slope.b < lipschitz_bound(nn.GELU())
     # SiLU: x in [0, 40] by 4,000 intervals; the slope at -x is one minus that at x, and beyond 40 it is below 1.001.
     largest = 0
     for i in range(4000):
@@ -225,9 +218,9 @@ def test_the_slopes_of_gelu_and_silu_are_proved_by_intervals():
         wide = 1 / (1 + mpmath.iv.exp(-x))
         bend = wide * (1 - wide) * (2 + x * (1 - 2 * wide))  # its derivative: mean value form
         largest = max(largest, (slope + bend * mpmath.iv.mpf([-0.005, 0.005])).b)
-    assert largest < activations._SILU
+    assert largest < lipschitz_bound(nn.SiLU())
     scale, alpha = mpmath.mpf("1.0507009873554804934193349852946"), mpmath.mpf("1.6732632423543772848170429916717")
-    assert scale * alpha <= activations._SELU
+    assert scale * alpha <= lipschitz_bound(nn.SELU())
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from support.linear_model import Linear, distances, samples
-from test_pgd import THREATS, Detaching, Net, predict
+from support.linear_model import THREATS, Detaching, Linear, distances, predict, samples
+from support.nets import LateFusion, Net
 from torch import nn
 
 from lightning_crmt import LinearFusion, OrthogonalFusion
@@ -116,15 +116,6 @@ def test_a_model_that_detaches():
         MinimumNorm(Budget(1.0))(Detaching(), x, predict(Detaching(), x))
 
 
-class LateFusion(nn.Module):
-    def __init__(self, encoders, head):
-        super().__init__()
-        self.encoders, self.head = nn.ModuleDict(encoders), head
-
-    def forward(self, inputs):
-        return self.head({name: encoder(inputs[name]) for name, encoder in self.encoders.items()}).logits
-
-
 @pytest.fixture(scope="module")
 def digits():
     parts = UCIMultiFeatures(views=("fou", "mor")).load()
@@ -150,6 +141,7 @@ def trained(kind, inputs, target):
     return model.double().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "lipschitz"])
 @pytest.mark.parametrize("modalities", [["fou", "mor"], ["mor"]])
 def test_on_trained_nets_a_slower_search_finds_nothing_nearer(kind, modalities, digits):

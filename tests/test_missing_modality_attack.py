@@ -4,8 +4,8 @@ from itertools import combinations
 
 import pytest
 import torch
-from support.linear_model import Linear, samples
-from test_pgd import Net, predict
+from support.linear_model import Linear, predict, samples
+from support.nets import Net
 from torch import nn
 
 from lightning_crmt import FusionOutput, LinearFusion

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -66,4 +68,4 @@ trainer = Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable
                   accelerator="cpu", callbacks=[IntegrationReweighting(last_epochs=1)])
 trainer.fit(CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10), datamodule=UCIMultiFeatures())
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=300)

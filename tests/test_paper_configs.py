@@ -121,6 +121,7 @@ class Losses(Callback):
         self.names.append("loss" if pl_module.stage_objective is None else pl_module.stage_objective.name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:AdversarialRobustness, attack")  # weak attacks, a model that has learnt nothing
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_trains_both_steps_and_tests(name, roots):
@@ -164,9 +165,10 @@ def test_folders_and_lists_by_part_from_the_command_line_and_from_yaml(tmp_path)
     for way in (words, ["--config", str(own)]):
         data = command_line([*config, *way], run=False).datamodule
         assert data.folders == {"image": frames, "audio": "spectrograms"}
-        assert data.parts_given == parts
+        assert data.sources == parts
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a new version of the log, as it should be
 @pytest.mark.skipif(not clips.have_ffmpeg(), reason="neither ffmpeg nor imageio-ffmpeg is there")
 @pytest.mark.parametrize(("data", "kinds"), [("kinetics_sounds", "spectrograms"), ("ucf101", "flow")])

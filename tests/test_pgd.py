@@ -2,45 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from support.linear_model import Linear, distances, samples
+from support.linear_model import THREATS, Counting, Detaching, Linear, distances, predict, samples
+from support.nets import Net
 from torch import nn
 
 from lightning_crmt.attacks import PGD, Budget, paper_pgd
-
-BOX = {"audio": (-2.0, 2.0), "image": (-2.0, 2.0)}
-ALL = {"audio": 1.0, "image": 1.0}
-
-#: What is searched, as a function of the factor, and the exact factor.
-THREATS = {
-    "joint": (lambda t: Budget(t), {"radii": ALL, "joint": True}),
-    "alone": (lambda t: Budget(t, modalities=["image"]), {"radii": {"image": 1.0}}),
-    "product": (lambda t: Budget({"audio": t, "image": 0.3 * t}), {"radii": {"audio": 1.0, "image": 0.3}}),
-    "linf": (lambda t: Budget(t, norm="linf"), {"radii": ALL, "norm": "linf"}),
-    "joint, box": (lambda t: Budget(t, box=BOX), {"radii": ALL, "joint": True, "box": BOX}),
-    "linf, box": (lambda t: Budget(t, norm="linf", box=BOX), {"radii": ALL, "norm": "linf", "box": BOX}),
-    "product, box": (lambda t: Budget({"audio": t, "image": t}, box=BOX), {"radii": ALL, "box": BOX}),
-}
-
-
-class Net(nn.Module):
-    """Small, curved, with layers that differ between training and evaluation, and some parameters frozen."""
-
-    def __init__(self, dtype=torch.float32):
-        super().__init__()
-        torch.manual_seed(0)
-        self.audio = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
-        self.image = nn.Sequential(nn.Flatten(), nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
-        self.image[1].weight.requires_grad_(False)
-        self.to(dtype)
-
-    def forward(self, inputs):
-        return {"logits": self.audio(inputs["audio"]) + self.image(inputs["image"])}
-
-
-def predict(model, inputs):
-    with torch.no_grad():
-        output = model(inputs)
-    return (output["logits"] if isinstance(output, dict) else output).argmax(dim=1)
 
 
 @pytest.mark.parametrize("threat", THREATS)
@@ -63,16 +29,6 @@ def test_inputs_that_require_grad_stay_leaves_without_one():
     found = PGD(Budget(1.0, modalities=["audio"]), steps=2)(Net(), x, torch.zeros(20, dtype=torch.long))
     assert all(v.requires_grad and v.grad is None for v in x.values())
     assert found["image"] is x["image"]
-
-
-class Counting(Linear):
-    def __init__(self, **settings):
-        super().__init__(**settings)
-        self.seen = []
-
-    def forward(self, inputs):
-        self.seen.append(len(inputs["audio"]))
-        return super().forward(inputs)
 
 
 def test_no_more_passes_than_needed():
@@ -122,11 +78,6 @@ def test_a_plain_function_can_be_attacked():
     y = predict(model, x)
     found = PGD(Budget(1e3))(lambda inputs: model(inputs), x, y)
     assert (predict(model, found) != y).all()
-
-
-class Detaching(Linear):
-    def forward(self, inputs):
-        return super().forward({n: v.detach() if n == "audio" else v for n, v in inputs.items()})
 
 
 class Deaf(Linear):

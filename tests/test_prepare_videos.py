@@ -17,12 +17,11 @@ import torch
 from support import clips
 
 from lightning_crmt.cli import main
-from lightning_crmt.data.prepare.flow import Flow
-from lightning_crmt.data.prepare.frames import Frames
+from lightning_crmt.data.prepare import ffmpeg as program
+from lightning_crmt.data.prepare import prepare as production
+from lightning_crmt.data.prepare.kinds import Flow, Frames, Spectrograms
 from lightning_crmt.data.prepare.prepare import prepare
-from lightning_crmt.data.prepare.spectrograms import Spectrograms
 from lightning_crmt.data.prepare.videos import find_videos
-from lightning_crmt.data.video import ffmpeg as program
 
 Image = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.skipif(not clips.have_ffmpeg(), reason="neither ffmpeg nor imageio-ffmpeg is there")
@@ -341,8 +340,6 @@ def test_a_stopped_run_leaves_nothing_by_halves(two, tmp_path, monkeypatch, stop
 
 
 def test_an_interruption_between_results_ends_the_run(two, tmp_path, monkeypatch):
-    from lightning_crmt.data.video import production
-
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -467,11 +464,11 @@ def test_output_must_not_be_the_folder_of_videos(two, monkeypatch):
         ({"kinds": ()}, "`kinds` must be different names among ['frames', 'spectrograms', 'flow'], got ()"),
         ({"kinds": ("frames", "frames")}, "got ('frames', 'frames')"),
         ({"kinds": "sound"}, "got ('sound',)"),
-        ({"fps": 0.0}, "`fps` must be positive and finite, got 0.0"),
+        ({"fps": 0.0}, "`fps` must be above 0 and finite, got 0.0"),
         ({"fps": math.inf}, "got inf"),
         ({"size": 0}, "`size` must be at least 1, got 0"),
-        ({"flow_fps": -1.0}, "`flow_fps` must be positive and finite, got -1.0"),
-        ({"flow_bound": math.nan}, "`flow_bound` must be positive and finite, got nan"),
+        ({"flow_fps": -1.0}, "`flow_fps` must be above 0 and finite, got -1.0"),
+        ({"flow_bound": math.nan}, "`flow_bound` must be above 0 and finite, got nan"),
         ({"workers": 0}, "`workers` must be at least 1, got 0"),
     ],
 )
@@ -555,7 +552,7 @@ def test_status_1_if_nothing_could_be_made(tmp_path, capsys):
         (("VIDEOS", "OUTPUT", "--kinds"), "kinds"),
         (("VIDEOS", "OUTPUT", "--kind", "frames", "--fsp", "2"), "fsp"),
         (("VIDEOS", "OUTPUT", "--fps", "much"), "much"),
-        (("VIDEOS", "OUTPUT", "--fps", "0"), "`fps` must be positive and finite, got 0.0"),
+        (("VIDEOS", "OUTPUT", "--fps", "0"), "`fps` must be above 0 and finite, got 0.0"),
         (("VIDEOS", "OUTPUT", "--workers", "1.5"), "workers"),
         (("VIDEOS", "OUTPUT", "--flow_method", "farneback"), "farneback"),
         (("nowhere", "OUTPUT"), "`videos` must be a folder, got 'nowhere'"),

@@ -4,8 +4,8 @@
 
 import pytest
 import torch
-from support.linear_model import Linear, distances, samples
-from test_pgd import THREATS, Net, predict
+from support.linear_model import THREATS, Linear, distances, predict, samples
+from support.nets import Net
 from torch import nn
 
 from lightning_crmt.attacks import PGD, Budget, RandomNoise, RandomSearch

@@ -24,7 +24,8 @@ from lightning_crmt.layers import (
     Scale,
     with_fixed_weights,
 )
-from lightning_crmt.lipschitz import NoBoundError, encoder_bounds, forward_error, lipschitz_bound, verified
+from lightning_crmt.lipschitz import NoBoundError, encoder_bounds, forward_error, lipschitz_bound
+from lightning_crmt.lipschitz.rigorous import verified
 from lightning_crmt.lipschitz.rigorous.verified import gamma, norm_up, product_up, sum_up
 
 # Norms.
@@ -217,7 +218,8 @@ def test_old_hooks_and_broken_weights_are_refused():
     layer = nn.Linear(2, 2)
     nn.init.constant_(layer.weight, math.nan)
     with pytest.raises(
-        NoBoundError, match="the module, a Linear, is refused at level 'rigorous': `weight` must be real"
+        NoBoundError,
+        match="the module, a Linear, is refused at level 'rigorous': `weight` must be finite, it holds NaN",
     ):
         lipschitz_bound(layer, level="rigorous")
 
@@ -291,7 +293,7 @@ def test_computed_features_are_within_the_error_everywhere_in_the_ball(index, dt
         truth = exactly([net], [mpmath.mpf(value) for value in probe.double().tolist()])
         error = mpmath.norm([mpmath.mpf(a) - b for a, b in zip(computed.double().tolist(), truth, strict=True)])
         assert error <= float(found.within(distance)[row])
-        assert float(computed.double().norm()) <= float(found.magnitude[row]) + found.reach * distance
+        assert float(computed.double().norm()) <= float(found.magnitude[row]) + found.magnitude_growth * distance
     largest = (found.at + found.growth) / found.magnitude
     assert float(largest.max()) < (1e-3 if dtype is torch.float32 else 1e-11)
 

@@ -98,7 +98,9 @@ def slow(head, constants, errors, p, i, present):
             w_p, w_j = [a[p] * u for u in d[p]], [a[j] * u for u in d[j]]
             apart, both, error = math.dist(w_p, w_j), math.hypot(*w_p) + math.hypot(*w_j), errors[name]
             total += 2 * (apart * error.at[i].item() + g * both * error.magnitude[i].item())
-            slopes[name].append(apart * (constants.values[name].item() + error.growth) + g * both * error.reach)
+            slopes[name].append(
+                apart * (constants.values[name].item() + error.growth) + g * both * error.magnitude_growth
+            )
         slack.append(total)
     return slack, slopes
 
@@ -223,7 +225,7 @@ def test_counting_rounding_never_raises_a_radius(dtype):
 def test_larger_errors_never_raise_a_radius():
     head, output, constants, errors = problem(batch_size=50)
     before = certify(output, head, constants, errors=errors).radius()
-    for field in ("at", "growth", "magnitude", "reach"):
+    for field in ("at", "growth", "magnitude", "magnitude_growth"):
         larger = {n: dataclasses.replace(e, **{field: 100 * getattr(e, field)}) for n, e in errors.items()}
         after = certify(output, head, constants, errors=larger).radius()
         assert (after <= before).all()
@@ -277,7 +279,7 @@ def test_what_certify_refuses_with_errors():
     refused("got torch.float32 on cpu, torch.float64 on cpu", head=mixed)
     huge = {name: dataclasses.replace(error, magnitude=1e18 * error.magnitude) for name, error in errors.items()}
     refused("logits must stay below", errors=huge)
-    far = {name: dataclasses.replace(error, reach=1e19) for name, error in errors.items()}
+    far = {name: dataclasses.replace(error, magnitude_growth=1e19) for name, error in errors.items()}
     refused("logits must stay below", errors=far)
     hooked = copy.deepcopy(head)
     hooked.register_forward_hook(lambda *_: None)

@@ -10,7 +10,7 @@ from lightning_crmt.attacks import PGD, Budget, MissingModality
 from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, RobustnessFigures
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import LipschitzMLP
-from lightning_crmt.evaluation.figures import robustness_figures
+from lightning_crmt.evaluation import read_keys, robustness_figures
 
 GRID = [0.0, 0.02, 0.04]
 
@@ -33,7 +33,7 @@ def test_curves_show_the_numbers():
         "val/certified_accuracy_worst_class/joint@0.1": 0.1,
         "val/certified_radius/joint": 0.3,
     }
-    (figure,) = robustness_figures(metrics).values()
+    (figure,) = robustness_figures(read_keys(metrics)).values()
     (axes,) = figure.axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines == {"all modalities together": [[0.05, 0.8], [0.1, 0.7]], "audio alone": [[0.1, 0.75]]}
@@ -55,7 +55,7 @@ def drawn(figure):
 
 
 def test_attacks_have_a_curve_each_from_the_clean_accuracy_on():
-    (name,), (figure,) = zip(*robustness_figures(ATTACKED).items(), strict=True)
+    (name,), (figure,) = zip(*robustness_figures(read_keys(ATTACKED)).items(), strict=True)
     assert name == "val/robust_curve"
     assert drawn(figure) == {
         "pgd": [[0, 0.9], [0.1, 0.8], [0.2, 0.7]],
@@ -65,7 +65,7 @@ def test_attacks_have_a_curve_each_from_the_clean_accuracy_on():
     }
     assert figure.axes[0].get_ylabel() == "right under this attack\n(an upper bound of robustness)"
     one_radius = {key: value for key, value in ATTACKED.items() if "pgd@0.2" not in key}
-    assert robustness_figures(one_radius) == {}
+    assert robustness_figures(read_keys(one_radius)) == {}
 
 
 def test_bounds_of_the_same_threat_share_a_picture():
@@ -81,7 +81,7 @@ def test_bounds_of_the_same_threat_share_a_picture():
         "test/certified_accuracy/joint@0.2": 0.3,
     }
     threats = {"pgd": "joint", "noise": "joint", "small": "joint", "pgd-image": "image", "boxed": "joint, linf"}
-    found = robustness_figures(metrics, threats)
+    found = robustness_figures(read_keys(metrics), threats)
     assert [name for name in found if "bounds" in name] == ["val/bounds_joint"]
     assert drawn(found["val/bounds_joint"]) == {
         "right under the attack pgd (upper bound)": [[0, 0.9], [0.1, 0.8], [0.2, 0.7]],
@@ -93,7 +93,7 @@ def test_bounds_of_the_same_threat_share_a_picture():
     (between,) = found["val/bounds_joint"].axes[0].collections
     corners = {tuple(point) for point in between.get_paths()[0].vertices.round(6).tolist()}
     assert corners == {(0.1, 0.6), (0.1, 0.8), (0.2, 0.5), (0.2, 0.7)}, "up to the strongest attack at each radius"
-    assert not [name for name in robustness_figures(metrics) if "bounds" in name], "of unknown threats"
+    assert not [name for name in robustness_figures(read_keys(metrics)) if "bounds" in name], "of unknown threats"
     titles = set(drawn(found["val/robust_curve"]))
     assert titles >= {"pgd", "pgd-image (image)", "boxed (joint, linf)"}, "what is not l2 joint is named"
 
@@ -101,7 +101,7 @@ def test_bounds_of_the_same_threat_share_a_picture():
 def test_curves_that_coincide_are_all_seen():
     """Later ones are smaller and dashed otherwise; no marker is cut; many names go below the axes."""
     numbers = {f"test/robust_accuracy/{name}@{r}": 1.0 for name in "abcdef" for r in (0.0, 0.1)}
-    (figure,) = robustness_figures(numbers).values()
+    (figure,) = robustness_figures(read_keys(numbers)).values()
     figure.draw_without_rendering()
     (axes,) = figure.axes
     looks = [(line.get_linestyle(), line.get_marker(), line.get_markersize()) for line in axes.lines]
@@ -111,7 +111,7 @@ def test_curves_that_coincide_are_all_seen():
     (legend,) = figure.legends
     assert legend.get_window_extent().y1 <= axes.get_tightbbox().y0
     few = {key: value for key, value in numbers.items() if key[21] in "abc"}
-    (figure,) = robustness_figures(few).values()
+    (figure,) = robustness_figures(read_keys(few)).values()
     assert figure.axes[0].get_legend() is not None
 
 
@@ -137,7 +137,7 @@ def test_the_callback_knows_what_attacks_perturb(limit, together, data, make_tra
 def test_an_attack_on_one_radius_by_name_is_of_that_modality():
     numbers = {f"val/robust_accuracy/pgd@fou={r}": 0.5 for r in ("0.1", "1e+06")}
     numbers |= {f"val/certified_accuracy/fou@{r}": 0.5 for r in (0.1, 0.2)}
-    found = robustness_figures(numbers, {"pgd": "fou"})
+    found = robustness_figures(read_keys(numbers), {"pgd": "fou"})
     points = drawn(found["val/bounds_fou"])["right under the attack pgd (upper bound)"]
     assert points == [[0.1, 0.5], [1e6, 0.5]]
 
@@ -145,22 +145,22 @@ def test_an_attack_on_one_radius_by_name_is_of_that_modality():
 def test_nothing_to_draw_is_said_once(data, make_trainer, tmp_path):
     figures = RobustnessFigures()
     trainer = make_trainer(CertifiedRobustness([0.1]), figures)
-    with pytest.warns(UserWarning, match="found nothing to draw: a curve needs two `radii` or more"):
+    with pytest.warns(UserWarning, match="has nothing to draw: a curve needs two `radii` or more"):
         trainer.test(model(), datamodule=data, verbose=False)
     trainer.test(model(), datamodule=data, verbose=False)
     assert not (tmp_path / "figures").exists()
 
 
 def test_estimates_say_so():
-    (figure,) = robustness_figures({f"test/estimated_accuracy/joint@{r}": 0.5 for r in (0.1, 0.2)}).values()
+    (figure,) = robustness_figures(read_keys({f"test/estimated_accuracy/joint@{r}": 0.5 for r in (0.1, 0.2)})).values()
     assert "no guarantee" in figure.axes[0].get_ylabel()
 
 
 def test_a_frontier_needs_a_full_grid():
     cells = {f"val/certified_accuracy/a={r}+b={s}": 1 - r - s for r in (0.0, 0.2) for s in (0.0, 0.3)}
-    assert list(robustness_figures(cells)) == ["val/certified_frontier_a_b"]
+    assert list(robustness_figures(read_keys(cells))) == ["val/certified_frontier_a_b"]
     cells.popitem()
-    assert robustness_figures(cells) == {}
+    assert robustness_figures(read_keys(cells)) == {}
 
 
 @pytest.mark.parametrize("constants", ["sound", "estimated"])

@@ -1,15 +1,23 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
+import inspect
 import math
 import re
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 
-from lightning_crmt.data import MultimodalDataset, UCIMultiFeatures
+from lightning_crmt import data as room
+from lightning_crmt.data import EpochShuffle, MultimodalDataModule, MultimodalDataset, UCIMultiFeatures
 from lightning_crmt.data.mfeat import VIEWS
-from lightning_crmt.data.module import EpochShuffle
+
+MODULES = [
+    getattr(room, name)
+    for name in room.__all__
+    if inspect.isclass(getattr(room, name)) and issubclass(getattr(room, name), MultimodalDataModule)
+]
 
 
 def test_split_is_stratified_complete_and_disjoint():
@@ -87,6 +95,36 @@ def test_training_order_depends_on_seed_and_epoch_alone():
     before = torch.get_rng_state()
     list(shuffle)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_processes_share_an_epoch():
+    shares = [EpochShuffle(range(11), seed=3, processes=3, rank=rank) for rank in range(3)]
+    for epoch in range(2):
+        for share in shares:
+            share.set_epoch(epoch)
+        drawn = [index for share in shares for index in share]
+        assert set(drawn) == set(range(11))
+        assert len(drawn) == 12, "one repeats to even out the processes"
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_settings_are_by_keyword_beyond_the_first(kind):
+    kinds = [each.kind for each in inspect.signature(kind.__init__).parameters.values()]
+    assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) <= 2, "self and one more"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MODULES if kind is not MultimodalDataModule])
+def test_settings_that_are_handed_on_are_known_to_the_command_line(kind, capsys):
+    """They are read from the code of the constructors, with the defaults and the help of those they belong to."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "data")
+    root = ["--data.root=x"] if "root" in inspect.signature(kind).parameters else []
+    settings = parser.parse_args([*root, "--data.seed=3"]).data
+    assert (settings.batch_size, settings.num_workers, settings.seed) == (64, 4 if root else 0, 3)
+    assert "samples per batch and process" in " ".join(parser.format_help().split())
+    for wrong in ("--data.batchsize=3", "--data.folders={}", "--data.batch_size=many"):
+        with pytest.raises(Exception, match=re.escape(wrong.split("=")[0].removeprefix("--data."))):
+            parser.parse_args([*root, wrong])
 
 
 def test_order_of_views_is_the_callers():

@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from support.linear_model import SIZES, Linear, samples
-from test_minimum_norm import LateFusion
-from test_pgd import predict
+from support.linear_model import SIZES, Linear, predict, samples
+from support.nets import LateFusion
 from torch import nn
 
 from lightning_crmt import (

@@ -23,10 +23,13 @@ from support.prepared import CLASSES, write_clip, write_flow, write_frames, writ
 
 from lightning_crmt.data import UCF101, KineticsSounds, VGGSound
 from lightning_crmt.data.kinetics_sounds import CLASSES as ALL
-from lightning_crmt.data.prepare.flow import flow_levels
-from lightning_crmt.data.video.clips import ClipDataset, Draw, EpochDraws, Flow, Frames, Spectrogram
+from lightning_crmt.data.prepare.kinds import flow_levels
+from lightning_crmt.data.read.flow import FlowReader
+from lightning_crmt.data.read.frames import IMAGENET_MEAN, IMAGENET_STD, FrameReader
+from lightning_crmt.data.read.looks import Look, middle, random_look, stack_at
+from lightning_crmt.data.read.spectrogram import SpectrogramReader
 from lightning_crmt.data.video.lists import Listed, hold_out, look_up
-from lightning_crmt.data.video.transforms import IMAGENET_MEAN, IMAGENET_STD, Look, middle, random_look, stack_at
+from lightning_crmt.data.video.module import ClipDataset, Draw, EpochDraws
 
 FOLDERS = {"image": ("frames", ""), "audio": ("spectrograms", ".npy")}
 
@@ -61,7 +64,7 @@ def test_what_a_sample_is(tmp_path):
 @pytest.mark.parametrize(("count", "shown"), [(1, [0, 0, 0]), (2, [0, 1, 1]), (3, [0, 1, 2]), (10, [1, 5, 8])])
 def test_evaluation_shows_the_middles_of_three_segments(pattern, count, shown, tmp_path):
     write_frames(tmp_path / "clip", count, pattern=pattern)
-    image = Frames(16)(tmp_path, "clip", middle(3))
+    image = FrameReader(16, folder=tmp_path)("clip", middle(3))
     assert grey_of(image).tolist() == pytest.approx([20 * i for i in shown], abs=4)
 
 
@@ -69,7 +72,7 @@ def test_training_shows_any_frame_of_each_segment(tmp_path):
     write_frames(tmp_path / "clip", 9)
     seen = [set(), set(), set()]
     for i in range(60):
-        image = Frames(8)(tmp_path, "clip", Look(random_look(3, (i,)).moments))
+        image = FrameReader(8, folder=tmp_path)("clip", Look(random_look(3, (i,)).moments))
         for segment, grey in zip(seen, grey_of(image).tolist(), strict=True):
             segment.add(round(grey / 20))
     assert seen == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}]
@@ -78,17 +81,17 @@ def test_training_shows_any_frame_of_each_segment(tmp_path):
 def test_audio_is_padded_with_zeros_then_scaled(tmp_path):
     rows = np.random.default_rng(0).normal(-4, 3, (300, 128)).astype(np.float16)
     np.save(tmp_path / "clip.npy", rows)
-    audio = Spectrogram(-4.5, 5.1)(tmp_path, "clip", middle(3))
+    audio = SpectrogramReader(-4.5, 5.1, folder=tmp_path)("clip", middle(3))
     for t, b in ((0, 0), (299, 127), (300, 0), (1023, 64)):
         energy = float(rows[t, b]) if t < 300 else 0.0
         assert audio[0, t, b].item() == pytest.approx((energy + 4.5) / (2 * 5.1), abs=1e-6)
     np.save(tmp_path / "long.npy", np.zeros((1100, 128), np.float16))
-    assert Spectrogram(0.0, 1.0)(tmp_path, "long", middle(3)).shape == (1, 1024, 128)
+    assert SpectrogramReader(0.0, 1.0, folder=tmp_path)("long", middle(3)).shape == (1, 1024, 128)
 
 
 def test_flow_is_a_stack_of_successive_pairs_in_pixels(tmp_path):
     write_flow(tmp_path / "clip", 20)
-    flow = Flow(8, length=4, std=2.0)(tmp_path, "clip", middle(2))
+    flow = FlowReader(8, length=4, std=2.0, folder=tmp_path)("clip", middle(2))
     for moment, start in enumerate((3, 13)):
         for i in range(4):
             grey = 10 * (start + i)
@@ -103,7 +106,8 @@ def test_flow_is_read_with_the_bound_that_it_was_made_with(tmp_path):
     def greys(**settings):
         data = UCF101(str(tmp_path), size=16, flow_std=1.0, **settings)
         data.setup()
-        return data.parts["test"][0][0]["flow"][0, 0].mean().item(), data.readers["flow"].bound
+        part = data.parts["test"]
+        return part[0][0]["flow"][0, 0].mean().item(), part.readers["flow"].bound
 
     unknown, bound = greys()
     assert bound == 20, "as for flow that others have made"
@@ -125,7 +129,7 @@ def test_flow_that_is_written_is_read_again(bound, tmp_path):
     assert (flow_levels(pixels, bound) == grey).all()
     for axis in "uv":
         write_picture(tmp_path / "clip" / axis / "1.jpg", np.full((8, 8), flow_levels(np.zeros(1), bound)))
-    assert (Flow(8, bound=bound)(tmp_path, "clip", middle(1)) == 0).all(), "what stands still is exactly 0"
+    assert (FlowReader(8, bound=bound, folder=tmp_path)("clip", middle(1)) == 0).all(), "what stands still is exactly 0"
 
 
 def test_stacks_of_flow_stay_within_the_clip():
@@ -144,9 +148,11 @@ def test_mirroring_exchanges_sides_and_negates_sideways_motion_alone(tmp_path):
         for axis in "uv":
             write_picture(tmp_path / "clip" / axis / f"{i:06d}.jpg", ramp)
     plain, mirrored = (Look((0.5,), mirrored=each) for each in (False, True))
-    image = Frames(16)
-    assert torch.equal(image(tmp_path, "clip", plain), image(tmp_path, "clip", mirrored).flip(-1))
-    flow, turned = (Flow(16)(tmp_path, "clip", look).flip(-1 if look.mirrored else ()) for look in (plain, mirrored))
+    image = FrameReader(16, folder=tmp_path)
+    assert torch.equal(image("clip", plain), image("clip", mirrored).flip(-1))
+    flow, turned = (
+        FlowReader(16, folder=tmp_path)("clip", look).flip(-1 if look.mirrored else ()) for look in (plain, mirrored)
+    )
     assert torch.allclose(turned[:, 0::2], -flow[:, 0::2], atol=1e-5)
     assert torch.allclose(turned[:, 1::2], flow[:, 1::2], atol=1e-5)
 
@@ -161,7 +167,10 @@ def test_one_crop_for_all_frames_and_for_flow(tmp_path):
     crops = set()
     for i in range(8):
         look = random_look(3, (i,))
-        image, flow = Frames(16)(tmp_path, "clip", look), Flow(16, std=1.0)(tmp_path, "clip", look)
+        image, flow = (
+            FrameReader(16, folder=tmp_path)("clip", look),
+            FlowReader(16, std=1.0, folder=tmp_path)("clip", look),
+        )
         assert torch.equal(image[0], image[1])
         assert torch.equal(image[0], image[2])
         red = (image[0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
@@ -196,7 +205,7 @@ def test_a_large_picture_is_seen_alike_when_decoded_coarsely(tmp_path):
     write_picture(tmp_path / "large" / "1.jpg", waves)
     write_picture(tmp_path / "small" / "1.jpg", waves[::4, ::4])
     look = Look((0.5,), crops=((0.3, 1.2, 0.7, 0.2),))
-    large, small = (Frames(64)(tmp_path, name, look) for name in ("large", "small"))
+    large, small = (FrameReader(64, folder=tmp_path)(name, look) for name in ("large", "small"))
     assert (large - small).abs().mean() < 0.05
 
 
@@ -328,13 +337,13 @@ def test_no_file_stays_open(workers, tmp_path):
 
 
 def _counting(part):
-    return OpenFiles(part.clips, part.target.tolist(), part.folders, part.readers, part.moments, part.seed)
+    return OpenFiles(part.clips, part.target, part.readers, part.moments, part.seed)
 
 
 @pytest.mark.skipif(not os.path.isfile("/proc/self/maps"), reason="reads the maps of the process as Linux shows them")
 def test_spectrograms_are_not_kept_mapped(tmp_path):
     write_spectrogram(tmp_path / "clip.npy")
-    kept = [Spectrogram(0.0, 1.0)(tmp_path, "clip", middle(3)) for _ in range(5)]
+    kept = [SpectrogramReader(0.0, 1.0, folder=tmp_path)("clip", middle(3)) for _ in range(5)]
     assert len(kept) == 5
     assert ".npy" not in Path("/proc/self/maps").read_text()
 
@@ -432,7 +441,7 @@ def test_names_in_lists_may_have_spaces_and_be_those_of_videos(suffix, tmp_path)
     parts = {"train": "train.txt", "test": "test.txt"}
 
     def data():
-        return KineticsSounds(str(tmp_path), parts, classes=["playing guitar"], val_share=0)
+        return KineticsSounds(str(tmp_path), parts=parts, classes=["playing guitar"], val_share=0)
 
     assert {part: names_of(data(), part) for part in names} == {part: [name] for part, name in names.items()}
     (tmp_path / "train.txt").write_text(f"flat{suffix} playing guitar\n")
@@ -446,7 +455,7 @@ def test_a_clip_that_is_called_as_its_video_is_found_too(tmp_path):
         write_spectrogram(tmp_path / "spectrograms" / f"{part}.mp4.npy")
         (tmp_path / f"{part}.txt").write_text(f"{part}.mp4 0\n")
     parts = {"train": "train.txt", "test": "test.txt"}
-    assert names_of(KineticsSounds(str(tmp_path), parts, classes=["a"], val_share=0), "train") == ["train.mp4"]
+    assert names_of(KineticsSounds(str(tmp_path), parts=parts, classes=["a"], val_share=0), "train") == ["train.mp4"]
 
 
 def test_classes_of_vggsound_are_sorted_and_may_hold_commas(tmp_path):
@@ -482,15 +491,15 @@ def test_groups_of_ucf101_are_not_torn_apart(tmp_path):
 
 
 def test_a_split_takes_a_share_of_each_class_whatever_is_on_the_disk():
-    listed = [Listed((f"{label}-{i}",), label) for label in range(5) for i in range(1, 40 * label + 2)]
     names = ["a", "b", "c", "d", "e"]
-    kept, held = hold_out(listed, 0.25, 1, names)
+    listed = [Listed((f"{name}-{i}",), name) for label, name in enumerate(names) for i in range(1, 40 * label + 2)]
+    kept, held = hold_out(listed, 0.25, 1)
     assert sorted(kept + held) == sorted(listed)
-    for label in range(5):
+    for label in names:
         total, out = (sum(clip.label == label for clip in clips) for clips in (listed, held))
         assert out == (0 if total == 1 else round(0.25 * total))
-    assert hold_out(listed, 0.25, 1, names)[1] == held
-    assert hold_out(listed, 0.25, 2, names)[1] != held
+    assert hold_out(listed, 0.25, 1)[1] == held
+    assert hold_out(listed, 0.25, 2)[1] != held
 
 
 def test_what_is_held_out_of_a_class_does_not_depend_on_the_others(tmp_path):
@@ -513,9 +522,9 @@ def test_looking_up_many_clips_opens_each_folder_once(tmp_path, monkeypatch):
         (tmp_path / "frames" / f"clip{i}").mkdir(parents=True)
     listing, calls = os.listdir, []
     monkeypatch.setattr(os, "listdir", lambda folder: calls.append(folder) or listing(folder))
-    listed = [Listed((f"clip{i}",), 0) for i in range(4000)]
+    listed = [Listed((f"clip{i}",), "a") for i in range(4000)]
     start = time.monotonic()
-    there, missing = look_up(listed, {"image": (tmp_path / "frames", "")})
+    there, missing = look_up(listed, [FrameReader(8, folder=tmp_path / "frames")])
     assert (len(there), len(missing), len(calls)) == (3000, 1000, 1)
     assert time.monotonic() - start < 2
 
@@ -582,7 +591,7 @@ def test_what_is_not_there_is_named_with_how_to_make_it(tmp_path):
     assert "there is no folder 'train' in" in message_of(FileNotFoundError, KineticsSounds(str(tmp_path)))
     parts = {"train": "a.txt", "test": "b.csv"}
     assert f"there is no list {tmp_path / 'a.txt'}" in message_of(
-        FileNotFoundError, KineticsSounds(str(tmp_path), parts)
+        FileNotFoundError, KineticsSounds(str(tmp_path), parts=parts)
     )
     assert "there is no list" in message_of(FileNotFoundError, VGGSound(str(tmp_path)))
     message = message_of(FileNotFoundError, UCF101(str(tmp_path)))
@@ -617,7 +626,7 @@ def test_a_list_with_another_class_is_told_which_were_chosen(tmp_path):
         ("a 2", "have a class from 0 to 1, got 2"),
     ):
         (tmp_path / "list.txt").write_text(text)
-        message = message_of(ValueError, KineticsSounds(str(tmp_path), parts, classes=CLASSES))
+        message = message_of(ValueError, KineticsSounds(str(tmp_path), parts=parts, classes=CLASSES))
         assert message == f"{tmp_path / 'list.txt'}:1 must {words}"
 
 
@@ -721,9 +730,11 @@ BREAKS = [broken_jpeg, no_jpeg, empty_folder, cut_short, no_bytes, other_shape, 
 def test_a_broken_file_is_named(breaks, workers, tmp_path):
     write_clip(tmp_path, "clip", count=1)
     path = breaks(tmp_path)
-    readers = {"image": Frames(8), "audio": Spectrogram(0.0, 1.0)}
-    folders = {"image": tmp_path / "frames", "audio": tmp_path / "spectrograms"}
-    loader = torch.utils.data.DataLoader(ClipDataset(["clip"], [0], folders, readers), num_workers=workers)
+    readers = {
+        "image": FrameReader(8, folder=tmp_path / "frames"),
+        "audio": SpectrogramReader(0.0, 1.0, folder=tmp_path / "spectrograms"),
+    }
+    loader = torch.utils.data.DataLoader(ClipDataset(["clip"], torch.tensor([0]), readers), num_workers=workers)
     with pytest.raises(RuntimeError, match=re.escape(str(path)) + r"[\s\S]*delete[\s\S]*prepare"):
         next(iter(loader))
 
@@ -732,7 +743,7 @@ def test_flow_with_a_lost_picture_is_refused(tmp_path):
     write_flow(tmp_path / "clip", 12)
     (tmp_path / "clip" / "v" / "000012.jpg").unlink()
     with pytest.raises(RuntimeError, match=r"as many pictures of u as of v, got 12 and 11"):
-        Flow(8)(tmp_path, "clip", middle(3))
+        FlowReader(8, folder=tmp_path)("clip", middle(3))
 
 
 @pytest.mark.parametrize(("numbers", "lost"), [((1, 3), 2), ((1, 2, 4, 5), 3)])
@@ -741,7 +752,7 @@ def test_a_lost_picture_in_the_middle_is_noticed(numbers, lost, tmp_path):
         write_picture(tmp_path / "clip" / f"{number:06d}.jpg", np.zeros((8, 8, 3)))
     message = f"every picture up to {numbers[-1]:06d}.jpg, got no {lost:06d}.jpg: delete the folder of its clip"
     with pytest.raises(RuntimeError, match=re.escape(f"{tmp_path / 'clip'} must hold {message}")):
-        Frames(8)(tmp_path, "clip", middle(3))
+        FrameReader(8, folder=tmp_path)("clip", middle(3))
 
 
 @pytest.mark.parametrize(
@@ -761,23 +772,23 @@ def test_a_lost_picture_in_the_middle_is_noticed(numbers, lost, tmp_path):
 def test_pictures_of_others_are_taken_in_order(names, tmp_path):
     for i, name in enumerate(names):
         write_picture(tmp_path / "clip" / f"{name}.jpg", np.full((8, 8, 3), 20 * i))
-    shown = grey_of(Frames(8)(tmp_path, "clip", middle(len(names)))).tolist()
+    shown = grey_of(FrameReader(8, folder=tmp_path)("clip", middle(len(names)))).tolist()
     assert shown == pytest.approx([20 * i for i in range(len(names))], abs=4)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Flow(8, bound=0.0), "the bound of the flow must be above 0 and finite, got 0.0"),
+        (lambda: FlowReader(8, bound=0.0), "`flow_bound` must be above 0 and finite, got 0.0"),
         (lambda: KineticsSounds("x", val_share=1.0), "`val_share` must be at least 0 and below 1, got 1.0"),
         (lambda: KineticsSounds("x", moments=0), "`moments` must be at least 1, got 0"),
         (lambda: KineticsSounds("x", size=0), "`size` must be at least 1, got 0"),
-        (lambda: KineticsSounds("x", audio_std=0), "deviation above 0"),
+        (lambda: KineticsSounds("x", audio_std=0), "`audio_std` must be above 0 and finite, got 0"),
         (lambda: KineticsSounds("x", parts={"train": "train"}), "`parts` must say what 'train', 'test'"),
         (lambda: KineticsSounds("x", classes=["a", "a"]), "`classes` must be different names, got ['a', 'a']"),
         (lambda: UCF101("x", fold=4), "`fold` must be 1, 2 or 3, got 4"),
-        (lambda: UCF101("x", flow_length=0), "the length of a stack of flow must be at least 1, got 224 and 0"),
-        (lambda: UCF101("x", flow_std=-1), "the deviation of the flow must be above 0, got -1"),
+        (lambda: UCF101("x", flow_length=0), "`flow_length` must be at least 1, got 0"),
+        (lambda: UCF101("x", flow_std=-1), "`flow_std` must be above 0 and finite, got -1"),
         (lambda: VGGSound("x", batch_size=0), "`batch_size` must be at least 1, got 0"),
     ],
 )

@@ -107,16 +107,26 @@ def test_longest_window():
         ({"modalities": ()}, "got ()"),
         (
             {"held_out_subjects": (0, 8)},
-            "must name each subject once, among [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], got [0, 8]",
+            "`held_out_subjects` must be different names among [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], got (0, 8)",
         ),
-        ({"held_out_subjects": ()}, "`held_out_subjects`, one at least, and `validation_subjects`"),
-        ({"held_out_subjects": (8, 8)}, "got [8, 8] and [6, 7]"),
+        (
+            {"held_out_subjects": ()},
+            "`held_out_subjects` must be different names among [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], got ()",
+        ),
+        ({"held_out_subjects": (8, 8)}, "got (8, 8)"),
+        (
+            {"validation_subjects": (0, 7)},
+            "among [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], and leave one to train on, got [8, 9, 10] and [0, 7]",
+        ),
         ({"held_out_subjects": (7, 8)}, "got [7, 8] and [6, 7]"),
-        ({"held_out_subjects": (1, 2, 3, 4, 5, 8, 9, 10)}, "a subject must be left to train on"),
+        (
+            {"held_out_subjects": (1, 2, 3, 4, 5, 8, 9, 10)},
+            "leave one to train on, got [1, 2, 3, 4, 5, 8, 9, 10] and [6, 7]",
+        ),
         ({"window": 0.0}, "`window` must be at least 0.02 seconds, a sample, got 0.0"),
         ({"window": math.nan}, "got nan"),
         ({"step": -1.0}, "`step` must be at least 0.02 seconds, a sample, got -1.0"),
-        ({"norm": -1.0}, "`norm` must be above 0, got -1.0"),
+        ({"norm": -1.0}, "`norm` must be above 0 and finite, got -1.0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
     ],
 )

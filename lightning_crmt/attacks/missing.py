@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal, NoReturn, TypeAlias
 
@@ -133,7 +133,10 @@ class MissingModality(Attack):
         subsets = self.subsets(inputs)
         with frozen_eval(holder_of(model)), torch.no_grad():
             known = as_taken_by(model, inputs)
-            answers = torch.stack([self._without(subset, model, known) for subset in subsets])
+            logits = {subset: self.logits_without(model, known, subset) for subset in subsets}
+            for subset, each in logits.items():
+                check_logits(each, f"the logits without {list(subset)}")
+            answers = torch.stack(list(logits.values()))
             check_target(target, answers.shape[2], size)
             leads = torch.stack([rival_margin(target.to(each.device))(each) for each in answers])
             worst = leads.nan_to_num(-torch.inf, torch.inf, -torch.inf).argmax(dim=0)  # the first among equals
@@ -143,22 +146,24 @@ class MissingModality(Attack):
             }
             return missing, answers.gather(0, worst[None, :, None].expand(1, -1, answers.shape[2])).squeeze(0)
 
-    def _without(self, subset: tuple[str, ...], model: Model, inputs: dict[str, Tensor]) -> Tensor:
+    def logits_without(self, model: Model, inputs: Inputs, missing: Collection[str]) -> Tensor:
+        """Logits ``(B, K)`` without the modalities in ``missing``, of a model as it is: put it in evaluation mode.
+
+        Raises:
+            ValueError: if a value of ``fill`` does not fit.
+            TypeError: for ``fill="dropped"``, if the model has no fusion head.
+        """
         if self.fill != "dropped":
-            stand = {name: self._stand(name, inputs[name]) for name in subset}
-            logits = logits_of(model({**inputs, **stand}))
-        else:
-            # A wrapper, such as that of distributed training, keeps what it wraps as its attribute ``module``.
-            head = getattr(model, "head", getattr(getattr(model, "module", None), "head", None))
-            output = model(dict(inputs))
-            if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
-                raise TypeError(
-                    "`fill='dropped'` needs a model with a fusion head as `head` that answers a FusionOutput, "
-                    f"got {describe(head)} and {describe(output)}; use 'zeroed'"
-                )
-            logits = head.fuse({name: score for name, score in output.scores.items() if name not in subset})
-        check_logits(logits, f"the logits without {list(subset)}")
-        return logits
+            return logits_of(model({**inputs, **{name: self._stand(name, inputs[name]) for name in missing}}))
+        # A wrapper, such as that of distributed training, keeps what it wraps as its attribute ``module``.
+        head = getattr(model, "head", getattr(getattr(model, "module", None), "head", None))
+        output = model(dict(inputs))
+        if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
+            raise TypeError(
+                "`fill='dropped'` needs a model with a fusion head as `head` that answers a FusionOutput, "
+                f"got {describe(head)} and {describe(output)}; use 'zeroed'"
+            )
+        return head.fuse({name: score for name, score in output.scores.items() if name not in missing})
 
     def _stand(self, name: str, value: Tensor) -> Tensor:
         if not isinstance(self.fill, dict):

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
@@ -25,8 +24,9 @@ from lightning_crmt.attacks import (
     surviving,
     suspicions,
 )
-from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
+from lightning_crmt.callbacks.observer import Measurement, Observer, callbacks_of, check_radii
 from lightning_crmt.checks import check_target, describe
+from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
 from lightning_crmt.training import NamedModel
 
 #: Samples that the checks of an attack are made on.
@@ -47,7 +47,7 @@ class AdversarialRobustness(Observer):
       as a missing modality, goes without;
     - ``adversarial_distance/name``, ``adversarial_distance_median/name``: for attacks that search for the nearest
       adversarial input, such as ``MinimumNorm``, its mean and (lower) median distance in units of their budget; a wrong
-      prediction counts as 0, and what nothing fools is infinite. The accuracy at each radius is read off them;
+      prediction counts as 0; infinite where the search finds nothing. The accuracy at each radius is read off them;
     - ``clean_accuracy/name``: share that is right among the same samples, which ``max_batches`` may make fewer than
       those of ``accuracy/joint``.
 
@@ -81,6 +81,7 @@ class AdversarialRobustness(Observer):
     def __init__(
         self,
         attacks: Mapping[str, Attack],
+        *,
         radii: Sequence[float] | None = None,
         inputs: Sequence[str] | None = None,
         every_n_epochs: int = 1,
@@ -90,23 +91,16 @@ class AdversarialRobustness(Observer):
         if not isinstance(attacks, Mapping) or not attacks:
             raise TypeError(f"`attacks` must map names to attacks, at least one, got {describe(attacks)}")
         for name, attack in attacks.items():
-            if not isinstance(name, str) or not name or "/" in name or "@" in name:
-                raise ValueError(f"`attacks` must have names that are non-empty, without '/' and '@', got {name!r}")
+            check_key_name("attacks", name)
             if not isinstance(attack, Attack):
                 raise TypeError(f"`attacks[{name!r}]` must be an attack such as PGD(Budget(0.2)), got {attack!r}")
             if any(isinstance(r, Tensor) and r.dim() > 0 for r in _radii_of(attack).values()):
                 raise ValueError(f"`attacks[{name!r}]` must have one radius for all samples, got {attack.budget}")
-        if radii is not None:
-            if not isinstance(radii, Sequence) or not all(isinstance(r, int | float) for r in radii):
-                raise TypeError(f"`radii` must be numbers, got {radii!r}")
-            if not radii or not all(0 <= r < math.inf for r in radii):
-                raise ValueError(f"`radii` must be at least one, at least 0 and finite, got {radii}")
-            if len({f"{r:g}" for r in radii}) != len(radii):
-                raise ValueError(f"`radii` must differ in their first six digits, which name the keys, got {radii}")
+        if radii is not None and len(check_radii(radii)) == 0:
+            raise ValueError("`radii` must be at least one, got none")
         self.attacks = dict(attacks)
         self.radii = None if radii is None else list(radii)
-        self._to_check: set[str] = set()
-        self._trying = False
+        self.factors = {name: _factors(name, attack, self.radii) for name, attack in attacks.items()}
 
     @property
     @override
@@ -120,102 +114,86 @@ class AdversarialRobustness(Observer):
 
         The norm is said where it is not l2: ``"joint"``, ``"audio"``, ``"audio+image"``, ``"joint, linf"``.
         """
-        found = {}
+        threats = {}
         for name, attack in self.attacks.items():
-            if has_budget(attack):
-                own = _radii_of(attack)
+            if own := _radii_of(attack):
                 where = "+".join(attack.budget.modalities or ["joint"] if "" in own else own)
-                found[name] = where if attack.budget.norm == "l2" else f"{where}, {attack.budget.norm}"
-        return found
+                threats[name] = where if attack.budget.norm == "l2" else f"{where}, {attack.budget.norm}"
+        return threats
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        others = [c for c in trainer.callbacks if isinstance(c, AdversarialRobustness) and c is not self]  # type: ignore[attr-defined]
+        others = [each for each in callbacks_of(trainer, AdversarialRobustness) if each is not self]
         if shared := [name for name in self.attacks for other in others if name in other.attacks]:
             raise ValueError(f"`attacks` of two callbacks must have different names, got {shared} in both")
-        self._to_check = set(self.attacks)
 
     @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_epoch_start(trainer, pl_module)
-        # What an untrained model does says little of the attack: the sanity check leaves the checks to what follows.
-        self._trying = trainer.sanity_checking
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_test_epoch_start(trainer, pl_module)
-        self._trying = False
+    def _forget(self) -> None:
+        super()._forget()
+        self._checked = False
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
-        return _Withstood(model, self.attacks, self.radii, self._check)
+        return _Withstood(self, model)
+
+    @override
+    def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
+        # Not in the sanity check: what an untrained model does says little of the attack.
+        if not self._checked:
+            self._checked = True
+            self._check(model, inputs, target)
 
     def _check(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
-        if self._trying:
-            return
         # Spread over the batch: data may be in the order of its classes.
         rows = slice(None, None, max(1, -(-len(target) // _CHECKED)))
         few = {name: value[rows] for name, value in inputs.items()}
-        found = [
+        doubts = [
             (suspicion, "" if suspicion == PROBABILITIES else f", attack {name!r}")
-            for name in [name for name in self.attacks if name in self._to_check]
-            for suspicion in suspicions(self.attacks[name], model, few, target[rows])
+            for name, attack in self.attacks.items()
+            for suspicion in suspicions(attack, model, few, target[rows])
         ]
-        for suspicion, of in dict.fromkeys(found):  # what is said of the model is the same for all attacks
+        for suspicion, of in dict.fromkeys(doubts):  # what is said of the model is the same for all attacks
             rank_zero_warn(f"AdversarialRobustness{of}: {suspicion}")
-        self._to_check = set()
 
 
 class _Withstood(Measurement):
     """Counts predictions that withstand each attack, and keeps the distances that were searched for."""
 
-    def __init__(
-        self,
-        model: NamedModel,
-        attacks: Mapping[str, Attack],
-        radii: Sequence[float] | None,
-        check: Callable[[NamedModel, dict[str, Tensor], Tensor], None],
-    ) -> None:
+    def __init__(self, settings: AdversarialRobustness, model: NamedModel) -> None:
+        super().__init__()
+        self.settings = settings
         self.model = model
-        self.attacks = attacks
-        self.radii = radii
-        self.check = check
-        self.counts: dict[str, Tensor] = {}
         self.distances: dict[str, list[Tensor]] = {}
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         # First, and in the sanity check too: an untrained model may be right nowhere, and then no attack is called.
-        check_fits(self.attacks.values(), self.model, inputs)
+        check_fits(self.settings.attacks.values(), self.model, inputs)
         clean = public_logits(self.model, inputs)
         check_target(target, clean.shape[1], len(clean))
-        self.check(self.model, inputs, target)
         right = right_answers(clean, target)
-        self._add("samples", torch.ones_like(right))
-        for name, attack in self.attacks.items():
-            self._add(f"clean_accuracy/{name}", right)
+        values = {}
+        for name, attack in self.settings.attacks.items():
+            values[Key("", "clean_accuracy", name)] = right
+            factors = self.settings.factors[name]
             if isinstance(attack, SearchesDistance):
                 distance = self._search(attack, name, inputs, target, right)
                 self.distances.setdefault(name, []).append(distance)
-                for at, factor in _factors(attack, self.radii or []).items():
-                    self._add(f"robust_accuracy/{name}{at}", distance > factor)
-                continue
-            factors = _factors(attack, self.radii)
-            masks = surviving(attack, self.model, inputs, target, list(factors.values()), right, name)
-            for at, mask in zip(factors, masks, strict=True):
-                self._add(f"robust_accuracy/{name}{at}", mask)
+                values |= {key: distance > factor for key, factor in factors.items()}
+            else:
+                masks = surviving(attack, self.model, inputs, target, list(factors.values()), right, name)
+                values |= dict(zip(factors, masks, strict=True))
+        self.means.add(values)
 
     @override
-    def compute(self, reduce: Reduce) -> dict[str, float]:
-        totals = dict(zip(self.counts, reduce(torch.stack(list(self.counts.values())), "sum").tolist(), strict=True))
-        samples = totals.pop("samples")
-        numbers = {key: total / samples for key, total in totals.items()}
-        for name, found in self.distances.items():
-            distance = torch.cat(found).float()
-            numbers[f"adversarial_distance/{name}"] = reduce(distance.sum(), "sum").item() / samples
-            numbers[f"adversarial_distance_median/{name}"] = _median(distance, reduce)
-        return numbers
+    def compute(self, reduce: Reduce) -> dict[Key, float]:
+        distances = {name: torch.cat(each) for name, each in self.distances.items()}
+        self.means.add({Key("", "adversarial_distance", name): each for name, each in distances.items()})
+        medians = {name: lower_median(each, reduce) for name, each in distances.items()}
+        return super().compute(reduce) | {
+            Key("", "adversarial_distance_median", name): median for name, median in medians.items()
+        }
 
     def _search(self, attack: Attack, name: str, inputs: dict[str, Tensor], target: Tensor, right: Tensor) -> Tensor:
         distance = torch.zeros(len(right), dtype=torch.float64, device=right.device)
@@ -224,9 +202,6 @@ class _Withstood(Measurement):
             part = {key: value[rows.to(value.device)] for key, value in inputs.items()}
             distance[rows] = distance_by(attack, self.model, part, target[rows.to(target.device)], name)
         return distance
-
-    def _add(self, key: str, mask: Tensor) -> None:
-        self.counts[key] = self.counts.get(key, torch.zeros((), device=mask.device)) + mask.float().sum()
 
 
 def _radii_of(attack: Attack) -> dict[str, float | Tensor]:
@@ -237,24 +212,28 @@ def _radii_of(attack: Attack) -> dict[str, float | Tensor]:
     return dict(radius) if isinstance(radius, Mapping) else {"": radius}
 
 
-def _factors(attack: Attack, radii: Sequence[float] | None) -> dict[str, float]:
-    """Factors of the attack's budget, by what their keys end with: the radii that are allowed."""
+def _factors(name: str, attack: Attack, radii: Sequence[float] | None) -> dict[Key, float]:
+    """Factors of the attack's budget, by the keys of the radii that they allow.
+
+    Raises:
+        ValueError: if two of them allow the same.
+    """
     own = _radii_of(attack)
     if not own:
-        return {"": 1.0}
-    factors = [1.0] if radii is None else radii
-    return {"@" + "+".join(f"{m}={r * f:g}" if m else f"{r * f:g}" for m, r in own.items()): f for f in factors}
+        return {Key("", "accuracy", name, sure="robust"): 1.0}
+    if radii is None:
+        radii = [] if isinstance(attack, SearchesDistance) else [1.0]
+    factors = {}
+    for factor in radii:
+        allowed = {modality: _product(radius, factor) for modality, radius in own.items()}
+        radius = allowed.pop("", None)
+        factors[Key("", "accuracy", name, radius, tuple(allowed.items()), sure="robust")] = factor
+    if len(factors) != len(radii):
+        raise ValueError(f"`radii` must differ in the digits that the budget of {name!r} has, got {radii}")
+    return factors
 
 
-def _median(values: Tensor, reduce: Reduce) -> float:
-    """Lower median over all processes, of numbers that are at least 0; found by counting, byte by byte."""
-    bits = values.view(torch.int32).long()  # such floats are in the order of their bits
-    place = (int(reduce(torch.tensor(len(bits), device=bits.device), "sum").item()) - 1) // 2
-    found = 0
-    for shift in (24, 16, 8, 0):
-        digits = (bits[bits >> (shift + 8) == found] >> shift) & 255
-        upto = reduce(torch.bincount(digits, minlength=256), "sum").cumsum(0)
-        digit = int((upto <= place).sum())
-        place -= int(upto[digit - 1]) if digit else 0
-        found = (found << 8) | digit
-    return torch.tensor(found, dtype=torch.int32).view(torch.float32).item()
+def _product(radius: float | Tensor, factor: float) -> float:
+    """What somebody would write: 0.3 for 0.1 times 3, and for a tensor in single precision."""
+    digits = 6 if isinstance(radius, Tensor) and radius.dtype is not torch.float64 else 15
+    return float(f"{float(radius * factor):.{digits}g}")

@@ -6,26 +6,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
-from lightning_crmt.callbacks.robustness_numbers import RobustnessNumbers
-from lightning_crmt.certification import certify, certify_late_fusion
+from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
+from lightning_crmt.certification import Certificate, certify, certify_late_fusion
 from lightning_crmt.checks import check_target, describe
+from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds, margin_speeds
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, encoder_bounds, margin_speeds
+from lightning_crmt.metrics import credited_radius
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, logits_of
 from lightning_crmt.soundness import Soundness
-from lightning_crmt.training import NamedModel
+from lightning_crmt.training import NamedModel, crmt_module
 
-#: Where Lipschitz constants come from: bounds of the encoders at a level, or gradients on data.
-Constants: TypeAlias = Literal["sound", "rigorous", "estimated"]
+#: Up to so many classes each gets a key of its own; of more, the worst.
+_MOST_CLASSES = 32
 
 
 class CertifiedRobustness(Observer):
@@ -49,7 +51,7 @@ class CertifiedRobustness(Observer):
     - ``certified_accuracy_dropped/m@r``, ``certified_radius_dropped/m``: what is left to the other modalities when m is
       missing and its score is dropped; with bounds only;
     - ``sure_accuracy/m=r+n=s``: share that is right and tolerates these radii of m and n at once;
-    - ``sure_radius/m``: mean radius; a wrong prediction counts as 0, and what nothing moves is infinite;
+    - ``sure_radius/m``: mean radius; 0 for a wrong prediction, infinite where no perturbation changes the prediction;
     - ``margin/joint``: mean of :math:`h_y - \max_{j \ne y} h_j`; ``margin/m``: the same of uni-modal scores, where the
       module returns them;
     - ``integration_factor/m``: mean of :math:`c_j^m = \|W_p^m - W_j^m\|`, how much the decision relies on m, where the
@@ -78,109 +80,131 @@ class CertifiedRobustness(Observer):
     def __init__(
         self,
         radii: Sequence[float] = (),
-        constants: Constants = "sound",
+        *,
+        constants: Soundness | str = Soundness.SOUND,
         budgets: Sequence[Mapping[str, float]] = (),
         inputs: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
     ) -> None:
         super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        self.radii = list(radii) if isinstance(radii, Sequence) else [radii]
-        if not all(isinstance(r, int | float) and 0 <= r < math.inf for r in self.radii):
-            raise ValueError(f"`radii` must be numbers, at least 0 and finite, got {radii}")
-        if len({f"{r:g}" for r in self.radii}) != len(self.radii):
-            raise ValueError(f"`radii` must differ in their first six digits, which name the keys, got {radii}")
-        if constants not in ("sound", "rigorous", "estimated"):
-            raise ValueError(f"`constants` must be 'sound', 'rigorous' or 'estimated', got {constants!r}")
+        self.radii = check_radii(radii if isinstance(radii, Sequence) else [radii])
         for budget in budgets:
             if not isinstance(budget, Mapping) or not budget or not all(0 <= r < math.inf for r in budget.values()):
                 raise ValueError(f"`budgets` must map names of modalities to radii, at least 0, got {budget}")
-        self.constants: Constants = constants
+            for name in budget:
+                check_key_name("budgets", name, modality=True)
+        self.constants = Soundness.among([*BOUND_LEVELS, Soundness.ESTIMATED], "constants", constants)
         self.budgets = [dict(budget) for budget in budgets]
 
     @property
     @override
     def state_key(self) -> str:
         # One of each kind may observe the same fit.
-        return f"{type(self).__qualname__}[{self.constants}]"
+        return f"{type(self).__qualname__}[{self.constants.name.lower()}]"
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
         for budget in self.budgets:
             if unknown := [name for name in budget if name not in model.names]:
                 raise ValueError(f"`budgets` must name modalities among {model.names}, got {unknown}")
-        if self.constants == "estimated":
-            return _Estimated(model, self.radii, self.budgets)
-        if isinstance(model.module, CRMTMixin):
-            if not isinstance(model.module.head, LateFusion):
-                raise TypeError(
-                    f"constants={self.constants!r} needs late fusion as the module's `head`, as in OrthogonalFusion or "
-                    f"LinearFusion; got {describe(model.module.head)}: choose constants='estimated', and what is "
-                    "logged will say so"
-                )
-            return _Bounded(model.module, model.names, self.radii, self.budgets, self.constants)
-        raise TypeError(
-            f"constants={self.constants!r} needs a CRMT module, whose encoders and head can be bounded; got "
-            f"{describe(model.module)}: choose constants='estimated', and what is logged will say so"
-        )
+        head = getattr(model.module, "head", None)
+        late = head if isinstance(head, LateFusion) and set(head.in_features) == set(model.names) else None
+        if self.constants is Soundness.ESTIMATED:
+            return _Estimated(self, model, late)
+        level = self.constants.name.lower()
+        instead = "choose constants='estimated', and what is logged will say so"
+        if not isinstance(model.module, CRMTMixin):
+            raise TypeError(
+                f"constants={level!r} needs a CRMT module, whose encoders and head can be bounded; got "
+                f"{describe(model.module)}: {instead}"
+            )
+        if not isinstance(head, LateFusion):
+            raise TypeError(
+                f"constants={level!r} needs late fusion as the module's `head`, as in OrthogonalFusion or "
+                f"LinearFusion; got {describe(head)}: {instead}"
+            )
+        return _Bounded(self, model, late)
 
 
-class _Bounded(Measurement):
+class _Certificates(Measurement):
+    """What the certificates of an evaluation add up to."""
+
+    def __init__(self, settings: CertifiedRobustness, model: NamedModel, head: LateFusion | None) -> None:
+        super().__init__()
+        self.settings = settings
+        self.model = model
+        self.head = head
+        self.by_class = Means[Key]()
+
+    def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
+        """Take in a batch."""
+        target = target.to(certificate.prediction.device)
+        values = self.of_radius(certificate, target, "joint")
+        classes = torch.arange(certificate.margins.shape[1], device=target.device)
+        self.by_class.add({key: values[key] for key in values if key.radius is not None}, target[:, None] == classes)
+        for budget in self.settings.budgets:
+            key = Key("", "accuracy", budget=tuple(budget.items()), sure=certificate.soundness.label)
+            values[key] = (certificate.prediction == target) & certificate.tolerates(budget)
+        for name, scores in {"joint": output.logits, **output.scores}.items():
+            values[Key("", "margin", name)] = _margin(scores, target)
+        rival = certificate.nearest_class()
+        for name in self.model.names:
+            values |= self.of_radius(certificate, target, name, modalities=[name])
+            values[Key("", "vulnerability", name)] = certificate.sensitivities[name].gather(1, rival[:, None])[:, 0]
+            if self.head is not None:
+                rows = self.head.class_weights[name].detach().to(target.device)
+                values[Key("", "integration_factor", name)] = (rows[certificate.prediction] - rows[rival]).norm(dim=1)
+        self.means.add(values)
+
+    def of_radius(
+        self, certificate: Certificate, target: Tensor, of: str, *, modalities: list[str] | None = None, when: str = ""
+    ) -> dict[Key, Tensor]:
+        """The radius and the accuracy at each of those asked for."""
+        target, sure = target.to(certificate.prediction.device), certificate.soundness.label
+        radius = credited_radius(certificate, target, modalities)
+        accuracy = {Key("", f"accuracy{when}", of, r, sure=sure): radius > r for r in self.settings.radii}
+        return {Key("", f"radius{when}", of, sure=sure): radius, **accuracy}
+
+    @override
+    def compute(self, reduce: Reduce) -> dict[Key, float]:
+        numbers = super().compute(reduce)
+        for key, shares in self.by_class.compute(reduce).items() if self.settings.radii else ():
+            present = {str(k): share for k, share in enumerate(shares) if not math.isnan(share)}
+            numbers[replace(key, what="accuracy_worst_class")] = min(present.values())
+            if len(shares) <= _MOST_CLASSES:
+                numbers |= {replace(key, what="accuracy_of_class", of=k): share for k, share in present.items()}
+        return numbers
+
+
+class _Bounded(_Certificates):
     """Certifies batch by batch, on bounds of the encoders that are computed once."""
 
-    def __init__(
-        self,
-        module: CRMTMixin,
-        names: Sequence[str],
-        radii: Sequence[float],
-        budgets: Sequence[Mapping[str, float]],
-        level: Literal["sound", "rigorous"],
-    ) -> None:
-        self.module = module
-        self.level = level
-        self.lipschitz: LipschitzConstants | None = None
-        self.numbers = RobustnessNumbers(
-            names, radii, budgets, module.head if isinstance(module.head, LateFusion) else None
-        )
-        absent = names if len(names) > 1 else []
-        self.dropped = {name: RobustnessNumbers([], radii, [], None) for name in absent}
+    lipschitz: LipschitzConstants | None = None
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
+        module, level = crmt_module(self.model.module, self.settings), self.settings.constants
         # The first time without constants: then the module is asked whether they could say anything about it.
-        certificate = self.module.certify(inputs, self.lipschitz, level=self.level)
+        certificate = module.certify(inputs, self.lipschitz, level=level)
         if self.lipschitz is None:
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            self.lipschitz = encoder_bounds(self.module.encoders, shapes, level=self.level)
-        assert isinstance(self.module, torch.nn.Module)
-        with frozen_eval(self.module), torch.no_grad():
-            output = self.module({n: leaf.detach() for n, leaf in differentiable(inputs, self.module).items()})
-        self.numbers.update(certificate, output, target)
-        for name, dropped in self.dropped.items():
-            without = certify_late_fusion(self.module, inputs, self.lipschitz, level=self.level, missing=[name])
-            dropped.update(without, output, target)
-
-    @override
-    def compute(self, reduce: Reduce) -> dict[str, float]:
-        found = self.numbers.compute(reduce)
-        for name, dropped in self.dropped.items():
-            for key, value in dropped.compute(reduce).items():
-                what, _, where = key.partition("/joint")
-                if what in ("certified_accuracy", "certified_radius"):
-                    found[f"{what}_dropped/{name}{where}"] = value
-        return found
+            self.lipschitz = encoder_bounds(module.encoders, shapes, level=level)
+        with frozen_eval(self.model), torch.no_grad():
+            output = self.model({name: leaf.detach() for name, leaf in differentiable(inputs, self.model).items()})
+        self.add(certificate, _detached(output), target)
+        for name in self.model.names if len(self.model.names) > 1 else []:
+            without = certify_late_fusion(self.model.module, inputs, self.lipschitz, level=level, missing=[name])
+            self.means.add(self.of_radius(without, target, name, when="_dropped"))
 
 
-class _Estimated(Measurement):
+class _Estimated(_Certificates):
     """Keeps the largest gradients, and the outputs of all samples until these are known."""
 
-    def __init__(self, model: NamedModel, radii: Sequence[float], budgets: Sequence[Mapping[str, float]]) -> None:
-        self.model = model
-        head = getattr(model.module, "head", None)
-        known = isinstance(head, LateFusion) and set(head.in_features) == set(model.names)
-        self.numbers = RobustnessNumbers(model.names, radii, budgets, head if known else None)
+    def __init__(self, settings: CertifiedRobustness, model: NamedModel, head: LateFusion | None) -> None:
+        super().__init__(settings, model, head)
         self.speeds: dict[str, Tensor] = {}
-        self.seen: list[tuple[FusionOutput | Tensor, Tensor]] = []
+        self.seen: list[tuple[FusionOutput, Tensor]] = []
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
@@ -194,21 +218,27 @@ class _Estimated(Measurement):
                     f"the logits of {describe(self.model.module)} carry no gradient to its inputs: "
                     "something in `forward` detaches them, so their sensitivity cannot be measured"
                 )
-            found = margin_speeds(logits, leaves)
-        for name, speeds in found.items():
+            batch = margin_speeds(logits, leaves)
+        for name, speeds in batch.items():
             # A gradient that is not finite bounds nothing: an infinite constant makes every radius 0.
             largest = speeds.amax(dim=0).nan_to_num(nan=torch.inf)
             self.speeds[name] = torch.maximum(self.speeds[name], largest) if name in self.speeds else largest
-        kept = logits.detach()
-        if isinstance(output, FusionOutput):
-            self.seen.append((FusionOutput(kept, {n: s.detach() for n, s in output.scores.items()}), target))
-        else:
-            self.seen.append((kept, target))
+        self.seen.append((_detached(output), target))
 
     @override
-    def compute(self, reduce: Reduce) -> dict[str, float]:
+    def compute(self, reduce: Reduce) -> dict[Key, float]:
         speeds = {name: reduce(value, "max") for name, value in self.speeds.items()}
         constants = LipschitzConstants(speeds, of="margins", soundness=Soundness.ESTIMATED)
         for output, target in self.seen:
-            self.numbers.update(certify(output, None, constants), output, target)
-        return self.numbers.compute(reduce)
+            self.add(certify(output, None, constants), output, target)
+        return super().compute(reduce)
+
+
+def _detached(output: Any) -> FusionOutput:
+    scores = output.scores if isinstance(output, FusionOutput) else {}
+    return FusionOutput(logits_of(output).detach(), {name: each.detach() for name, each in scores.items()})
+
+
+def _margin(scores: Tensor, target: Tensor) -> Tensor:
+    of_target = scores.gather(1, target[:, None]).squeeze(1)
+    return of_target - scores.scatter(1, target[:, None], -torch.inf).amax(dim=1)

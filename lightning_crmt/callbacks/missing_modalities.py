@@ -4,21 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks import Fill
-from lightning_crmt.callbacks.observer import Measurement, Observer, Reduce
+from lightning_crmt.attacks import Fill, MissingModality
+from lightning_crmt.callbacks.observer import Measurement, Observer
 from lightning_crmt.checks import check_target, describe
+from lightning_crmt.deprecation import renamed_argument
+from lightning_crmt.evaluation import Key
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.modality import FusionOutput, logits_of
 from lightning_crmt.training import NamedModel
 
 
@@ -50,17 +49,19 @@ class MissingModalities(Observer):
     def __init__(
         self,
         fill: Literal["zeroed", "dropped"] | Mapping[str, Fill] = "zeroed",
+        *,
         max_missing: int | None = None,
         inputs: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
+        represent: Literal["zeroed", "dropped"] | Mapping[str, Fill] | None = None,
     ) -> None:
         super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        if not (isinstance(fill, Mapping) and fill) and fill not in ("zeroed", "dropped"):
+        fill = renamed_argument("represent", represent, "fill", fill)
+        if fill == {}:
             raise ValueError(f"`fill` must be 'zeroed', 'dropped' or values by modality, got {fill!r}")
-        if max_missing is not None and max_missing < 1:
-            raise ValueError(f"`max_missing` must be at least 1, got {max_missing}")
-        self.fill = dict(fill) if isinstance(fill, Mapping) else fill
+        self.attack = MissingModality(fill, max_missing=max_missing)
+        self.fill = self.attack.fill
         self.max_missing = max_missing
 
     @property
@@ -71,83 +72,41 @@ class MissingModalities(Observer):
 
     @property
     def _kind(self) -> str:
-        return "imputed" if isinstance(self.fill, dict) else self.fill
+        return self.fill if isinstance(self.fill, str) else "imputed"
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
-        values = self.fill if isinstance(self.fill, dict) else dict.fromkeys(model.names, 0.0)
-        if unknown := [name for name in values if name not in model.names]:
+        if unknown := [name for name in self.fill if name not in model.names and self._kind == "imputed"]:
             raise ValueError(f"`fill` must name modalities among {model.names}, got {unknown}")
-        largest = len(model.names) - 1
-        if self.max_missing is not None:
-            largest = min(largest, self.max_missing)
-        subsets = [subset for size in range(largest + 1) for subset in combinations(values, size)]
         head = getattr(model.module, "head", None)
-        if self.fill != "dropped":
-            return _Accuracies(model, subsets, self._kind, partial(_logits_with, values))
-        if not isinstance(head, LateFusion):
+        if self.fill == "dropped" and not isinstance(head, LateFusion):
+            kind = f"{describe(model.module)} without one" if head is None else describe(head)
             raise TypeError(
                 "`fill='dropped'` needs late fusion, whose scores can be left out, as the module's `head`, as in "
-                f"OrthogonalFusion or LinearFusion; got {_kind_of(head, model.module)}: use 'zeroed'"
+                f"OrthogonalFusion or LinearFusion; got {kind}: use 'zeroed'"
             )
-        return _Accuracies(model, subsets, self._kind, partial(_logits_without, head))
+        return _Accuracies(model, self.attack, f"accuracy_{self._kind}")
 
 
 class _Accuracies(Measurement):
     """Counts right answers for each missing subset, the first of which is empty, and for all of them at once."""
 
-    def __init__(
-        self,
-        model: NamedModel,
-        subsets: Sequence[tuple[str, ...]],
-        kind: str,
-        logits: Callable[[NamedModel, tuple[str, ...], dict[str, Tensor]], Tensor],
-    ) -> None:
+    def __init__(self, model: NamedModel, attack: MissingModality, what: str) -> None:
+        super().__init__()
         self.model = model
-        self.subsets = subsets
-        self.kind = kind
-        self.logits = logits
-        self.total: Tensor | None = None  # right answers by subset, under all of them, then the number of samples
+        self.attack = attack
+        self.what = what
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
+        subsets = self.attack.subsets(inputs)
         with frozen_eval(self.model), torch.no_grad():
-            logits = [self.logits(self.model, subset, inputs) for subset in self.subsets]
+            logits = [self.attack.logits_without(self.model, inputs, subset) for subset in subsets]
         check_target(target, logits[0].shape[1], len(logits[0]))
-        right = torch.stack([each.argmax(dim=1) == target for each in logits])
-        counts = torch.cat([right, right.all(dim=0)[None], torch.ones_like(right[:1])]).sum(dim=1).float()
-        self.total = counts if self.total is None else self.total + counts
-
-    @override
-    def compute(self, reduce: Reduce) -> dict[str, float]:
-        assert self.total is not None
-        *right, samples = reduce(self.total, "sum").tolist()
-        names = ["+".join(subset) or "none" for subset in self.subsets] + ["worst"]
-        return {f"accuracy_{self.kind}/{name}": count / samples for name, count in zip(names, right, strict=True)}
-
-
-def _kind_of(head: object, module: object) -> str:
-    return f"{describe(module)} without one" if head is None else describe(head)
-
-
-def _logits_with(
-    values: Mapping[str, Fill], model: NamedModel, subset: tuple[str, ...], inputs: dict[str, Tensor]
-) -> Tensor:
-    stand = {name: _as_missing(name, values[name], inputs[name]) for name in subset}
-    return logits_of(model(inputs | stand))
-
-
-def _logits_without(head: LateFusion, model: NamedModel, subset: tuple[str, ...], inputs: dict[str, Tensor]) -> Tensor:
-    output = model(inputs)
-    assert isinstance(output, FusionOutput)
-    return head.fuse({name: score for name, score in output.scores.items() if name not in subset})
-
-
-def _as_missing(name: str, value: Fill, given: Tensor) -> Tensor:
-    stand = torch.as_tensor(value).to(given)
-    if stand.dim() > 0 and stand.shape != given.shape[1:]:
-        raise ValueError(
-            f"`fill[{name!r}]` must be a number or have the shape {tuple(given.shape[1:])} of a sample, "
-            f"got {describe(stand)}"
+        right = [each.argmax(dim=1) == target for each in logits]
+        self.means.add(
+            {Key("", self.what, "+".join(s) or "none"): each for s, each in zip(subsets, right, strict=True)}
         )
-    return stand.expand_as(given)
+        names = [*("+".join(subset) or "none" for subset in subsets), "worst"]
+        right.append(torch.stack(right).all(dim=0))
+        self.means.add({Key("", self.what, name): each for name, each in zip(names, right, strict=True)})

@@ -4,38 +4,44 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
+from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.training import NamedModel
 
-#: Combines a tensor over all processes: ``reduce(tensor, "sum")`` or ``reduce(tensor, "max")``.
-Reduce: TypeAlias = Callable[[Tensor, str], Tensor]
+C = TypeVar("C", bound=Callback)
 
 
 class Measurement(ABC):
-    """What is gathered over the batches of one evaluation loader."""
+    """What is gathered over the batches of one evaluation loader, by keys without a split."""
+
+    def __init__(self) -> None:
+        self.means = Means[Key]()
 
     @abstractmethod
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         """Take in one batch."""
 
-    @abstractmethod
-    def compute(self, reduce: Reduce) -> dict[str, float]:
-        """The numbers, by what they are called after the split; the same on every process."""
+    def compute(self, reduce: Reduce) -> dict[Key, float]:
+        """The numbers, the same on every process; by default the means."""
+        return {key: mean for key, (mean,) in self.means.compute(reduce).items()}
 
 
 class Observer(Callback, ABC):
     """Measures something in every validation and test epoch, and logs it under ``val/`` or ``test/``.
 
     The Trainer's sanity check tries the measurement and logs nothing. In epochs that are not measured it logs the last
-    numbers again, so that callbacks which monitor them always find them.
+    numbers again, so that callbacks which monitor them always find them. Every run of the Trainer starts without any.
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
@@ -44,29 +50,30 @@ class Observer(Callback, ABC):
         max_batches: measure the first so many batches of a loader; all by default.
     """
 
+    _running: dict[int, Measurement]
+    _last: dict[Key, float]
+    _measured_at: int | None
+
     def __init__(
-        self, inputs: Sequence[str] | None = None, every_n_epochs: int = 1, max_batches: int | None = None
+        self, *, inputs: Sequence[str] | None = None, every_n_epochs: int = 1, max_batches: int | None = None
     ) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs}")
-        if max_batches is not None and max_batches < 1:
-            raise ValueError(f"`max_batches` must be at least 1, got {max_batches}")
+        check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches)
         if isinstance(inputs, str):
             raise TypeError(f"`inputs` must be a sequence of names, got the string {inputs!r}")
         self.inputs = inputs
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
-        self._model: NamedModel | None = None
-        self._running: dict[int, Measurement] = {}
-        self._last: dict[str, float] = {}
-        self._measured_at: int | None = None
+        self._forget()
 
     @abstractmethod
     def measurement(self, model: NamedModel) -> Measurement:
         """A fresh measurement of ``model``."""
 
+    def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
+        """Called after each batch that was measured, but for the sanity check; does nothing by default."""
+
     def due(self, trainer: Trainer) -> bool:
-        """Whether this validation epoch is measured; override for another rhythm."""
+        """Whether this validation or test epoch is measured; override for another rhythm."""
         if trainer.sanity_checking:
             return False
         if trainer.state.fn != TrainerFn.FITTING or self._measured_at is None:
@@ -76,18 +83,21 @@ class Observer(Callback, ABC):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._model = NamedModel(pl_module, self.inputs)
+        for name in NamedModel(pl_module, self.inputs).names:
+            check_key_name("inputs", name, modality=True)
+        self._forget()
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.measurement(NamedModel(pl_module, self.inputs))  # what cannot be measured should fail before training
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._model = None
-        self._running = {}
-        self._last = {}
-        self._measured_at = None
+        self._forget()
 
     @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._running = {}
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._forget()
 
     @override
     def on_validation_batch_end(
@@ -99,57 +109,57 @@ class Observer(Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.due(trainer):
-            self._observe(batch, batch_idx, dataloader_idx)
-        elif trainer.sanity_checking and self._model is not None:
-            # Tried and thrown away: what cannot be measured should fail before training, not after an epoch of it.
-            self.measurement(self._model).update(*self._model.split_batch(batch))
+        wanted = self.max_batches is None or batch_idx < self.max_batches
+        if trainer.sanity_checking or (wanted and self.due(trainer)):
+            model = NamedModel(pl_module, self.inputs)
+            inputs, target = model.split_batch(batch)
+            # In the sanity check tried and thrown away: batches that cannot be measured should fail before training.
+            running = {} if trainer.sanity_checking else self._running
+            if dataloader_idx not in running:
+                running[dataloader_idx] = self.measurement(model)
+            running[dataloader_idx].update(inputs, target)
+            if not trainer.sanity_checking:
+                self.on_measured(model, inputs, target)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._log(trainer, pl_module, "val")
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._running = {}
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._observe(batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, pl_module, "test")
-
-    def _observe(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if self.max_batches is not None and batch_idx >= self.max_batches:
+        if trainer.sanity_checking:
             return
-        assert self._model is not None
-        if dataloader_idx not in self._running:
-            self._running[dataloader_idx] = self.measurement(self._model)
-        self._running[dataloader_idx].update(*self._model.split_batch(batch))
-
-    def _log(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        def reduce(value: Tensor, how: str) -> Tensor:
-            reduced: Tensor = trainer.strategy.reduce(value, reduce_op=how)
-            return reduced
-
         if self._running:
             self._measured_at = trainer.current_epoch
+        split = "test" if trainer.testing else "val"
         for index, measurement in self._running.items():
-            suffix = f"/dataloader_idx_{index}" if len(self._running) > 1 else ""
-            numbers = measurement.compute(reduce)
-            self._last.update({f"{split}/{key}{suffix}": value for key, value in numbers.items()})
+            loader = index if len(self._running) > 1 else None
+            numbers = measurement.compute(lambda value, how: trainer.strategy.reduce(value, reduce_op=how))
+            self._last |= {replace(key, split=split, loader=loader): value for key, value in numbers.items()}
         self._running = {}
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
-        found = {key: value for key, value in self._last.items() if key.startswith(f"{split}/")}
-        pl_module.log_dict(found, sync_dist=True, add_dataloader_idx=False)
+        logged = {str(key): value for key, value in self._last.items()}
+        pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
+
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _forget(self) -> None:
+        self._running = {}
+        self._last = {}
+        self._measured_at = None
+
+
+def check_radii(radii: Sequence[float]) -> list[float]:
+    """``radii``, known to be fit for keys.
+
+    Raises:
+        TypeError: if they are no sequence of numbers.
+        ValueError: if one is negative or infinite, or two are equal.
+    """
+    if not isinstance(radii, Sequence) or not all(isinstance(radius, int | float) for radius in radii):
+        raise TypeError(f"`radii` must be numbers, got {radii!r}")
+    if not all(0 <= radius < math.inf for radius in radii) or len(set(radii)) != len(radii):
+        raise ValueError(f"`radii` must be at least 0, finite and different, got {radii}")
+    return list(radii)
+
+
+def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
+    """The callbacks of a kind that take part in the run, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
-from lightning_crmt.evaluation import Threat, figure_type, robustness_figures
+from lightning_crmt.callbacks.observer import callbacks_of
+from lightning_crmt.evaluation import figure_type, read_keys, robustness_figures
 
 
 class RobustnessFigures(Callback):
@@ -50,37 +51,35 @@ class RobustnessFigures(Callback):
     def _draw(self, trainer: Trainer, split: str) -> None:
         # On every process: Lightning makes the processes agree on both.
         directory = Path(trainer.log_dir or trainer.default_root_dir)
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(f"{split}/")}
+        numbers = read_keys(trainer.callback_metrics)
         if not trainer.is_global_zero:
             return
-        figures = robustness_figures(metrics, _threats(trainer))
+        numbers = {key: value for key, value in numbers.items() if key.split == split}
+        figures = robustness_figures(numbers, _threats(trainer))
         if not figures and split == "test" and not self._warned:
             self._warned = True
             rank_zero_warn(
-                "RobustnessFigures found nothing to draw: a curve needs two `radii` or more in CertifiedRobustness or "
+                "RobustnessFigures has nothing to draw: a curve needs two `radii` or more in CertifiedRobustness or "
                 "AdversarialRobustness, listed before it"
             )
+        takers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         for name, figure in figures.items():
-            taken = False
-            for logger in trainer.loggers:
+            for logger in takers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(name, [figure])
-                    taken = True
-                elif isinstance(logger, TensorBoardLogger):
+                else:
                     logger.experiment.add_figure(name, figure, trainer.global_step)
-                    taken = True
-            if not taken:
+            if not takers:
                 path = directory / "figures" / f"{name.replace('/', '_')}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(path, dpi=120)
 
 
-def _threats(trainer: Trainer) -> dict[str, Threat]:
+def _threats(trainer: Trainer) -> dict[str, str]:
     """What attacks perturb; it says so where they saw other samples than the certificates: then nothing is shared."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    limits = {each.max_batches for each in callbacks if isinstance(each, CertifiedRobustness)}
-    found: dict[str, Threat] = {}
-    for each in (each for each in callbacks if isinstance(each, AdversarialRobustness)):
+    limits = {each.max_batches for each in callbacks_of(trainer, CertifiedRobustness)}
+    threats: dict[str, str] = {}
+    for each in callbacks_of(trainer, AdversarialRobustness):
         apart = ", other samples" if limits and limits != {each.max_batches} else ""
-        found |= {name: f"{threat}{apart}" for name, threat in each.threats.items()}
-    return found
+        threats |= {name: f"{threat}{apart}" for name, threat in each.threats.items()}
+    return threats

@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Robustness certificates: one inequality, and everything that follows from it."""
 
-from lightning_crmt.certification.certificate import Certificate, certify
+from lightning_crmt.certification.certificate import Certificate
+from lightning_crmt.certification.certify import certify, certify_late_fusion
 from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
-from lightning_crmt.certification.late_fusion import certify_late_fusion
-from lightning_crmt.certification.verify import Verification, verify_certificate
-from lightning_crmt.certification.violation import CertificateViolation, Counterexample
+from lightning_crmt.certification.verify import (
+    CertificateViolation,
+    Counterexample,
+    Verification,
+    verify_certificate,
+)
 from lightning_crmt.soundness import Soundness
 
 __all__ = [

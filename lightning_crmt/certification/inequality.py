@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-r"""The one inequality that certificates and step 2 rest on.
+r"""The one inequality behind certificates and step 2.
 
 Let :math:`D_{pj}^m` bound how fast :math:`h_p - h_j` can fall per unit of l2 change in modality m. A margin
 :math:`h_p - h_j` stays positive under every perturbation with
@@ -10,6 +10,7 @@ Let :math:`D_{pj}^m` bound how fast :math:`h_p - h_j` can fall per unit of l2 ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -31,8 +32,18 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
 
     Differentiable with respect to the integration weights. The diagonal means nothing.
 
+    Args:
+        lipschitz: constants of encoders, scores or margins.
+        head: the head of the same model; needed for all but those of margins.
+
     Raises:
         ValueError: if a head is needed and there is none, or modalities or the number of classes differ.
+
+    >>> from lightning_crmt import OrthogonalFusion, Soundness
+    >>> head = OrthogonalFusion({"audio": 4}, num_classes=2)
+    >>> one = LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND)
+    >>> round(float(sensitivities(one, head)["audio"][0, 1]), 4)  # the distance of two orthonormal rows
+    1.4142
     """
     if lipschitz.of == "margins":
         return dict(lipschitz.values)
@@ -42,13 +53,13 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
             "other models need constants of margins"
         )
     check_same_modalities("lipschitz", lipschitz.modalities, head.in_features)
-    found = {}
+    pairs = {}
     for name, constant in lipschitz.values.items():
         if lipschitz.of == "encoder":
             rows = at_least_single(head.class_weights[name])
             # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
             distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-            found[name] = constant.to(rows) * distances
+            pairs[name] = constant.to(rows) * distances
         else:
             if constant.shape != (head.num_classes,):
                 raise ValueError(
@@ -57,26 +68,37 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
                 )
             weights = at_least_single(head.integration_weights[name])
             speed = weights * constant.to(weights)
-            found[name] = speed[:, None] + speed[None, :]
-    return found
+            pairs[name] = speed[:, None] + speed[None, :]
+    return pairs
 
 
-def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
-    r"""l2 distance over which each margin surely keeps its sign, with that sign, ``(B, K)``.
+def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor) -> Tensor:
+    r"""l2 distance over which the margin to each rival surely keeps its sign, with that sign, ``(B, K)``.
 
     .. math:: r_j = m_j \Big/ \sqrt{\textstyle\sum_m (D_j^m)^2}
 
-    by Cauchy-Schwarz, the sum over the modalities in ``slopes``. A margin that nothing moves has an infinite radius,
-    a tie the radius 0.
+    by Cauchy-Schwarz, the sum over the modalities in ``slopes``. Infinite where no perturbation changes the margin, and
+    in the column of the own class, so that no minimum takes it; 0 for a tie.
 
     Args:
         margins: ``(B, K)``.
         slopes: :math:`D_j^m` of each sample by modality, each ``(B, K)``.
+        classes: the own class of each sample, ``(B,)``.
+
+    >>> slopes = {"audio": torch.tensor([[0.0, 3.0, 0.0]]), "image": torch.tensor([[0.0, 4.0, 0.0]])}
+    >>> signed_radii(torch.tensor([[0.0, 1.0, 1.0]]), slopes, torch.tensor([0]))
+    tensor([[   inf, 0.2000,    inf]])
     """
     joint = torch.linalg.vector_norm(torch.stack(list(slopes.values())), dim=0)
-    return torch.where((margins == 0) & (joint == 0), margins, margins / joint)
+    radii = torch.where((margins == 0) & (joint == 0), margins, margins / joint)
+    return radii.masked_fill(own_class(classes, margins.shape[1]), math.inf)
 
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:
-    """Mask ``(B, K)`` of each sample's own class: the pair that no minimum over rivals may contain."""
+    """Mask ``(B, K)`` of each sample's own class: the pair that no minimum over rivals may contain.
+
+    >>> own_class(torch.tensor([1, 0]), num_classes=2)
+    tensor([[False,  True],
+            [ True, False]])
+    """
     return classes[:, None] == torch.arange(num_classes, device=classes.device)

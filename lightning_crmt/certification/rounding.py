@@ -19,17 +19,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
-from lightning_crmt.checks import describe
-from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion
+from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
     UNDERFLOW,
     UNIT_ROUNDOFF,
     ForwardError,
     LipschitzConstants,
+    exact_numbers,
+    fixed_head,
     gamma,
-    refuse_changed_behaviour,
 )
 
 #: Over the rounding of a few operations in double precision.
@@ -66,7 +65,7 @@ def rounding(
         ValueError: if ``head`` computes its numbers anew or runs where nothing is proved about its rounding, if
             constants or errors do not fit, or logits could overflow.
     """
-    head = _provable(head)
+    head = fixed_head(head)
     if lipschitz.of != "encoder":
         raise ValueError(f"`lipschitz` must hold constants of encoders where `errors` are given, got {lipschitz.of!r}")
     dtype, prediction = head.bias.dtype, logits.argmax(dim=1)
@@ -78,19 +77,22 @@ def rounding(
     terms = max(head.in_features.values()) + len(head.in_features) + 2
     relative = gamma(terms, UNIT_ROUNDOFF[dtype])
     up = UP + terms * 2.0**-52
-    bias = _exactly(head.bias).abs()
+    bias = exact_numbers(head.bias, "bias").abs()
     slack = 2 * relative * (bias[prediction][:, None] + bias)
     slopes = {}
     directions, weights = head.directions, head.integration_weights
-    largest, reach = float(bias.max()), 0.0
+    largest, growth = float(bias.max()), 0.0
     for name, error in errors.items():
         if error.at.shape != prediction.shape:
             raise ValueError(
                 f"`errors[{name!r}]` must be of the {len(prediction)} samples of `output`, got {len(error.at)}"
             )
-        factors, rows = _exactly(weights[name]), _exactly(directions[name])
+        factors, rows = (
+            exact_numbers(weights[name], "integration_weights"),
+            exact_numbers(directions[name], "directions"),
+        )
         longest = float((1 + factors.abs().max()) * (1 + torch.linalg.vector_norm(rows, dim=1).max()))
-        largest, reach = largest + longest * float(error.magnitude.max()), reach + longest * error.reach
+        largest, growth = largest + longest * float(error.magnitude.max()), growth + longest * error.magnitude_growth
         rows = factors[:, None] * rows  # exact, where both are in single precision
         norms = torch.linalg.vector_norm(rows, dim=1)
         both = (norms[prediction][:, None] + norms) * up + _TINY
@@ -100,35 +102,10 @@ def rounding(
         lost = 4 * terms * UNDERFLOW[dtype] * longest**2
         slack = slack + 2 * (apart * error.at[:, None] + relative * both * error.magnitude[:, None] + lost)
         speed = apart * (lipschitz.values[name].detach().cpu().double() + error.growth)
-        slopes[name] = (speed + relative * both * error.reach) * up + _TINY
-    if not (largest <= ForwardError.LARGEST_RADIUS and reach <= ForwardError.LARGEST_RADIUS):
+        slopes[name] = (speed + relative * both * error.magnitude_growth) * up + _TINY
+    if not (largest <= ForwardError.LARGEST_RADIUS and growth <= ForwardError.LARGEST_RADIUS):
         raise ValueError(
             f"logits must stay below {ForwardError.LARGEST_RADIUS:.0e}, where single precision cannot overflow, for a "
             "certificate that counts rounding"
         )
     return slack * up, slopes
-
-
-def _provable(head: LateFusion | None) -> LinearFusion | FixedFusion:
-    if not isinstance(head, LinearFusion | FixedFusion) or type(head) not in (LinearFusion, FixedFusion):
-        raise ValueError(
-            f"`head` must hold fixed numbers where `errors` are given, got {describe(head)}: what is computed anew, as "
-            "by a QR decomposition, differs in the last bits from one number of threads to another; fix them first "
-            "with lightning_crmt.with_fixed_weights"
-        )
-    for name, part in head.named_modules(prefix="head"):
-        refuse_changed_behaviour(part, name)
-        if parametrize.is_parametrized(part):
-            raise ValueError(f"`head` must hold fixed numbers where `errors` are given, {name!r} is parametrised")
-    tensors = [head.bias, *head.directions.values(), *head.integration_weights.values()]
-    found = sorted({f"{tensor.dtype} on {tensor.device.type}" for tensor in tensors})
-    if found not in (["torch.float32 on cpu"], ["torch.float64 on cpu"]):
-        raise ValueError(
-            "`head` must compute in float32 or float64 on the CPU where `errors` are given: nothing is proved about "
-            f"rounding elsewhere; got {', '.join(found)}"
-        )
-    return head
-
-
-def _exactly(tensor: Tensor) -> Tensor:
-    return tensor.detach().double()

@@ -1,23 +1,87 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Try to disprove a certificate: attacks inside of what it claims."""
+"""Try to disprove a certificate: attacks inside of what it claims, and the counterexample that they may find."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_crmt.attacks import PGD, AttackedModel, Budget, Model, Perturbation, under_attack
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.violation import CertificateViolation, Counterexample, Norms
-from lightning_crmt.checks import check_batch
+from lightning_crmt.checks import check_at_least, check_batch
 from lightning_crmt.modality import Inputs
 from lightning_crmt.soundness import Soundness
+
+#: One l2 norm for a ball, or one by modality for separate budgets.
+Norms: TypeAlias = float | dict[str, float]
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """What disproves a certificate for one sample.
+
+    Attributes:
+        sample: its index in the batch.
+        threat: what was allowed to change.
+        radius: what was claimed to be tolerated.
+        distance: what was changed, measured in float64 on the stored inputs; in the form of ``radius``.
+        before: class that was certified.
+        after: class predicted for the changed inputs.
+        inputs: the clean sample by modality, with a batch dimension of 1.
+        perturbation: what was added, in float64, by modality.
+        perturbed: the changed sample, as given to the model.
+        soundness: level of the certificate.
+    """
+
+    sample: int
+    threat: str
+    radius: Norms
+    distance: Norms
+    before: int
+    after: int
+    inputs: Mapping[str, Tensor]
+    perturbation: Mapping[str, Tensor]
+    perturbed: Mapping[str, Tensor]
+    soundness: Soundness
+
+    def __str__(self) -> str:
+        if self.threat == "clean":
+            return (
+                f"sample {self.sample} is {self.soundness.label} to be of class {self.before}, but the model predicts "
+                f"class {self.after}: is the certificate of these weights, this precision and these inputs?"
+            )
+        return (
+            f"sample {self.sample} is {self.soundness.label} to stay of class {self.before} under changes of "
+            f"{self.threat} up to {_written(self.radius)}, but a change of {_written(self.distance)} "
+            f"makes it class {self.after}"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write a dict of these attributes, that ``torch.load(path, weights_only=True)`` reads."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(asdict(self) | {"soundness": self.soundness.name}, path)
+        return path
+
+
+class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that something went wrong
+    """Raised where a certificate does not hold.
+
+    Attributes:
+        counterexample: the sample, its perturbation and both predictions.
+        saved_to: the file it was written to, or ``None``.
+    """
+
+    def __init__(self, counterexample: Counterexample, saved_to: str | Path | None = None) -> None:
+        self.counterexample = counterexample
+        self.saved_to = None if saved_to is None else counterexample.save(saved_to)
+        super().__init__(str(counterexample) + ("" if self.saved_to is None else f"; saved to {self.saved_to}"))
 
 
 @dataclass(frozen=True)
@@ -36,17 +100,6 @@ class Verification:
     samples: int
     probes: dict[str, int] = field(default_factory=dict)
     rounding: dict[str, int] = field(default_factory=dict)
-
-
-class _Threat(NamedTuple):
-    name: str
-    claimed: dict[str, Tensor] | Tensor  # radius by modality or of the ball, for all samples of the certificate
-    modalities: list[str]
-
-    def norms(self, delta: Perturbation) -> dict[str, Tensor]:
-        """In the form of a budget for each; for a ball, the joint norm under the name ``""``."""
-        each = {n: torch.linalg.vector_norm(delta[n].flatten(1), dim=1) for n in self.modalities if n in delta}
-        return each if isinstance(self.claimed, dict) else {"": torch.stack(list(each.values())).norm(dim=0)}
 
 
 def verify_certificate(
@@ -72,7 +125,7 @@ def verify_certificate(
 
     Args:
         model: the model in evaluation mode, or anything from inputs to logits; for a certificate with ``missing``
-            modalities, one that goes without them. It is left as found.
+            modalities, one that goes without them. It stays as it is.
         certificate: of these very weights and inputs, at whatever level: with estimated constants, this is how the
             estimate is exposed.
         inputs: the clean inputs.
@@ -99,11 +152,8 @@ def verify_certificate(
     ...     bool(error.counterexample.distance < error.counterexample.radius)
     True
     """
-    for name, value in {"probes": probes, "steps": steps}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
-    if products < 0:
-        raise ValueError(f"`products` must be at least 0, got {products}")
+    check_at_least(1, probes=probes, steps=steps)
+    check_at_least(0, products=products)
     present = [name for name in certificate.sensitivities if name not in certificate.missing]
     lacking = [name for name in present if name not in inputs]
     if lacking or check_batch("inputs", inputs) != len(certificate.prediction):
@@ -111,138 +161,155 @@ def verify_certificate(
             f"`inputs` must be the {len(certificate.prediction)} samples of the certificate with modalities {present}, "
             f"got shapes { ({name: tuple(value.shape) for name, value in inputs.items()}) }"
         )
-    generator = torch.Generator().manual_seed(seed)
-    open_rows = (certificate.radius(present) > 0).nonzero().squeeze(1)
-    done = Verification(certificate.soundness, len(open_rows))
-    if len(open_rows) == 0:
+    rows = (certificate.radius(present) > 0).nonzero().squeeze(1)
+    done = Verification(certificate.soundness, len(rows))
+    if len(rows) == 0:
         return done
-    chosen = {name: value[open_rows.to(value.device)] for name, value in inputs.items()}
-    target = certificate.prediction[open_rows]
-    with under_attack(model, chosen, target, Budget(0.0, modalities=present)) as oracle:
-        reach = 10 * (1 + max(float(oracle.inputs[name].double().flatten(1).norm(dim=1).max()) for name in present))
-        for threat in _threats(certificate, present, products, reach, generator):
-            judge = _Judge(oracle, certificate, open_rows, threat, save_to, done)
-            if threat.name == "clean":
-                judge(oracle.inputs)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = {name: value[rows.to(value.device)] for name, value in inputs.items()}
+    with under_attack(model, chosen, certificate.prediction[rows], Budget(0.0, modalities=present)) as attacked:
+        farthest = 10 * (1 + max(float(_norm([attacked.inputs[name].double()]).max()) for name in present))
+        for threat, claimed in _threats(certificate, present, products, farthest, generator):
+            judge = _Judge(attacked, threat, claimed, rows, done, save_to)
+            if threat == "clean":
+                judge(attacked.inputs)
                 continue
             budget = judge.budget()
             for _ in range(probes):
                 noise = {
                     name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
-                    for name, value in oracle.inputs.items()
-                    if name in threat.modalities
+                    for name, value in attacked.inputs.items()
+                    if any(name in group for group in claimed)
                 }
-                judge(budget.apply(budget.steepest(noise, oracle.inputs)[0], oracle.inputs))
-            judge(PGD(budget, steps=steps, targeted=True, seed=seed)(model, oracle.inputs, oracle.target))
+                judge(budget.apply(budget.steepest(noise, attacked.inputs)[0], attacked.inputs))
+            judge(PGD(budget, steps=steps, targeted=True, seed=seed)(model, attacked.inputs, attacked.target))
     return done
 
 
+#: l2 radii by group of modalities: of a ball over the one group, or of one ball for each modality.
+_Radii: TypeAlias = dict[tuple[str, ...], Tensor]
+
+
 def _threats(
-    certificate: Certificate, names: list[str], products: int, reach: float, generator: torch.Generator
-) -> Iterator[_Threat]:
-    """Nothing at all, the ball, each modality alone, products; where any change is claimed safe, up to ``reach``."""
-    alone = {name: certificate.radius([name]).double().clamp(max=reach) for name in names}
-    yield _Threat("clean", torch.zeros_like(alone[names[0]]), names)
-    yield _Threat(" + ".join(names), certificate.radius(names).double().clamp(max=reach), names)
+    certificate: Certificate, names: list[str], products: int, farthest: float, generator: torch.Generator
+) -> Iterator[tuple[str, _Radii]]:
+    """Nothing at all, the ball, each modality alone, products; up to ``farthest`` where any change is claimed safe."""
+    alone = {name: certificate.radius([name]).double().clamp(max=farthest) for name in names}
+    nothing = torch.zeros_like(alone[names[0]])
+    yield "clean", {tuple(names): nothing}
+    yield " + ".join(names), {tuple(names): certificate.radius(names).double().clamp(max=farthest)}
     if len(names) == 1:
         return
     for name in names:
-        yield _Threat(name, alone[name], [name])
+        yield name, {(name,): alone[name]}
     for i in range(products):
         shares = torch.rand(len(names), generator=generator, dtype=torch.float64).clamp(min=0.01).tolist()
         corner = {name: share * alone[name] for name, share in zip(names, shares, strict=True)}
-        low, high = torch.zeros_like(alone[names[0]]), torch.full_like(alone[names[0]], 1 / min(shares))
+        low, high = nothing, torch.full_like(nothing, 1 / min(shares))
         for _ in range(60):
             middle = (low + high) / 2
             safe = certificate.tolerates({name: middle * budget for name, budget in corner.items()})
             low, high = torch.where(safe, middle, low), torch.where(safe, high, middle)
-        yield _Threat(f"product {i}", {name: low * budget for name, budget in corner.items()}, names)
+        yield f"product {i}", {(name,): low * budget for name, budget in corner.items()}
 
 
 class _Judge:
-    """Compares predictions inside one threat; raises where one changes that was claimed to stay."""
+    """Compares predictions inside one claim; raises where one changes that was claimed to stay."""
 
     def __init__(
         self,
-        oracle: AttackedModel,
-        certificate: Certificate,
+        attacked: AttackedModel,
+        threat: str,
+        claimed: _Radii,
         rows: Tensor,
-        threat: _Threat,
-        save_to: str | Path | None,
         done: Verification,
+        save_to: str | Path | None,
     ) -> None:
-        self.oracle, self.rows, self.threat, self.save_to, self.done = oracle, rows, threat, save_to, done
-        self.soundness = certificate.soundness
-        self.rigorous = certificate.soundness is Soundness.RIGOROUS
-        device = oracle.target.device
-        claimed = threat.claimed if isinstance(threat.claimed, dict) else {"": threat.claimed}
-        self.claimed = {name: radius[rows].to(device) for name, radius in claimed.items()}
+        self.attacked, self.threat, self.rows, self.done, self.save_to = attacked, threat, rows, done, save_to
+        self.claimed = {group: radius[rows].to(attacked.target.device) for group, radius in claimed.items()}
+        self.rigorous = done.soundness is Soundness.RIGOROUS
 
     def budget(self) -> Budget:
         """Just inside of what is claimed; double precision needs a little room to measure that."""
         inside = 1 - (1e-12 if self.rigorous else 1e-6)
-        radii = {name: radius * inside for name, radius in self.claimed.items()}
-        return Budget(radii[""], modalities=self.threat.modalities) if "" in radii else Budget(radii)
+        if len(self.claimed) > 1:
+            return Budget({name: radius * inside for (name,), radius in self.claimed.items()})
+        [(group, radius)] = self.claimed.items()
+        return Budget(radius * inside, modalities=group)
 
     def __call__(self, perturbed: Inputs) -> None:
-        name = self.threat.name
-        delta = self._delta(perturbed, self.oracle)
-        norms = self.threat.norms(delta)
-        inside = torch.stack([norms[each] <= radius for each, radius in self.claimed.items()]).all(dim=0)
-        changed, beyond = self._changed(self.oracle, self.oracle.logits(perturbed))
-        self.done.probes[name] = self.done.probes.get(name, 0) + int(inside.sum())
+        norms = self._norms(_difference(perturbed, self.attacked))
+        inside = torch.stack([norms[group] <= radius for group, radius in self.claimed.items()]).all(dim=0)
+        changed, beyond = self._changed(self.attacked, self.attacked.logits(perturbed))
+        self.done.probes[self.threat] = self.done.probes.get(self.threat, 0) + int(inside.sum())
         explained = int((inside & changed & (beyond <= 0)).sum())
         if explained:
-            self.done.rounding[name] = self.done.rounding.get(name, 0) + explained
+            self.done.rounding[self.threat] = self.done.rounding.get(self.threat, 0) + explained
         wrong = inside & changed & (beyond > 0)
         if bool(wrong.any()):
             worst = beyond.masked_fill(~wrong, -torch.inf).argmax()
             raise CertificateViolation(self._counterexample(int(worst), perturbed), self.save_to)
 
-    def _delta(self, perturbed: Inputs, oracle: AttackedModel) -> Perturbation:
-        return {name: perturbed[name].double() - oracle.inputs[name].double() for name in oracle.attacked}
+    def _norms(self, delta: Perturbation) -> _Radii:
+        return {group: _norm([delta[name] for name in group]) for group in self.claimed}
 
-    def _changed(self, oracle: AttackedModel, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _changed(self, attacked: AttackedModel, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the prediction is another, and by how much its lead exceeds what rounding explains."""
-        own = logits.gather(1, oracle.target[:, None]).squeeze(1)
+        own = logits.gather(1, attacked.target[:, None]).squeeze(1)
         lead = logits.amax(dim=1) - own
         slack = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
         # A rigorous claim is about the prediction itself; and logits that are not finite are beyond any excuse.
         beyond = torch.full_like(lead, torch.inf) if self.rigorous else (lead - slack).nan_to_num(torch.inf, torch.inf)
-        return logits.argmax(dim=1) != oracle.target, beyond
+        return logits.argmax(dim=1) != attacked.target, beyond
 
     def _counterexample(self, index: int, perturbed: Inputs) -> Counterexample:
-        row = torch.tensor([index], device=self.oracle.target.device)
-        oracle = self.oracle.select(row)
-        found = {name: value[row] for name, value in perturbed.items()}
-        after = self.oracle.logits(perturbed)[row]
-        whole, low, high = self._delta(found, oracle), 0.0, 1.0
-        budget = Budget(1.0, modalities=oracle.attacked)
+        row = torch.tensor([index], device=self.attacked.target.device)
+        attacked = self.attacked.select(row)
+        nearest = {name: value[row] for name, value in perturbed.items()}
+        after = self.attacked.logits(perturbed)[row]
+        whole, low, high = _difference(nearest, attacked), 0.0, 1.0
+        budget = Budget(1.0, modalities=attacked.attacked)
         for _ in range(30):  # nearer to the clean input it says more about how wrong the claim is
             middle = (low + high) / 2
-            tried = budget.apply({name: middle * d for name, d in whole.items()}, oracle.inputs)
-            logits = oracle.logits(tried)
-            changed, beyond = self._changed(oracle, logits)
+            tried = budget.apply({name: middle * d for name, d in whole.items()}, attacked.inputs)
+            logits = attacked.logits(tried)
+            changed, beyond = self._changed(attacked, logits)
             if bool((changed & (beyond > 0)).all()):
-                high, found, after = middle, tried, logits
+                high, nearest, after = middle, tried, logits
             else:
                 low = middle
-        delta = self._delta(found, oracle)
-        norms = {name: float(norm) for name, norm in self.threat.norms(delta).items()}
-        claimed = {name: float(radius[index]) for name, radius in self.claimed.items()}
+        delta = _difference(nearest, attacked)
         return Counterexample(
             sample=int(self.rows[index]),
-            threat=self.threat.name,
-            radius=_plain(claimed),
-            distance=_plain(norms),
-            before=int(oracle.target),
+            threat=self.threat,
+            radius=_plain({group: radius[index] for group, radius in self.claimed.items()}),
+            distance=_plain(self._norms(delta)),
+            before=int(attacked.target),
             after=int(after.argmax(dim=1)),
-            inputs=oracle.inputs,
+            inputs=attacked.inputs,
             perturbation=delta,
-            perturbed=found,
-            soundness=self.soundness,
+            perturbed=nearest,
+            soundness=self.done.soundness,
         )
 
 
-def _plain(norms: dict[str, float]) -> Norms:
-    return norms[""] if "" in norms else norms  # noqa: SIM401 - its two values are of two types
+def _difference(perturbed: Inputs, attacked: AttackedModel) -> Perturbation:
+    return {name: perturbed[name].double() - attacked.inputs[name].double() for name in attacked.attacked}
+
+
+def _norm(parts: list[Tensor]) -> Tensor:
+    """Joint l2 norm of each sample, ``(B,)``."""
+    norms: Tensor = torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1) for part in parts]).norm(dim=0)
+    return norms
+
+
+def _plain(radii: _Radii) -> Norms:
+    """One number for a ball, and one by modality for separate budgets."""
+    numbers = {group: float(radius) for group, radius in radii.items()}
+    return {name: number for (name,), number in numbers.items()} if len(numbers) > 1 else numbers.popitem()[1]
+
+
+def _written(norms: Norms) -> str:
+    if isinstance(norms, dict):
+        return ", ".join(f"{norm:.7g} in {name}" for name, norm in norms.items())
+    return f"{norms:.7g}"

@@ -6,7 +6,7 @@ from lightning_crmt.data.digits import SpokenWrittenDigits
 from lightning_crmt.data.kinetics_sounds import KineticsSounds
 from lightning_crmt.data.mfeat import UCIMultiFeatures
 from lightning_crmt.data.module import EpochShuffle, MultimodalDataModule, MultimodalDataset
-from lightning_crmt.data.prepare.command import prepare_command
+from lightning_crmt.data.prepare.prepare import prepare_command
 from lightning_crmt.data.ucf101 import UCF101
 from lightning_crmt.data.vggsound import VGGSound
 from lightning_crmt.data.watch import WatchMotion

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
-from lightning_crmt.data.read import fetching
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.installed import installed_file
-from lightning_crmt.data.read.pairing import pair_by_class, stratified_split
-from lightning_crmt.data.read.recordings import read_recordings, spectrograms
-from lightning_crmt.data.read.scaling import check_norm, scaled
+from lightning_crmt.data.read.recordings import fetch_recordings, read_recordings, spectrograms
+from lightning_crmt.data.read.scaling import scaled
+from lightning_crmt.data.read.splits import pair_by_class, people_by_part, stratified_split
+from lightning_crmt.data.settings import above_zero, at_least, chosen, several
 
 MODALITIES = ("audio", "image")
 PARTS = ("train", "val", "test")
@@ -29,10 +28,10 @@ _COEFFICIENTS = 13
 
 
 class SpokenWrittenDigits(MultimodalDataModule):
-    r"""Spoken digits (``audio``) and handwritten digits (``image``), 10 classes: who speaks matters, who writes less.
+    r"""Spoken digits (``audio``) and handwritten digits (``image``), 10 classes; speakers matter more than writers.
 
     **The pairs are made**: nobody spoke and wrote at once. Recordings and images are split first; then, within each
-    part, each recording meets a random image of its class, another one each time while there are enough (else images
+    part, each recording is paired with a random image of its class, a different one while there are enough (else images
     repeat, as evenly as possible). So no recording and no image is in two parts, the modalities are independent given
     the class, and the pairs are those of ``seed`` throughout training.
 
@@ -43,12 +42,11 @@ class SpokenWrittenDigits(MultimodalDataModule):
     and are not imported.
 
     Without ``held_out_speakers`` recordings are split like images, and every speaker is in every part: both modalities
-    are easy, and together easier. With ``held_out_speakers`` theirs are the test part: audio, as good as images in
-    training, is then a trap, and a joint model that leans on it does worse than images alone, unless a
+    are easy, and together easier. With ``held_out_speakers`` the test part is their recordings: audio, as good as
+    images in training, is then a trap, and a joint model that leans on it does worse than images alone, unless a
     ``dynamic_range`` takes the loudness out of it; ``benchmarks/digits_and_motion.md`` has the numbers.
-    Validation is what ``validation_speakers`` said, which like the test asks for unseen voices. Without them it is a
-    random quarter of the other recordings, voices the model has heard: good for watching training, but no ground to
-    choose a model on.
+    Validation is on ``validation_speakers``, unseen voices as in the test. Without them it is a random quarter of the
+    other recordings, voices that the model has heard: good for watching training, but no basis for choosing a model.
 
     Both modalities are standardised with the training part, images with one mean and deviation, audio with one per
     band or coefficient, and then scaled to the same size: ``norm`` is the root of the mean squared norm of an input of
@@ -62,24 +60,23 @@ class SpokenWrittenDigits(MultimodalDataModule):
     Args:
         recordings: folder of the Free Spoken Digit Dataset, its ``recordings``, or an ``.npz`` of it, see
             ``lightning_crmt.data.read.recordings``; ``None`` takes the installed coefficients.
-        held_out_speakers: names of the speakers to test on.
-        validation_speakers: names of the speakers to validate on; together with ``held_out_speakers`` only.
         download: fetch the data set into the folder ``recordings`` before training, unless something is there already.
         modalities: which to serve, in this order; one alone has the samples it has in the pair.
+        held_out_speakers: names of the speakers to test on.
+        validation_speakers: names of the speakers to validate on; together with ``held_out_speakers`` only.
         frames: length of audio; what is longer loses its end, what is shorter ends in silence. By default 64 frames of
             spectrograms (10 ms each) and 40 of coefficients, enough for 19 of 20 recordings and more.
         n_mels: bands of spectrograms; without effect on coefficients.
         dynamic_range: takes the loudness of voice and microphone out of spectrograms, see
             :func:`~lightning_crmt.data.read.recordings.spectrograms`; 10 is a good value. By default loudness stays in.
         norm: size of an input of either modality, above 0.
-        batch_size: samples per batch and process.
-        num_workers: worker processes per loader.
-        seed: decides splits, pairs and the order of training samples.
+        **loading: ``batch_size``, ``num_workers`` and ``seed``, see ``MultimodalDataModule``; ``seed`` also decides
+            the pairs.
 
     Raises:
-        ValueError: if a modality or a speaker is unknown or named twice, settings exclude each other or are out of
-            range, a recording is broken, or a digit is missing from a part.
-        FileNotFoundError: if the packages or the recordings are not there.
+        ValueError: if a modality or a speaker is named twice, settings exclude each other or are out of range; on
+            ``setup``, if a speaker is unknown, a recording is broken, or a digit is missing from a part.
+        FileNotFoundError: on ``setup``, if the packages or the recordings are not there.
         RuntimeError: if the recordings cannot be fetched.
 
     >>> SpokenWrittenDigits().shapes
@@ -93,31 +90,23 @@ class SpokenWrittenDigits(MultimodalDataModule):
     def __init__(
         self,
         recordings: str | Path | None = None,
-        held_out_speakers: Sequence[str] = (),
-        validation_speakers: Sequence[str] = (),
+        *,
         download: bool = False,
         modalities: Sequence[str] = MODALITIES,
+        held_out_speakers: Sequence[str] = (),
+        validation_speakers: Sequence[str] = (),
         frames: int | None = None,
         n_mels: int = 40,
         dynamic_range: float | None = None,
         norm: float = 10.0,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        for name, value in (("frames", frames), ("n_mels", n_mels)):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
-        check_norm(norm)
-        if dynamic_range is not None and not (math.isfinite(dynamic_range) and dynamic_range > 0):
-            raise ValueError(f"`dynamic_range` must be above 0, got {dynamic_range}")
-        test, validation = _names(held_out_speakers), _names(validation_speakers)
-        if len(set(test + validation)) != len(test + validation):
-            raise ValueError(
-                "`held_out_speakers` and `validation_speakers` must name each speaker once, "
-                f"got {list(test)} and {list(validation)}"
-            )
+        super().__init__(**loading)
+        at_least(1, frames=frames, n_mels=n_mels)
+        above_zero(dynamic_range=dynamic_range, norm=norm)
+        self.held_out_speakers = test = several(held_out_speakers)
+        self.validation_speakers = validation = several(validation_speakers)
+        people_by_part("speaker", test, validation)
         if validation and not test:
             raise ValueError("`validation_speakers` must go with `held_out_speakers`, got none of these")
         if recordings is None and (test or download or dynamic_range is not None):
@@ -129,8 +118,6 @@ class SpokenWrittenDigits(MultimodalDataModule):
         self.recordings = None if recordings is None else Path(recordings)
         if download and self.recordings is not None and self.recordings.suffix == ".npz":
             raise ValueError(f"`download` must go with a folder as `recordings`, got {self.recordings}")
-        self.held_out_speakers = test
-        self.validation_speakers = validation
         self.download = download
         self.modalities = chosen("modalities", modalities, MODALITIES)
         self.frames = frames if frames is not None else 40 if recordings is None else 64
@@ -150,20 +137,20 @@ class SpokenWrittenDigits(MultimodalDataModule):
     def prepare_data(self) -> None:
         """Fetch the recordings, if asked to and nothing is there."""
         if self.download and self.recordings is not None:
-            fetching.fetch_recordings(self.recordings, fetching.ARCHIVE)
+            fetch_recordings(self.recordings)
 
     def load(self) -> dict[str, Dataset[Any]]:
         """Read, split, pair and scale."""
         image, written = _read_images()
+        speakers: Sequence[str] = ()
         if self.recordings is None:
             audio, spoken = _read_coefficients(self.frames)
-            speakers = None
         else:
             if self.download and not self.recordings.exists():
                 raise FileNotFoundError(f"{self.recordings} is not there yet: call `prepare_data` before `setup`")
-            found = read_recordings(self.recordings)
-            audio = spectrograms(found, self.frames, self.n_mels, self.dynamic_range)
-            spoken, speakers = found.label, found.speakers
+            read = read_recordings(self.recordings)
+            audio = spectrograms(read, self.frames, self.n_mels, self.dynamic_range)
+            spoken, speakers = read.label, read.speakers
         # The images' split comes first, so that it is the same whoever is held out.
         generator = torch.Generator().manual_seed(self.seed)
         image_parts = stratified_split(written, _SHARES, generator)
@@ -184,37 +171,17 @@ class SpokenWrittenDigits(MultimodalDataModule):
             parts[part] = MultimodalDataset({name: paired[name] for name in self.modalities}, spoken[heard])
         return parts
 
-    def _split_recordings(
-        self, label: Tensor, speakers: list[str] | None, generator: torch.Generator
-    ) -> Sequence[Tensor]:
-        if not self.held_out_speakers or speakers is None:
+    def _split_recordings(self, label: Tensor, speakers: Sequence[str], generator: torch.Generator) -> list[Tensor]:
+        if not self.held_out_speakers:
             return stratified_split(label, _SHARES, generator)
-        known = sorted(set(speakers))
-        for name, given in (
-            ("held_out_speakers", self.held_out_speakers),
-            ("validation_speakers", self.validation_speakers),
-        ):
-            if not set(given) <= set(known):
-                raise ValueError(f"`{name}` must be among {known}, got {list(given)}")
-        apart = self.held_out_speakers + self.validation_speakers
-        if len(apart) == len(known):
-            raise ValueError(f"a speaker must be left to train on, all of {known} are held out or validated on")
-        test, validation, rest = (
-            torch.tensor([i for i, name in enumerate(speakers) if wanted(name)], dtype=torch.int64)
-            for wanted in (
-                self.held_out_speakers.__contains__,
-                self.validation_speakers.__contains__,
-                lambda name: name not in apart,
-            )
+        people = people_by_part("speaker", self.held_out_speakers, self.validation_speakers, speakers)
+        train, validation, test = (
+            torch.tensor([i for i, name in enumerate(speakers) if name in names], dtype=torch.int64)
+            for names in people.values()
         )
-        if self.validation_speakers:
-            return rest, validation, test
-        heard, again = stratified_split(label[rest], (0.75, 0.25), generator)
-        return rest[heard], rest[again], test
-
-
-def _names(given: Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+        if not self.validation_speakers:
+            train, validation = (train[rows] for rows in stratified_split(label[train], (0.75, 0.25), generator))
+        return [train, validation, test]
 
 
 def _read_images() -> tuple[Tensor, Tensor]:

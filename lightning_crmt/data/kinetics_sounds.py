@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from typing_extensions import override
 
-from lightning_crmt.data.video.clips import Frames, Spectrogram
-from lightning_crmt.data.video.lists import Listed, class_folders, kinetics_csv, named_list, restrict
+from lightning_crmt.data.prepare.videos import SUFFIXES
+from lightning_crmt.data.read.spectrogram import SpectrogramReader
+from lightning_crmt.data.video.lists import Listed, class_index, entries, lines_of, plain
 from lightning_crmt.data.video.module import ClipDataModule, Folder
 
 #: The classes as papers on 31 of them spell them out.
@@ -21,7 +25,8 @@ CLASSES = (
     "shuffling cards", "singing", "stomping grapes", "tap dancing", "tapping guitar", "tapping pen", "tickling",
 )  # fmt: skip
 
-_PARTS = {"train": "train", "val": "val", "test": "test"}
+_PARTS = ("train", "val", "test")
+_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 class KineticsSounds(ClipDataModule):
@@ -30,11 +35,11 @@ class KineticsSounds(ClipDataModule):
     Of the 34 classes that Arandjelovic and Zisserman (ICCV 2017) chose from Kinetics-400, 31 are left in its released
     versions; those here are as Panda et al. (AdaMML, ICCV 2021) name them.
 
-    - ``image``, ``(moments, 3, size, size)``: frames from equal segments of the clip, of random moments in training and
-      from the middles else; normalised as ImageNet. In training one random crop and one mirroring for all frames.
+    - ``image``, ``(moments, 3, size, size)``: frames from equal segments of the clip, at random moments in training and
+      in the middles otherwise; normalised as ImageNet. In training one random crop and one mirroring for all frames.
     - ``audio``, ``(1, 1024, 128)``: log-mel energies, padded with zeros, then :math:`(x - \mu) / 2\sigma`.
 
-    What is in each part is said by ``parts``: a folder, whose clips lie in ``<folder>/<class>/<clip>``; a list file
+    ``parts`` says what is in each part: a folder, whose clips lie in ``<folder>/<class>/<clip>``; a list file
     ``*.txt`` of lines ``name label``, the label a number or the name of a class, as released with several papers (the
     numbers are taken as they are: the lists do not say which class is which); or a ``*.csv`` of Kinetics, whose clips
     are called ``<class>/<id>_<start>_<end>``, alone or in a folder called as the file. Without a ``val`` part a share
@@ -43,17 +48,11 @@ class KineticsSounds(ClipDataModule):
     Args:
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.
         parts: what ``train``, ``test`` and perhaps ``val`` hold, below ``root``; by default the folders of these names.
-        classes: names of the classes, to have fewer or others.
-        frames: folder of the frames below ``root``; by part where each has its own.
-        spectrograms: likewise of the spectrograms.
-        size: height and width of the frames.
-        moments: frames of a sample.
+        spectrograms: folder of the spectrograms below ``root``; by part where each part has its own.
         audio_mean: :math:`\mu`.
         audio_std: :math:`\sigma`.
-        val_share: share of the training part for validation, where ``parts`` names none; 0 for none.
-        batch_size: samples per batch and process.
-        num_workers: worker processes per loader; frames are decoded in them.
-        seed: decides the split, the order of training samples and their augmentation.
+        **settings: ``frames``, ``val_share`` (where ``parts`` names no ``val``), ``classes`` (fewer or others),
+            ``size``, ``moments``, ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if a list is malformed or a class has no clips.
@@ -66,73 +65,101 @@ class KineticsSounds(ClipDataModule):
     def __init__(
         self,
         root: str,
+        *,
         parts: Mapping[str, str] | None = None,
-        classes: Sequence[str] | None = None,
-        frames: Folder = "frames",
         spectrograms: Folder = "spectrograms",
-        size: int = 224,
-        moments: int = 3,
         audio_mean: float = -4.503877,
         audio_std: float = 5.141276,
-        val_share: float = 0.1,
-        batch_size: int = 64,
-        num_workers: int = 4,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            root=root,
-            folders={"image": frames, "audio": spectrograms},
-            readers={"image": Frames(size), "audio": Spectrogram(audio_mean, audio_std)},
-            moments=moments,
-            val_share=val_share,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(root, **settings)
+        self.folders["audio"], self.readers["audio"] = spectrograms, SpectrogramReader(audio_mean, audio_std)
         if parts is not None and not {"train", "test"} <= set(parts) <= set(_PARTS):
             raise ValueError(f"`parts` must say what 'train', 'test' and perhaps 'val' are, got {dict(parts)}")
-        if classes is not None and (not classes or len(set(classes)) != len(classes)):
-            raise ValueError(f"`classes` must be different names, got {list(classes)}")
-        self.parts_given = None if parts is None else dict(parts)
-        self.classes_given = classes
-        self.classes = list(CLASSES if classes is None else classes)
+        self.sources = None if parts is None else dict(parts)
+        self.classes = list(self.all_classes())
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
+    @override
+    def all_classes(self) -> Sequence[str]:
+        """Names of the classes: those given, or all 31."""
+        return self.chosen_classes or CLASSES
 
     @override
     def listed(self) -> dict[str, list[Listed]]:
-        return {part: self._listed(part, source) for part, source in self._sources().items()}
+        folders = [reader.folder for reader in self.readers_of("train").values()]
+        own = {part: part for part in _PARTS if part != "val" or any((folder / part).is_dir() for folder in folders)}
+        sources = self.sources or own
+        return {part: self._clips(part, source) for part, source in sources.items()}
 
-    def _sources(self) -> dict[str, str]:
-        if self.parts_given is not None:
-            return self.parts_given
-        folders = self.folders_of("train").values()
-        return {
-            part: name for part, name in _PARTS.items() if part != "val" or any((f / name).is_dir() for f in folders)
-        }
-
-    def _listed(self, part: str, source: str) -> list[Listed]:
+    def _clips(self, part: str, source: str) -> list[Listed]:
         hint = f"`parts` must name folders or lists below `root`, got {source!r} for {part!r}"
         if source.endswith(".csv"):
-            return kinetics_csv(self.root / source, self.classes, hint)
+            return _csv(self.root / source, hint)
         if source.endswith(".txt"):
-            return self._named(source, hint)
-        folders = self.folders_of(part)
-        if not any((folder / source).is_dir() for folder in folders.values()):
+            return self._named(self.root / source, hint)
+        folders = [reader.folder for reader in self.readers_of(part).values()]
+        if not any((folder / source).is_dir() for folder in folders):
             raise FileNotFoundError(
-                f"there is no folder {source!r} in {' or '.join(map(str, folders.values()))}: {self.how_to_prepare} in "
+                f"there is no folder {source!r} in {' or '.join(map(str, folders))}: {self.how_to_prepare} in "
                 f"VIDEOS/{source}/<class>/; or `parts` says where the clips of {part!r} are"
             )
-        return class_folders(source, self.classes, folders)
+        clips = {
+            f"{source}/{name}/{clip.removesuffix('.npy')}": name
+            for folder in folders
+            for name in entries(folder / source)
+            for clip in entries(folder / source / name)
+        }
+        return [Listed((clip,), name) for clip, name in sorted(clips.items())]
 
-    def _named(self, source: str, hint: str) -> list[Listed]:
-        others = [name for name in CLASSES if name not in self.classes]
-        found, numbered = named_list(self.root / source, self.classes, hint, others)
-        if not numbered:
-            return restrict(found, self.classes + others, self.classes)
-        if self.classes_given is None:
-            self.classes = [str(label) for label in range(len(CLASSES))]
-        return found
+    def _named(self, path: Path, hint: str) -> list[Listed]:
+        """Clips by lines ``name label``, the label a number or the name of a class.
+
+        A name may have spaces before a number, and none before the name of a class. It may end as a video's does.
+        """
+        classes = self.all_classes()
+        others = [name for name in CLASSES if name not in classes]
+        clips, numbered = [], set()
+        for where, line in lines_of(path, hint):
+            words = line.rsplit(maxsplit=1)
+            if not words[-1].isdecimal():
+                words = line.split(maxsplit=1)
+            if len(words) < 2:
+                raise ValueError(f"{where} must be `name label`, got {line!r}")
+            name, label = (word.strip() for word in words)
+            numbered.add(label.isdecimal())
+            if len(numbered) > 1:
+                raise ValueError(f"{where} must have a label of the same kind as the lines before it, got {label!r}")
+            if not label.isdecimal():
+                class_index(label, classes, where, others)
+            elif int(label) < len(classes):
+                label = str(int(label)) if self.chosen_classes is None else classes[int(label)]
+            else:
+                raise ValueError(f"{where} must have a class from 0 to {len(classes) - 1}, got {label}")
+            names = (name, name.rpartition(".")[0]) if name.lower().endswith(SUFFIXES) else (name,)
+            clips.append(Listed(names, label))
+        if self.chosen_classes is None and True in numbered:
+            self.classes = [str(number) for number in range(len(CLASSES))]  # which is which the list does not say
+        return clips
+
+
+def _csv(path: Path, hint: str) -> list[Listed]:
+    """Clips by lines ``label,youtube_id,time_start,time_end,split`` under a header.
+
+    A clip is called ``<class>/<id>_<start>_<end>``, each time six digits, the class with spaces or underscores, in a
+    folder that is called as the file or in none.
+    """
+    lines = lines_of(path, hint)
+    header = next(csv.reader([next(lines, ("", ""))[1]]), [])
+    if missing := [column for column in _COLUMNS if column not in header]:
+        raise ValueError(f"{path}:1 must name the columns {', '.join(_COLUMNS)}; missing {missing}")
+    clips = []
+    for where, line in lines:
+        row = dict(zip(header, next(csv.reader([line])), strict=False))
+        try:
+            label, clip, start, end = (row[column] for column in _COLUMNS)
+            ends = f"{int(float(start)):06d}_{int(float(end)):06d}"
+        except (KeyError, ValueError, OverflowError) as error:
+            raise ValueError(f"{where} must have {', '.join(_COLUMNS)} as in the header, got {line!r}") from error
+        tails = [f"{spelt}/{clip}_{ends}" for spelt in (plain(label).replace(" ", "_"), plain(label))]
+        clips.append(Listed((*(f"{path.stem}/{tail}" for tail in tails), *tails), label))
+    return clips

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
-from lightning_crmt.data.read.pairing import stratified_split
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
+from lightning_crmt.data.read.scaling import standardised
+from lightning_crmt.data.read.splits import stratified_split
+from lightning_crmt.data.settings import chosen
 
 #: Number of features of each view.
 VIEWS = {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}
@@ -36,12 +37,10 @@ class UCIMultiFeatures(MultimodalDataModule):
         views: names among ``fac`` (216 profile correlations), ``fou`` (76 Fourier coefficients), ``kar`` (64
             Karhunen-Loeve coefficients), ``mor`` (6 morphological features), ``pix`` (240 pixel averages) and ``zer``
             (47 Zernike moments). The pair ``fou``, ``mor`` leaves the most room for a better method.
-        batch_size: samples per batch and process.
-        num_workers: worker processes per loader.
-        seed: decides the split and the order of training samples.
+        **loading: ``batch_size``, ``num_workers`` and ``seed``, see ``MultimodalDataModule``.
 
     Raises:
-        ValueError: if a view is unknown or named twice.
+        ValueError: if a view is unknown or named twice, or a setting is out of range.
 
     >>> data = UCIMultiFeatures(views=("fou", "mor"))
     >>> data.in_features, data.num_classes
@@ -53,10 +52,8 @@ class UCIMultiFeatures(MultimodalDataModule):
 
     num_classes = 10
 
-    def __init__(
-        self, views: Sequence[str] = ("fou", "mor"), batch_size: int = 64, num_workers: int = 0, seed: int = 0
-    ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+    def __init__(self, views: Sequence[str] = ("fou", "mor"), **loading: Any) -> None:
+        super().__init__(**loading)
         self.views = chosen("views", views, VIEWS)
 
     @property
@@ -68,16 +65,13 @@ class UCIMultiFeatures(MultimodalDataModule):
         """Read, split and scale the chosen views."""
         with as_file(files("lightning_crmt.data") / "mfeat.npz") as path, np.load(path) as archive:
             target = torch.from_numpy(archive["label"].astype(np.int64))
-            raw = {view: torch.from_numpy(archive[view].astype(np.float64)) for view in self.views}
-        index = stratified_split(target, (0.6, 0.2, 0.2), torch.Generator().manual_seed(self.seed))
-        inputs = {view: _scale(value, value[index[0]]) for view, value in raw.items()}
+            raw = {view: torch.from_numpy(archive[view]) for view in self.views}
+        parts = stratified_split(target, (0.6, 0.2, 0.2), torch.Generator().manual_seed(self.seed))
+        inputs = {
+            view: (standardised(value, parts[0], over=(0,)) / math.sqrt(VIEWS[view])).float()
+            for view, value in raw.items()
+        }
         return {
             name: MultimodalDataset({view: value[rows] for view, value in inputs.items()}, target[rows])
-            for name, rows in zip(("train", "val", "test"), index, strict=True)
+            for name, rows in zip(("train", "val", "test"), parts, strict=True)
         }
-
-
-def _scale(value: Tensor, train: Tensor) -> Tensor:
-    mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
-    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-    return ((value - mean) / deviation / math.sqrt(value.shape[1])).float()

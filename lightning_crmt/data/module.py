@@ -5,15 +5,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import Any
+from collections.abc import Sized
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lightning_crmt.checks import check_batch, describe
+from lightning_crmt.data.settings import at_least
 from lightning_crmt.modality import Inputs
 
 
@@ -21,8 +22,12 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
     """Samples ``({m: x^m}, y)`` from tensors that hold all of them.
 
     Args:
-        inputs: one tensor per modality, the samples first.
+        inputs: one tensor per modality, ``(N, ...)``.
         target: class of each sample, ``(N,)``.
+
+    Raises:
+        TypeError: if an input is no tensor.
+        ValueError: if the tensors differ in their number of samples, or hold none.
 
     >>> data = MultimodalDataset({"audio": torch.zeros(3, 5), "image": torch.zeros(3, 2, 2)}, torch.tensor([0, 1, 0]))
     >>> len(data), data[1][0]["image"].shape, data[1][1]
@@ -43,68 +48,50 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
         return {name: value[index] for name, value in self.inputs.items()}, self.target[index]
 
 
-def chosen(argument: str, given: str | Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Names that were chosen, one or several.
+class EpochShuffle(DistributedSampler[Any]):
+    """A new order each epoch, given by the seed and the epoch alone, so that a resumed run goes on with it.
+
+    Lightning calls ``set_epoch`` before each epoch, and under DDP leaves a ``DistributedSampler`` as it is.
 
     Args:
-        argument: what they were given as, for the message.
-        given: the names.
-        known: those there are.
+        data: the samples, of which only the number matters.
+        seed: decides the order.
+        processes: how many processes share an epoch.
+        rank: which of them this is.
 
-    Raises:
-        ValueError: if none is given, or one twice, or one that is not known.
-
-    >>> chosen("modalities", "audio", ["audio", "image"])
-    ('audio',)
-    """
-    names = (given,) if isinstance(given, str) else tuple(given)
-    if not names or len(set(names)) != len(names) or not set(names) <= set(known):
-        raise ValueError(f"`{argument}` must be different names among {list(known)}, got {names}")
-    return names
-
-
-class EpochShuffle(Sampler[int]):
-    """A new order each epoch that depends on the seed and the epoch alone, so that a resumed run goes on with it.
-
-    Lightning calls ``set_epoch`` on the sampler of a training loader before each epoch.
+    >>> shuffle = EpochShuffle(range(5), seed=0)
+    >>> shuffle.set_epoch(7)
+    >>> sorted(shuffle)
+    [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, data: Sized, seed: int) -> None:
-        self.data = data
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.randperm(len(self.data), generator=generator).tolist()
-
-    def __len__(self) -> int:
-        return len(self.data)
+    def __init__(self, data: Dataset[Any], seed: int, *, processes: int = 1, rank: int = 0) -> None:
+        super().__init__(data, num_replicas=processes, rank=rank, seed=seed * 1_000_003)
 
 
 class _LateLoader(DataLoader[Any]):
-    """Asks its workers for nothing before the first batch is asked of it.
+    """Asks its workers for nothing before it is asked for the first batch.
 
     In a resumed fit Lightning takes the iterator before it tells the sampler which epoch it is.
     """
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Any:
         yield from super().__iter__()
 
 
 class MultimodalDataModule(LightningDataModule, ABC):
     """Serves batches ``({m: (B, ...)}, target)`` of a training, a validation and a test part.
 
-    A subclass makes the parts in ``load``. The order of training samples depends on ``seed`` and the epoch alone.
+    A subclass makes the parts in ``load``; a constructor that hands on ``**settings`` to this one shows them on the
+    command line too. The order of training samples depends on ``seed`` and the epoch alone.
 
     Args:
         batch_size: samples per batch and process.
         num_workers: worker processes per loader; 0 loads in the main process, which is fastest for data in memory.
         seed: decides the split, where the data set has no official one, and the order of training samples.
+
+    Raises:
+        ValueError: if a setting is out of range.
 
     >>> class Random(MultimodalDataModule):
     ...     def load(self):
@@ -117,14 +104,12 @@ class MultimodalDataModule(LightningDataModule, ABC):
     torch.Size([4, 5])
     """
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
+    _sampler: ClassVar[type[EpochShuffle]] = EpochShuffle
+
+    def __init__(self, *, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-        if num_workers < 0:
-            raise ValueError(f"`num_workers` must be at least 0, got {num_workers}")
-        if seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {seed}")
+        at_least(1, batch_size=batch_size)
+        at_least(0, num_workers=num_workers, seed=seed)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -141,12 +126,12 @@ class MultimodalDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches."""
-        part = self._all_parts().get("train")
-        return self._loader("train", sampler=EpochShuffle(part, self.seed) if isinstance(part, Sized) else None)
+        return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches in order; none if there is no such part."""
-        return self._loader("val") if "val" in self._all_parts() else []
+        self.setup()
+        return self._loader("val") if "val" in self.parts else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches in order."""
@@ -156,16 +141,16 @@ class MultimodalDataModule(LightningDataModule, ABC):
         """The test batches, with targets."""
         return self._loader("test")
 
-    def _all_parts(self) -> dict[str, Dataset[Any]]:
+    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
         self.setup()
-        return self.parts
-
-    def _loader(self, part: str, sampler: Sampler[Any] | None = None) -> DataLoader[Any]:
-        parts = self._all_parts()
-        if part not in parts:
-            raise ValueError(f"`load` must give the part {part!r}, got {list(parts)}")
+        if name not in self.parts:
+            raise ValueError(f"`load` must give the part {name!r}, got {list(self.parts)}")
+        part, sampler = self.parts[name], None
+        if shuffle and isinstance(part, Sized):
+            processes, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+            sampler = self._sampler(part, self.seed, processes=processes, rank=rank)
         return _LateLoader(
-            parts[part],
+            part,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset, chosen
+from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.installed import installed_file
-from lightning_crmt.data.read.scaling import check_norm, scaled
+from lightning_crmt.data.read.scaling import scaled
+from lightning_crmt.data.read.splits import people_by_part
+from lightning_crmt.data.settings import above_zero, chosen, several
 
 #: Columns of each modality.
 SENSORS = {"accelerometer": (0, 1, 2), "gyroscope": (3, 4, 5)}
@@ -29,8 +31,8 @@ class WatchMotion(MultimodalDataModule):
     r"""Seven shoulder exercises by ``accelerometer`` and ``gyroscope`` of a smart watch: two sensors of one movement.
 
     Ten subjects did 20 repetitions of each exercise with each arm: 140 recordings of 19 to 52 seconds at 50 Hz, three
-    axes per sensor, recorded together. A sample is a window of one recording. Subjects are split, not windows: whom
-    the model is tested on it has never seen move, and no recording is in two parts. Training windows overlap, those
+    axes per sensor, recorded together. A sample is a window of one recording. Subjects are split, not windows: the
+    model is tested on people it has never seen move, and no recording is in two parts. Training windows overlap, those
     of validation and test do not, so that every moment counts once.
 
     Each axis is standardised with mean and deviation of the training windows, then both sensors are scaled to the same
@@ -42,27 +44,26 @@ class WatchMotion(MultimodalDataModule):
     "lightning_crmt[data]"``), read without importing it.
 
     Args:
+        modalities: which sensors to serve, in this order.
         held_out_subjects: among 1 to 10, to test on.
         validation_subjects: others, to validate on; with none there is no validation part.
-        modalities: which sensors to serve, in this order.
         window: seconds of a sample.
         step: seconds from the start of a training window to that of the next.
         norm: size of a window of either sensor, above 0.
-        batch_size: samples per batch and process.
-        num_workers: worker processes per loader.
-        seed: decides the order of training samples.
+        **loading: ``batch_size``, ``num_workers`` and ``seed`` (of the order of training samples), see
+            ``MultimodalDataModule``.
 
     Raises:
-        ValueError: if a sensor or a subject is unknown or named twice, nobody is left to train on, ``window`` or
-            ``step`` is too short or too long, or ``norm`` not above 0.
-        FileNotFoundError: if the package is not installed.
+        ValueError: if a sensor or a subject is unknown or named twice, nobody is left to train on, or a setting is
+            out of range; on ``setup``, if ``window`` is longer than the shortest recording.
+        FileNotFoundError: on ``setup``, if the package is not installed.
 
     >>> WatchMotion(window=3.0).shapes
     {'accelerometer': (3, 150), 'gyroscope': (3, 150)}
     """
 
     num_classes = 7
-    #: The exercises, by label; they last differently long, so classes differ in size by half.
+    #: The exercises, by label; they differ in duration, so classes differ in size by half.
     classes = (
         "pendulum", "abduction", "forward elevation", "internal rotation", "external rotation", "trapezius extension",
         "upright row",
@@ -70,39 +71,24 @@ class WatchMotion(MultimodalDataModule):
 
     def __init__(
         self,
+        modalities: Sequence[str] = tuple(SENSORS),
+        *,
         held_out_subjects: int | Sequence[int] = (8, 9, 10),
         validation_subjects: int | Sequence[int] = (6, 7),
-        modalities: Sequence[str] = tuple(SENSORS),
         window: float = 2.0,
         step: float = 1.0,
         norm: float = 10.0,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        test, validation = _numbers(held_out_subjects), _numbers(validation_subjects)
-        if (
-            not test
-            or not set(test + validation) <= set(SUBJECTS)
-            or len(set(test + validation)) < len(test + validation)
-        ):
-            raise ValueError(
-                "`held_out_subjects`, one at least, and `validation_subjects` must name each subject once, among "
-                f"{list(SUBJECTS)}, got {list(test)} and {list(validation)}"
-            )
-        if len(test + validation) == len(SUBJECTS):
-            raise ValueError(
-                "a subject must be left to train on, `held_out_subjects` and `validation_subjects` name all "
-                f"{len(SUBJECTS)}"
-            )
-        check_norm(norm)
+        super().__init__(**loading)
+        above_zero(norm=norm)
         for name, value in (("window", window), ("step", step)):
             if not math.isfinite(value) or round(value * SAMPLE_RATE) < 1:
                 raise ValueError(f"`{name}` must be at least {1 / SAMPLE_RATE} seconds, a sample, got {value}")
-        self.held_out_subjects = test
-        self.validation_subjects = validation
         self.modalities = chosen("modalities", modalities, SENSORS)
+        self.held_out_subjects = chosen("held_out_subjects", held_out_subjects, SUBJECTS)
+        self.validation_subjects = several(validation_subjects)
+        self._subjects = people_by_part("subject", self.held_out_subjects, self.validation_subjects, SUBJECTS)
         self.window = round(window * SAMPLE_RATE)
         self.step = round(step * SAMPLE_RATE)
         self.norm = norm
@@ -123,42 +109,32 @@ class WatchMotion(MultimodalDataModule):
                 f"`window` must be at most {shortest / SAMPLE_RATE} seconds, the shortest recording, "
                 f"got {self.window / SAMPLE_RATE}"
             )
-        train = tuple(one for one in SUBJECTS if one not in self.held_out_subjects + self.validation_subjects)
         cut: dict[str, Tensor] = {}
-        for part, subjects, step in (
-            ("train", train, self.step),
-            ("val", self.validation_subjects, self.window),
-            ("test", self.held_out_subjects, self.window),
-        ):
-            if not subjects:
-                continue
+        for part, subjects in self._subjects.items():
             starts = [
                 (row, start)
                 for row, recording in enumerate(recordings)
-                if int(subject[row]) in subjects
-                for start in range(0, len(recording) - self.window + 1, step)
+                if subject[row] in subjects
+                for start in range(0, len(recording) - self.window + 1, self.step if part == "train" else self.window)
             ]
-            self.windows[part] = torch.tensor(starts)
-            cut[part] = torch.stack([recordings[row][start : start + self.window].T for row, start in starts])
-        everything = torch.cat(list(cut.values()))
-        seen = torch.arange(len(cut["train"]))
+            if starts:
+                self.windows[part] = torch.tensor(starts)
+                cut[part] = torch.stack([recordings[row][start : start + self.window].T for row, start in starts])
+        everything, train = torch.cat(list(cut.values())), torch.arange(len(cut["train"]))
         sizes = [len(windows) for windows in cut.values()]
-        inputs = {}
-        for name in self.modalities:
-            inputs[name] = torch.split(scaled(everything[:, list(SENSORS[name])], seen, (0, 2), self.norm), sizes)
+        inputs = {
+            name: torch.split(scaled(everything[:, list(SENSORS[name])], train, (0, 2), self.norm), sizes)
+            for name in self.modalities
+        }
         return {
             part: MultimodalDataset({name: inputs[name][i] for name in inputs}, label[self.windows[part][:, 0]])
             for i, part in enumerate(cut)
         }
 
 
-def _numbers(given: int | Sequence[int]) -> tuple[int, ...]:
-    return (given,) if isinstance(given, int) else tuple(given)
-
-
-def _read_recordings() -> tuple[list[Tensor], Tensor, Tensor]:
+def _read_recordings() -> tuple[list[Tensor], Tensor, list[int]]:
     """Recordings ``(T, 6)``, the exercise of each, and its subject."""
     # A pickle can run code when it is read; this one lies beside the code of its package and is trusted like that.
     content = np.load(installed_file("seglearn", "data/watch_dataset.npy"), allow_pickle=True).item()
     recordings = [torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in content["X"]]
-    return recordings, torch.from_numpy(content["y"]).long(), torch.from_numpy(content["subject"]).long()
+    return recordings, torch.from_numpy(content["y"]).long(), content["subject"].tolist()

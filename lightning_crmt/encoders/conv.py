@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from lightning_crmt.checks import describe
+from lightning_crmt.checks import check_at_least, describe
 
 
 class _ConvNet(nn.Module):
@@ -20,11 +20,9 @@ class _ConvNet(nn.Module):
     def __init__(self, in_channels: int, out_features: int, channels: Sequence[int], kernel_size: int) -> None:
         super().__init__()
         sizes = [in_channels, *channels, out_features]
-        if not channels or min(sizes) < 1:
-            raise ValueError(
-                "`in_channels`, `out_features` and each of `channels`, one at least, must be at least 1, "
-                f"got in_channels={in_channels}, out_features={out_features}, channels={list(channels)}"
-            )
+        check_at_least(1, in_channels=in_channels, out_features=out_features)
+        if not channels or min(channels) < 1:
+            raise ValueError(f"`channels` must hold at least one size, all at least 1, got {list(channels)}")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd and at least 1, got {kernel_size}")
         one = len(self.axes) == 1

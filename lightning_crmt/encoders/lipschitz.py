@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from lightning_crmt.checks import check_positive
 from lightning_crmt.layers import GroupSort, OrthogonalConv1d, OrthogonalConv2d, OrthogonalLinear, Scale
 
 
@@ -135,8 +136,7 @@ def _check(sizes: Sequence[int], name: str, group_size: int, scale: float) -> No
     for size in sizes:
         if size < 1 or size % group_size:
             raise ValueError(f"`{name}` must hold multiples of `group_size` = {group_size}, got {list(sizes)}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"`scale` must be above 0, got {scale}")
+    check_positive(scale=scale)
 
 
 def _scaling(scale: float) -> list[nn.Module]:

@@ -18,6 +18,9 @@ class MLP(nn.Module):
         out_features: size of the features.
         hidden: sizes of the hidden layers.
 
+    Raises:
+        ValueError: if a size is below 1.
+
     >>> import torch
     >>> MLP(6, 32, hidden=(64,))(torch.zeros(5, 6)).shape
     torch.Size([5, 32])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import describe
+from lightning_crmt.checks import check_at_least, describe
 from lightning_crmt.modality import at_least_single
 
 
@@ -42,10 +42,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, in_channels: int = 3, width: int = 64) -> None:
         super().__init__()
-        if min(in_channels, width) < 1:
-            raise ValueError(
-                f"`in_channels` and `width` must be at least 1, got in_channels={in_channels}, width={width}"
-            )
+        check_at_least(1, in_channels=in_channels, width=width)
         self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
@@ -143,7 +140,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(branch + shortcut)  # type: ignore[no-any-return]
+        maps: Tensor = self.relu(branch + shortcut)
+        return maps
 
 
 def _stage(before: int, after: int, stride: int) -> nn.Sequential:

@@ -2,10 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured: keys, sums and figures."""
 
-from lightning_crmt.evaluation.figures import Threat, figure_type, robustness_figures
+from lightning_crmt.evaluation.figures import figure_type, robustness_figures
+from lightning_crmt.evaluation.keys import Key, check_key_name, curves, read_keys
+from lightning_crmt.evaluation.sums import Means, Reduce, lower_median, total_and_count
 
 __all__ = [
-    "Threat",
+    "Key",
+    "Means",
+    "Reduce",
+    "check_key_name",
+    "curves",
     "figure_type",
+    "lower_median",
+    "read_keys",
     "robustness_figures",
+    "total_and_count",
 ]

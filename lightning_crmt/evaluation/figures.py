@@ -4,21 +4,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lightning_crmt.evaluation.keys import Key, curves
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_AT_RADIUS = re.compile(
-    r"(?P<split>[^/]+)/(?P<label>certified|estimated|robust)_accuracy/(?P<what>[^/@=]+)@(?P<radius>[^/]+)"
-)
-_OF_MODALITY = re.compile(r"([^=]+)=([\d.]+(?:e[+-]?\d+)?)(?:\+|$)")
-_AT_BUDGETS = re.compile(
-    r"(?P<split>[^/]+)/(?P<label>certified|estimated)_accuracy/(?P<m>[^/=]+)=(?P<r>[^/+]+)\+(?P<n>[^/=]+)=(?P<s>[^/+]+)"
-)
 _AXIS = {
     "certified": "right, and certified to stay so",
     "estimated": "right, and estimated to stay so (no guarantee)",
@@ -34,83 +29,82 @@ _LINE = {
 
 #: Accuracy by radius.
 Curve: TypeAlias = Mapping[float, float]
-#: What an attack perturbs: ``"joint"`` or the name of a modality, in l2; anything else is its own kind of threat.
-Threat: TypeAlias = str
 
 
-def robustness_figures(metrics: Mapping[str, float], threats: Mapping[str, Threat] | None = None) -> dict[str, Figure]:
+def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] | None = None) -> dict[str, Figure]:
     """What the numbers of ``CertifiedRobustness`` and ``AdversarialRobustness`` can show, by a name for each figure.
 
-    - ``split/label_curve``: accuracy over the radius, a curve for each threat or, under ``split/robust_curve``, for
-      each attack, from two radii on;
+    - ``split/certified_curve``, ``split/estimated_curve``: accuracy over the radius, a curve for each set of perturbed
+      modalities; ``split/robust_curve``, a curve for each attack; from two radii on;
     - ``split/bounds_joint``, or the name of a modality: what is certified, below, and what attacks on the same threat
       left, above, in one picture;
-    - ``split/label_frontier``: accuracy over separate budgets of two modalities, and the frontiers along which it is
-      the same, from a grid of at least 2 x 2 budgets on.
+    - ``split/certified_frontier_audio_image``: accuracy over separate budgets of two modalities, and the frontiers
+      along which it is the same, from a full grid of at least 2 x 2 budgets on.
 
     Args:
-        metrics: numbers by key, as a Trainer holds them in ``callback_metrics``; those to be drawn in one picture are
-            of the same samples.
-        threats: what the attacks perturb, by their names, for the legend; those left out go into no common picture.
+        numbers: by key, as :func:`~lightning_crmt.evaluation.read_keys` reads them from what a Trainer holds; those to
+            be drawn in one picture are of the same samples.
+        threats: what each attack perturbs, by its name: ``"joint"`` or the name of a modality, in l2; anything else is
+            a kind of threat of its own. Attacks left out go into no common picture.
 
     Raises:
         ModuleNotFoundError: naming the extra, if matplotlib is not installed.
 
-    >>> sorted(robustness_figures({"val/certified_accuracy/joint@0.1": 0.7, "val/certified_accuracy/joint@0.2": 0.6}))
+    >>> at = lambda radius: Key("val", "accuracy", "joint", radius, sure="certified")
+    >>> sorted(robustness_figures({at(0.1): 0.7, at(0.2): 0.6}))
     ['val/certified_curve']
     """
+    threats = threats or {}
+    shares = {
+        key: value for key, value in numbers.items() if key.what == "accuracy" and key.sure and key.loader is None
+    }
+    at_radius = curves(shares)
     figures = {}
-    curves: dict[str, dict[str, dict[str, dict[float, float]]]] = {}
-    grids: dict[tuple[str, str, str, str], dict[tuple[float, float], float]] = {}
-    titles: dict[str, str] = {}
-    for key, value in metrics.items():
-        if match := _AT_RADIUS.fullmatch(key):
-            found = curves.setdefault(match["split"], {}).setdefault(match["label"], {})
-            radius, of = _size(match["radius"])
-            found.setdefault(match["what"], {})[radius] = float(value)
-            if match["label"] == "robust" and (radius > 0 or match["what"] not in titles):
-                titles[match["what"]] = _title(match["what"], of, (threats or {}).get(match["what"], "joint"))
-        elif match := _AT_BUDGETS.fullmatch(key):
-            grid = grids.setdefault((match["split"], match["label"], match["m"], match["n"]), {})
-            grid[float(match["r"]), float(match["s"])] = float(value)
-    for split, by_label in curves.items():
-        worth = [label for label, found in by_label.items() if any(len(curve) > 1 for curve in found.values())]
-        for what, attacked in by_label.get("robust", {}).items():
-            if f"{split}/clean_accuracy/{what}" in metrics:
-                attacked.setdefault(0.0, float(metrics[f"{split}/clean_accuracy/{what}"]))
-        for label in worth:
-            found = by_label[label]
-            named = {titles[what]: curve for what, curve in found.items()} if label == "robust" else found
-            figures[f"{split}/{label}_curve"] = radius_curve(named, label)
-        for what in by_label.get("certified", {}) | by_label.get("estimated", {}):
-            lower = {label: by_label[label][what] for label in _LINE if what in by_label.get(label, {})}
-            upper = {n: curve for n, curve in by_label.get("robust", {}).items() if (threats or {}).get(n) == what}
+    for split in dict.fromkeys(key.split for key in at_radius):
+        kinds = {
+            sure: {key.of: curve for key, curve in at_radius.items() if (key.split, key.sure) == (split, sure)}
+            for sure in _AXIS
+        }
+        worth = [sure for sure, named in kinds.items() if any(len(curve) > 1 for curve in named.values())]
+        for attack, curve in kinds["robust"].items():
+            clean = Key(split, "clean_accuracy", attack)
+            kinds["robust"][attack] = ({0.0: numbers[clean]} if clean in numbers else {}) | curve
+        for sure in worth:
+            titles = _titles(shares, threats) if sure == "robust" else {}
+            named = {titles.get(of, of): curve for of, curve in kinds[sure].items()}
+            figures[f"{split}/{sure}_curve"] = radius_curve(named, sure)
+        for of in kinds["certified"] | kinds["estimated"]:
+            lower = {sure: kinds[sure][of] for sure in _LINE if of in kinds[sure]}
+            upper = {attack: curve for attack, curve in kinds["robust"].items() if threats.get(attack) == of}
             if upper and any(len(curve) > 1 for curve in lower.values()):
-                figures[f"{split}/bounds_{what}"] = bounds_figure(lower, upper, what)
-    for (split, label, first, second), cells in grids.items():
-        rows, columns = sorted({r for r, _ in cells}), sorted({s for _, s in cells})
-        if len(rows) > 1 and len(columns) > 1 and all((r, s) in cells for r in rows for s in columns):
-            name = f"{split}/{label}_frontier_{first}_{second}"
-            figures[name] = budget_frontier(cells, first, second, label)
+                figures[f"{split}/bounds_{of}"] = bounds_figure(lower, upper, of)
+    grids: dict[tuple[str, str, str, str], dict[tuple[float, float], float]] = {}
+    for key, value in shares.items():
+        if not key.of and len(key.budget) == 2:
+            (first, across), (second, up) = key.budget
+            grids.setdefault((key.split, key.sure, first, second), {})[across, up] = value
+    for (split, sure, first, second), cells in grids.items():
+        columns, rows = {across for across, _ in cells}, {up for _, up in cells}
+        if min(len(columns), len(rows)) > 1 and len(cells) == len(columns) * len(rows):
+            figures[f"{split}/{sure}_frontier_{first}_{second}"] = budget_frontier(cells, first, second, sure)
     return figures
 
 
-def radius_curve(curves: Mapping[str, Curve], label: str) -> Figure:
+def radius_curve(curves: Mapping[str, Curve], sure: str) -> Figure:
     """Accuracy over the radius, a curve for each threat.
 
     Args:
         curves: by threat or by attack, accuracy by radius.
-        label: ``"certified"``, ``"estimated"`` or, for attacks, ``"robust"``, which the axis says.
+        sure: ``"certified"``, ``"estimated"`` or, for attacks, ``"robust"``, which the axis says.
     """
-    figure = _new_figure()
-    axes = figure.subplots()
+    figure, axes = _new_figure()
     for place, ((what, curve), marker) in enumerate(zip(curves.items(), cycle("ovs^D"), strict=False)):
-        title = what if label == "robust" else _perturbed(what)
+        title = what if sure == "robust" else _perturbed(what)
         axes.plot(*_points(curve), **_style(place), marker=marker, label=title)
-    unit = "radius of the attack, in units of the inputs" if label == "robust" else _RADIUS
-    axes.set(xlabel=unit, ylabel=_AXIS[label], ylim=_SHARES)
+    unit = "radius of the attack, in units of the inputs" if sure == "robust" else _RADIUS
+    axes.set(xlabel=unit, ylabel=_AXIS[sure], ylim=_SHARES)
     axes.grid(alpha=0.3)
-    _add_legend(figure, title="attack" if label == "robust" else "perturbed")
+    _add_legend(figure, title="attack" if sure == "robust" else "perturbed")
     return figure
 
 
@@ -122,14 +116,13 @@ def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: 
         upper: accuracy by radius under each attack.
         what: ``"joint"`` or the name of the modality that is perturbed.
     """
-    figure = _new_figure()
-    axes = figure.subplots()
+    figure, axes = _new_figure()
     colours = cycle(["red", "orange", "brown", "pink"])
     for place, ((name, curve), colour) in enumerate(zip(upper.items(), colours, strict=False)):
         title = f"right under the attack {name} (upper bound)"
         axes.plot(*_points(curve), **_style(place), marker="v", color=f"tab:{colour}", label=title)
-    for label, curve in lower.items():
-        title, colour, style = _LINE[label]
+    for sure, curve in lower.items():
+        title, colour, style = _LINE[sure]
         axes.plot(*_points(curve), style, marker="^", markersize=4, color=colour, label=title)
     if "certified" in lower:
         # Only at radii that both have: between them nothing was measured.
@@ -143,17 +136,16 @@ def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: 
     return figure
 
 
-def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, second: str, label: str) -> Figure:
+def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, second: str, sure: str) -> Figure:
     """Accuracy over separate budgets of two modalities, with the frontiers along which it is the same.
 
     Args:
         cells: accuracy by the radii of the first and the second modality; a full grid.
         first: name of the first modality, along the horizontal axis.
         second: name of the second.
-        label: ``"certified"`` or ``"estimated"``, which the colour bar says.
+        sure: ``"certified"`` or ``"estimated"``, which the colour bar says.
     """
-    figure = _new_figure()
-    axes = figure.subplots()
+    figure, axes = _new_figure()
     across, up = sorted({r for r, _ in cells}), sorted({s for _, s in cells})
     values = [[cells[r, s] for r in across] for s in up]
     colours = axes.pcolormesh(across, up, values, shading="nearest", vmin=0, vmax=1, cmap="viridis")
@@ -162,7 +154,7 @@ def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, seco
     if levels:
         axes.clabel(axes.contour(across, up, values, levels=levels, colors="white", linewidths=1), fmt="%.1f")
     axes.set(xlabel=f"l2 radius of {first}", ylabel=f"l2 radius of {second}")
-    figure.colorbar(colours, label=_AXIS[label])
+    figure.colorbar(colours, label=_AXIS[sure])
     return figure
 
 
@@ -170,20 +162,18 @@ def _perturbed(what: str) -> str:
     return "all modalities together" if what == "joint" else f"{what} alone"
 
 
-def _size(at: str) -> tuple[float, dict[str, float]]:
-    """The radius that a key ends with, or the largest of those by modality, which are then given too."""
-    of = {name: float(radius) for name, radius in _OF_MODALITY.findall(at)}
-    return (max(of.values()), of) if of else (float(at), {})
-
-
-def _title(name: str, of: Mapping[str, float], threat: Threat) -> str:
-    """The attack, what it perturbs unless that is all in l2, and whose radius is drawn where there are several."""
-    said = [] if threat == "joint" else [threat]
-    if len(of) > 1 and max(of.values()) > 0:
-        first = max(of, key=lambda each: of[each])
-        shares = [f"{each}: {radius / of[first]:.3g} of it" for each, radius in of.items() if each != first]
-        said = [f"radius of {first}; {', '.join(shares)}", *threat.split(", ")[1:]]
-    return f"{name} ({', '.join(said)})" if said else name
+def _titles(shares: Mapping[Key, float], threats: Mapping[str, str]) -> dict[str, str]:
+    """Of each attack: its name, what it perturbs unless that is all in l2, and whose radius is drawn if of several."""
+    titles = {}
+    for key in sorted((key for key in shares if key.sure == "robust"), key=lambda key: key.size or 0.0):
+        threat = threats.get(key.of, "joint")
+        said = [] if threat == "joint" else [threat]
+        if len(key.budget) > 1 and key.size:
+            first = next(name for name, radius in key.budget if radius == key.size)
+            parts = [f"{name}: {radius / key.size:.3g} of it" for name, radius in key.budget if name != first]
+            said = [f"radius of {first}; {', '.join(parts)}", *threat.split(", ")[1:]]
+        titles[key.of] = f"{key.of} ({', '.join(said)})" if said else key.of  # that of the largest radius stays
+    return titles
 
 
 def _style(place: int) -> dict[str, Any]:
@@ -226,5 +216,6 @@ def figure_type() -> type[Figure]:
     return Figure
 
 
-def _new_figure() -> Figure:
-    return figure_type()(figsize=(5.5, 4), layout="constrained")
+def _new_figure() -> tuple[Figure, Axes]:
+    figure = figure_type()(figsize=(5.5, 4), layout="constrained")
+    return figure, figure.subplots()

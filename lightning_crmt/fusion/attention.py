@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""LateFusion by a small transformer over the features of all modalities as tokens."""
+"""Fusion by a small transformer over the features of all modalities as tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.fusion.joint import JointFusion, Scores
 from lightning_crmt.modality import Inputs
 
@@ -36,6 +37,9 @@ class AttentionFusion(JointFusion):
         dropout: of the layers.
         scores: where uni-modal scores come from; absent modalities have no tokens.
 
+    Raises:
+        ValueError: if ``width`` is no multiple of ``num_heads``, there are too few layers, or ``scores`` is unknown.
+
     >>> head = AttentionFusion({"audio": 16, "image": 32}, num_classes=10)
     >>> output = head({"audio": torch.randn(4, 7, 16), "image": torch.randn(4, 32)})
     >>> output.logits.shape, output.scores["audio"].shape
@@ -58,11 +62,8 @@ class AttentionFusion(JointFusion):
         super().__init__(in_features, num_classes, scores)
         if num_heads < 1 or width % num_heads:
             raise ValueError(f"`width` must be a multiple of `num_heads` = {num_heads}, got {width}")
-        if own_layers < 0 or shared_layers < 1:
-            raise ValueError(
-                "`own_layers` must be at least 0 and `shared_layers` at least 1, "
-                f"got own_layers={own_layers}, shared_layers={shared_layers}"
-            )
+        check_at_least(0, own_layers=own_layers)
+        check_at_least(1, shared_layers=shared_layers)
 
         def stream(layers: int) -> nn.Sequential:
             return nn.Sequential(
@@ -92,5 +93,5 @@ class AttentionFusion(JointFusion):
 
     def _stream(self, name: str, value: Tensor) -> Tensor:
         sequence = value if value.dim() == 3 else value[:, None]
-        found: Tensor = self.streams[name](self.tokens[name](sequence) + self.embeddings[name])
-        return found
+        stream: Tensor = self.streams[name](self.tokens[name](sequence) + self.embeddings[name])
+        return stream

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_batch, check_same_modalities, describe
+from lightning_crmt.checks import check_positive
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.modality import FusionOutput, Inputs
 
@@ -45,8 +44,7 @@ class CosineFusion(FusionHead):
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int, scale: float = 10.0) -> None:
         super().__init__(in_features, num_classes)
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"`scale` must be above 0, got {scale}")
+        check_positive(scale=scale)
         self.scale = scale
         self.rows = nn.ParameterDict(
             {name: nn.Parameter(nn.Linear(size, num_classes).weight.detach()) for name, size in in_features.items()}
@@ -54,19 +52,12 @@ class CosineFusion(FusionHead):
 
     @override
     def forward(self, features: Inputs) -> FusionOutput:
-        check_same_modalities("features", features, self.in_features)
-        check_batch("features", features)
+        features = self.checked(features)
         scores = {}
         for name, rows in self.rows.items():
-            size = self.in_features[name]
-            if features[name].dim() != 2 or features[name].shape[1] != size:
-                raise ValueError(
-                    f"`features[{name!r}]` must have shape (B, {size}), as in `in_features`, "
-                    f"got {describe(features[name])}"
-                )
             with torch.autocast(rows.device.type, enabled=False):
                 scores[name] = self.scale * (_unit(features[name].to(rows.dtype)) @ _unit(rows).mT)
-        return FusionOutput(torch.stack(list(scores.values())).sum(dim=0), scores, dict(features))
+        return FusionOutput(torch.stack(list(scores.values())).sum(dim=0), scores, features)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lightning_crmt.checks import check_modality_names
+from lightning_crmt.checks import check_at_least, check_batch, check_modality_names, check_same_modalities, describe
 from lightning_crmt.modality import FusionOutput, Inputs
 
 
@@ -19,22 +19,58 @@ class FusionHead(nn.Module, ABC):
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.
         num_classes: number of classes :math:`K`, at least 2.
+
+    Raises:
+        ValueError: if there is no modality, or a size or the number of classes is too small.
+
+    >>> import torch
+    >>> class Sum(FusionHead):
+    ...     def forward(self, features):
+    ...         features = self.checked(features)
+    ...         return FusionOutput(sum(features.values()), features, features)
+    >>> Sum({"audio": 3, "image": 3}, num_classes=3)({"audio": torch.ones(2, 3), "image": torch.ones(2, 4)})
+    Traceback (most recent call last):
+        ...
+    ValueError: `features['image']` must have shape (B, 3), as in `in_features`, got a float32 tensor of shape (2, 4)
     """
+
+    #: Whether features may be sequences ``(B, T, d_m)`` beside vectors ``(B, d_m)``.
+    takes_sequences = False
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int) -> None:
         super().__init__()
         check_modality_names("in_features", in_features)
-        if num_classes < 2:
-            raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
-        for name, size in in_features.items():
-            if size < 1:
-                raise ValueError(f"`in_features[{name!r}]` must be at least 1, got {size}")
+        check_at_least(2, num_classes=num_classes)
+        check_at_least(1, **{f"in_features[{name!r}]": size for name, size in in_features.items()})
         self.in_features = dict(in_features)
         self.num_classes = num_classes
 
     @abstractmethod
     def forward(self, features: Inputs) -> FusionOutput:
-        """Logits and uni-modal scores, with the features they came from."""
+        """Logits and uni-modal scores ``(B, K)`` of features ``{m: (B, d_m)}``, with the features they came from.
+
+        Raises:
+            ValueError: see :meth:`checked`.
+        """
+
+    def checked(self, features: Inputs) -> dict[str, Tensor]:
+        """``features`` in the order of ``in_features``: what every head makes sure of before it computes.
+
+        Raises:
+            TypeError: if a modality has no tensor.
+            ValueError: if a modality is missing or unknown, batch sizes differ, or features have another shape than the
+                head takes.
+        """
+        check_same_modalities("features", features, self.in_features)
+        check_batch("features", features)
+        ranks, shape = ((2, 3), "(B, {0}) or (B, T, {0})") if self.takes_sequences else ((2,), "(B, {0})")
+        for name, size in self.in_features.items():
+            if features[name].dim() not in ranks or features[name].shape[-1] != size:
+                raise ValueError(
+                    f"`features[{name!r}]` must have shape {shape.format(size)}, as in `in_features`, "
+                    f"got {describe(features[name])}"
+                )
+        return {name: features[name] for name in self.in_features}
 
     def unimodal_logits(self, scores: Inputs) -> dict[str, Tensor]:
         """What each modality alone would answer on the scale of the logits, each ``(B, K)``; by default its scores."""

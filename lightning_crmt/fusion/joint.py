@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_batch, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.modality import FusionOutput, Inputs
 
@@ -32,10 +31,10 @@ class JointFusion(FusionHead):
         in_features: size of the features of each modality, by name.
         num_classes: number of classes K, at least 2.
         scores: where uni-modal scores come from.
-    """
 
-    #: Whether features may be sequences ``(B, T, d_m)`` beside vectors ``(B, d_m)``.
-    takes_sequences = False
+    Raises:
+        ValueError: if ``scores`` is unknown.
+    """
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int, scores: Scores = "ablated") -> None:
         super().__init__(in_features, num_classes)
@@ -50,21 +49,7 @@ class JointFusion(FusionHead):
 
     @override
     def forward(self, features: Inputs) -> FusionOutput:
-        """Logits and scores of features ``{m: (B, d_m)}``.
-
-        Raises:
-            ValueError: if a modality is missing or unknown, or features have another shape than the head takes.
-        """
-        check_same_modalities("features", features, self.in_features)
-        check_batch("features", features)
-        ranks, shape = ((2, 3), "(B, {0}) or (B, T, {0})") if self.takes_sequences else ((2,), "(B, {0})")
-        for name, size in self.in_features.items():
-            if features[name].dim() not in ranks or features[name].shape[-1] != size:
-                raise ValueError(
-                    f"`features[{name!r}]` must have shape {shape.format(size)}, as in `in_features`, "
-                    f"got {describe(features[name])}"
-                )
-        features = {name: features[name] for name in self.in_features}
+        features = self.checked(features)
         return FusionOutput(self.joint_logits(features), self._scores(features), features)
 
     def _scores(self, features: Inputs) -> dict[str, Tensor]:
@@ -106,7 +91,8 @@ class GatedFusion(JointFusion):
         blank = {name: first.new_zeros(len(first), size) for name, size in self.in_features.items()}
         context = torch.cat([features.get(name, blank[name]) for name in self.in_features], dim=1)
         passed = [self.gates[name](context).sigmoid() * self.values[name](z).tanh() for name, z in features.items()]
-        return self.classifier(torch.stack(passed).sum(dim=0))  # type: ignore[no-any-return]
+        logits: Tensor = self.classifier(torch.stack(passed).sum(dim=0))
+        return logits
 
 
 class FiLMFusion(JointFusion):
@@ -123,6 +109,9 @@ class FiLMFusion(JointFusion):
         base: the modality that is modulated; the first by default.
         width: size of v.
         scores: where uni-modal scores come from; an absent modality does not modulate, an absent base is 0.
+
+    Raises:
+        ValueError: if ``base`` is no modality, or ``scores`` is unknown.
 
     >>> head = FiLMFusion({"audio": 16, "image": 32}, num_classes=10, base="image")
     >>> head({"audio": torch.randn(4, 16), "image": torch.randn(4, 32)}).logits.shape
@@ -155,4 +144,5 @@ class FiLMFusion(JointFusion):
             if name in features:
                 scale, shift = modulation(features[name]).chunk(2, dim=1)
                 value = (1 + scale) * value + shift
-        return self.classifier(value.relu())  # type: ignore[no-any-return]
+        logits: Tensor = self.classifier(value.relu())
+        return logits

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_batch, check_same_modalities, describe
+from lightning_crmt.checks import check_positive, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.layers import Fixable, orthonormal_rows
 from lightning_crmt.modality import FusionOutput, Inputs
@@ -25,7 +24,7 @@ class LateFusion(FusionHead):
 
     with features :math:`z^m`, directions :math:`d_k^m`, integration weights :math:`a_k^m` and bias :math:`b_k`.
     The head computes in the precision of its own parameters whatever autocast says: its products are tiny, and the
-    margins that certificates rest on are differences of its logits.
+    margins of certificates are differences of its logits.
 
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.
@@ -57,6 +56,12 @@ class LateFusion(FusionHead):
     def fuse(self, scores: Inputs) -> Tensor:
         """Logits ``(B, K)`` from the scores of all modalities, or of some: an absent one adds nothing.
 
+        Args:
+            scores: by modality, each ``(B, K)``.
+
+        Raises:
+            ValueError: if there are none, or a modality is unknown.
+
         >>> head = OrthogonalFusion({"audio": 4, "image": 5}, num_classes=3)
         >>> output = head({"audio": torch.ones(2, 4), "image": torch.ones(2, 5)})
         >>> without_audio = head.fuse({"image": output.scores["image"]})
@@ -79,22 +84,10 @@ class LateFusion(FusionHead):
 
     @override
     def forward(self, features: Inputs) -> FusionOutput:
-        """Score and fuse features ``{m: (B, d_m)}``.
-
-        Raises:
-            ValueError: if a modality is missing or unknown, features are not ``(B, d_m)``, or batch sizes differ.
-        """
-        check_same_modalities("features", features, self.in_features)
-        check_batch("features", features)
-        for name, size in self.in_features.items():
-            if features[name].dim() != 2 or features[name].shape[1] != size:
-                raise ValueError(
-                    f"`features[{name!r}]` must have shape (B, {size}), as in `in_features`, "
-                    f"got {describe(features[name])}"
-                )
+        features = self.checked(features)
         with torch.autocast(self.bias.device.type, enabled=False):
             scores = {name: features[name].to(rows.dtype) @ rows.mT for name, rows in self.directions.items()}
-        return FusionOutput(self.fuse(scores), scores, dict(features))
+        return FusionOutput(self.fuse(scores), scores, features)
 
 
 class OrthogonalFusion(LateFusion, Fixable):
@@ -135,8 +128,7 @@ class OrthogonalFusion(LateFusion, Fixable):
                     f"`in_features[{name!r}]` must be at least `num_classes` = {num_classes}, got {size}: "
                     f"{num_classes} orthonormal rows do not fit into {size} dimensions; give the encoder more outputs"
                 )
-        if not (math.isfinite(initial_weight) and initial_weight > 0):
-            raise ValueError(f"`initial_weight` must be above 0, got {initial_weight}")
+        check_positive(initial_weight=initial_weight)
         self.raw_directions = nn.ParameterDict(
             {name: nn.Parameter(nn.init.orthogonal_(torch.empty(num_classes, d))) for name, d in in_features.items()}
         )
@@ -167,8 +159,7 @@ class OrthogonalFusion(LateFusion, Fixable):
         Raises:
             TypeError: if a subclass computes scores or logits in its own way.
         """
-        if type(self).forward is not LateFusion.forward or type(self).fuse is not LateFusion.fuse:
-            raise TypeError(f"{type(self).__name__} must not override `forward` or `fuse` to be fixed, it does")
+        self._refuse_overridden(LateFusion, "forward", "fuse")
         return FixedFusion(self.directions, self.integration_weights, self.bias)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_batch, check_same_modalities, describe
+from lightning_crmt.checks import check_at_least, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.fusion.late import LinearFusion
 from lightning_crmt.fusion.sparse_coding import reconstruction
@@ -25,7 +25,7 @@ class MemoryFusion(FusionHead):
 
     with features :math:`z^m`, ``(B, d_m)``, and dictionaries :math:`D^m` of features of clean training samples, which
     :class:`~lightning_crmt.methods.FeatureMemory` fills in a fit. They are buffers, so a checkpoint holds them. Until
-    they are filled the head is the inner one. Codes are found by
+    they are filled the head is the inner one. Codes are computed by
     :func:`~lightning_crmt.fusion.sparse_coding.sparse_codes`, whose step size follows from the dictionary where the
     paper sets one by hand.
 
@@ -65,12 +65,8 @@ class MemoryFusion(FusionHead):
         tolerance: float = 8e-4,
     ) -> None:
         super().__init__(in_features, num_classes)
-        for name, value in {"atoms": atoms, "steps": steps}.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
-        for name, number in {"penalty": penalty, "tolerance": tolerance}.items():
-            if not number >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {number}")
+        check_at_least(1, atoms=atoms, steps=steps)
+        check_at_least(0, penalty=penalty, tolerance=tolerance)
         if not 0 <= blend <= 1:
             raise ValueError(f"`blend` must be in [0, 1], got {blend}")
         self.head = head(in_features, num_classes)
@@ -108,13 +104,10 @@ class MemoryFusion(FusionHead):
 
     @override
     def forward(self, features: Inputs) -> FusionOutput:
-        check_same_modalities("features", features, self.in_features)
-        check_batch("features", features)
-        recalled = dict(features)
-        if bool(self.filled):
-            recalled = {name: self._recall(name, value) for name, value in features.items()}
-        output = self.head(recalled)
-        return FusionOutput(output.logits, output.scores, dict(features))
+        features = self.checked(features)
+        filled = bool(self.filled)
+        output = self.head({n: self._recall(n, value) for n, value in features.items()} if filled else features)
+        return FusionOutput(output.logits, output.scores, features)
 
     @override
     def unimodal_logits(self, scores: Inputs) -> dict[str, Tensor]:
@@ -126,14 +119,9 @@ class MemoryFusion(FusionHead):
         return self.head.integration_parameters()
 
     def _recall(self, name: str, features: Tensor) -> Tensor:
-        size = self.in_features[name]
-        if features.dim() != 2 or features.shape[1] != size:
-            raise ValueError(
-                f"`features[{name!r}]` must have shape (B, {size}), as in `in_features`, got {describe(features)}"
-            )
         # Many small steps add up: half precision has no room for them.
         with torch.autocast(features.device.type, enabled=False):
             single = at_least_single(features)
             atoms = self.get_buffer(f"dictionary_{name}").to(single)
-            found = reconstruction(single, atoms, self.penalty, self.steps, self.tolerance)
-            return (self.blend * found + (1 - self.blend) * single).to(features.dtype)
+            recalled = reconstruction(single, atoms, self.penalty, self.steps, self.tolerance)
+            return (self.blend * recalled + (1 - self.blend) * single).to(features.dtype)

@@ -19,7 +19,7 @@ def sparse_codes(features: Tensor, atoms: Tensor, penalty: float, steps: int = 2
         features: :math:`z_i`, ``(B, d)``.
         atoms: columns of D as rows, ``(A, d)``.
         penalty: :math:`\lambda`, at least 0.
-        steps: at most so many.
+        steps: the most iterations.
         tolerance: stop when no sample's code changes by more than this share of its norm.
 
     Returns:

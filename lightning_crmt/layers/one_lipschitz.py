@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
+
 
 class GroupSort(nn.Module):
     """Sorts each group of channels: an activation that keeps every norm, and every gradient's norm.
@@ -29,8 +31,7 @@ class GroupSort(nn.Module):
 
     def __init__(self, group_size: int = 2) -> None:
         super().__init__()
-        if group_size < 2:
-            raise ValueError(f"`group_size` must be at least 2, got {group_size}")
+        check_at_least(2, group_size=group_size)
         self.group_size = group_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,15 +52,8 @@ class GroupSort(nn.Module):
         return f"group_size={self.group_size}"
 
 
-class MaxMin(GroupSort):
-    """:class:`GroupSort` of pairs, under the name it has elsewhere.
-
-    >>> MaxMin()(torch.tensor([[3.0, 1.0]]))
-    tensor([[1., 3.]])
-    """
-
-    def __init__(self) -> None:
-        super().__init__(group_size=2)
+#: The name that :class:`GroupSort` of pairs has elsewhere.
+MaxMin = GroupSort
 
 
 class _ScaledAvgPool(nn.Module):
@@ -67,8 +61,7 @@ class _ScaledAvgPool(nn.Module):
 
     def __init__(self, kernel_size: int | None = None) -> None:
         super().__init__()
-        if kernel_size is not None and kernel_size < 1:
-            raise ValueError(f"`kernel_size` must be at least 1, or None for the whole input, got {kernel_size}")
+        check_at_least(1, kernel_size=kernel_size)
         self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,10 +132,10 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
         kept = (1 - self.weight) * x  # before the branch, which may begin with an activation in place
-        found = self.branch(x)
-        if found.shape != kept.shape:
-            raise ValueError(f"`branch` must keep the shape {tuple(kept.shape)}, it returned {tuple(found.shape)}")
-        mixed: Tensor = kept + self.weight * found
+        branch = self.branch(x)
+        if branch.shape != kept.shape:
+            raise ValueError(f"`branch` must keep the shape {tuple(kept.shape)}, it returned {tuple(branch.shape)}")
+        mixed: Tensor = kept + self.weight * branch
         return mixed
 
     @override
@@ -158,6 +151,9 @@ class Scale(nn.Module):
 
     Args:
         factor: c, finite.
+
+    Raises:
+        ValueError: if it is not.
 
     >>> Scale(3.0)(torch.ones(2))
     tensor([3., 3.])

@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
+from lightning_crmt.layers.fixed_weights import Fixable
+
 
 def orthonormal_rows(raw: Tensor) -> Tensor:
-    r"""The orthonormal rows that a free parameter stands for, a smooth function of it.
+    r"""Rows that are orthonormal, as a smooth function of a free parameter.
 
     The Q factor of the transpose, with the signs that make the diagonal of R positive: so it is unique.
 
@@ -37,12 +40,22 @@ def orthonormal_rows(raw: Tensor) -> Tensor:
     return rows
 
 
+Plain = TypeVar("Plain", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
+
+
+def _storing(weight: Tensor, bias: Tensor | None, plain: Plain) -> Plain:
+    plain.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().clone())
+    return plain
+
+
 def _orthogonal(raw: Tensor) -> Tensor:
     """``raw`` made orthonormal along its shorter side."""
     return orthonormal_rows(raw) if raw.shape[0] <= raw.shape[1] else orthonormal_rows(raw.mT).mT
 
 
-class OrthogonalLinear(nn.Module):
+class OrthogonalLinear(nn.Module, Fixable):
     r"""Linear layer :math:`x \mapsto W x + b` with orthonormal rows, or columns where there are more rows.
 
     .. math:: W W^\top = I \text{ or } W^\top W = I, \qquad \|W\|_2 = 1
@@ -64,9 +77,7 @@ class OrthogonalLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}")
+        check_at_least(1, in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         self.raw = nn.Parameter(nn.init.orthogonal_(torch.empty(out_features, in_features)))
@@ -82,11 +93,19 @@ class OrthogonalLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
     @override
+    def fixed(self) -> nn.Linear:
+        """A linear layer that stores W."""
+        self._refuse_overridden(OrthogonalLinear, "forward")
+        # On no device: its own random weights are not wanted, nor the random numbers they would take.
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        return _storing(self.weight, self.bias, plain)
+
+    @override
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _OrthogonalConv(nn.Module):
+class _OrthogonalConv(nn.Module, Fixable):
     # One kernel of size k and stride s is the product of
     #  - a matrix with orthonormal rows or columns on disjoint patches of size s, and
     #  - along every axis, k - s convolutions with two taps P and I - P, P an orthogonal projector.
@@ -106,15 +125,12 @@ class _OrthogonalConv(nn.Module):
         padding_mode: Literal["zeros", "circular"] = "zeros",
     ) -> None:
         super().__init__()
-        for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}")
+        check_at_least(1, in_channels=in_channels, out_channels=out_channels, stride=stride)
+        check_at_least(0, padding=padding)
         if kernel_size < stride:
             raise ValueError(f"`kernel_size` must be at least `stride` = {stride}, got {kernel_size}")
         if padding_mode not in ("zeros", "circular"):
             raise ValueError(f"`padding_mode` must be 'zeros' or 'circular', got {padding_mode!r}")
-        if padding is not None and padding < 0:
-            raise ValueError(f"`padding` must be at least 0, got {padding}")
         if padding_mode == "circular" and padding is not None and 2 * padding >= kernel_size:
             raise ValueError(
                 f"`padding` must be below half of `kernel_size` = {kernel_size} if circular, or outputs appear twice; "
@@ -126,7 +142,7 @@ class _OrthogonalConv(nn.Module):
         self.stride = stride
         self.padding = (kernel_size - stride) // 2 if padding is None else padding
         self.padding_mode = padding_mode
-        # The taps mix channels on the wider side, where there is more to mix: one input channel has nothing to.
+        # The taps mix channels on the wider side, where there is more to mix; a single channel has nothing.
         self._taps_on_output = stride == 1 and out_channels > in_channels
         width = out_channels if self._taps_on_output else in_channels
         patch = torch.empty(out_channels, in_channels * stride**self.axes)
@@ -183,6 +199,22 @@ class _OrthogonalConv(nn.Module):
             x = F.pad(x, [self.padding] * (2 * self.axes), mode="circular")
             return convolve(x, self.weight, self.bias, self.stride)
         return convolve(x, self.weight, self.bias, self.stride, self.padding)
+
+    @override
+    def fixed(self) -> nn.Conv1d | nn.Conv2d:
+        """A convolution that stores the kernel."""
+        self._refuse_overridden(_OrthogonalConv, "forward")
+        plain = (nn.Conv1d if self.axes == 1 else nn.Conv2d)(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device="meta",
+        )
+        return _storing(self.weight, self.bias, plain)
 
     @override
     def extra_repr(self) -> str:

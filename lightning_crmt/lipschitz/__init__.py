@@ -2,30 +2,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lipschitz constants of encoders, scores and margins."""
 
-from lightning_crmt.lipschitz.bounds.bound import Level, encoder_bounds, lipschitz_bound
-from lightning_crmt.lipschitz.bounds.registry import NoBoundError, Place, lipschitz_rule, refuse_changed_behaviour
+from lightning_crmt.lipschitz.bounds import BOUND_LEVELS, Place, encoder_bounds, lipschitz_bound, lipschitz_rule
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.estimate import estimate_lipschitz, margin_speeds
+from lightning_crmt.lipschitz.gate import Encoders, NoBoundError, encoders_and_head, exact_numbers, fixed_head
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
 from lightning_crmt.lipschitz.rigorous.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lightning_crmt.lipschitz.screening.probes import ProbeSearch
 
 __all__ = [
+    "BOUND_LEVELS",
     "UNDERFLOW",
     "UNIT_ROUNDOFF",
+    "Encoders",
     "ForwardError",
-    "Level",
     "LipschitzConstants",
     "NoBoundError",
     "Place",
     "ProbeSearch",
     "encoder_bounds",
     "encoder_errors",
+    "encoders_and_head",
     "estimate_lipschitz",
+    "exact_numbers",
+    "fixed_head",
     "forward_error",
     "gamma",
     "lipschitz_bound",
     "lipschitz_rule",
     "margin_speeds",
-    "refuse_changed_behaviour",
 ]

@@ -29,6 +29,10 @@ class LipschitzConstants:
             - ``"margins"``: each difference of logits :math:`x^m \mapsto h_p - h_j`; shape ``(K, K)``.
         soundness: the level of trust, inherited by every radius computed from them.
 
+    Raises:
+        ValueError: if ``of`` is unknown, or a value has another number of dimensions, is negative or NaN.
+        TypeError: if ``soundness`` is no ``Soundness``.
+
     >>> import torch
     >>> LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND).modalities
     ['audio']

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_crmt.checks import check_batch, describe, require_finite
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
-from lightning_crmt.lipschitz.gradients import input_gradients
+from lightning_crmt.lipschitz.gradients import class_gradients
 from lightning_crmt.lipschitz.screening.probes import ProbeSearch, probed_speeds
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
@@ -70,45 +70,45 @@ def estimate_lipschitz(
         raise ValueError(f"`search` must be None for of={of!r}, where every gradient is needed; got {search}")
     if search is not None and not isinstance(search, ProbeSearch):
         raise TypeError(f"`search` must be a ProbeSearch or None, got {describe(search)}")
-    largest: dict[str, Tensor] = {}
-    with frozen_eval(model):
-        for found in _speeds(model, batches, of, search):
-            for name, speeds in found.items():
-                speeds = speeds.amax(dim=0)
-                if not speeds.isfinite().all():
-                    raise ValueError(
-                        f"the gradients with respect to `inputs[{name!r}]` must be finite, got NaN or Inf: "
-                        "the model diverged"
-                    )
-                largest[name] = torch.maximum(largest[name], speeds) if name in largest else speeds
-    if not largest:
-        raise ValueError("`batches` must hold at least one batch, got none")
-    return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED)
 
+    def scores_of(x: Inputs) -> dict[str, Tensor]:
+        output = model(x)
+        if not isinstance(output, FusionOutput):
+            raise TypeError(
+                f"`model` must return a FusionOutput for of='scores', got {describe(output)}; use of='margins'"
+            )
+        return output.scores
 
-def _speeds(
-    model: nn.Module, batches: Iterable[Inputs], of: str, search: ProbeSearch | None
-) -> Iterator[dict[str, Tensor]]:
-    """Speeds of some samples at a time, by modality: ``(n, K)`` of scores, ``(n, K, K)`` of margins."""
-
-    def leaves_of(batches: Iterable[Inputs]) -> Iterator[dict[str, Tensor]]:
+    def leaves() -> Iterator[dict[str, Tensor]]:
         for i, inputs in enumerate(batches):
             check_batch("inputs", inputs)
             require_finite("inputs", inputs)
-            leaves = differentiable(inputs, model)
-            if i == 0 and search is not None:
-                _scores_of(model(leaves), leaves, check=True)
-            yield leaves
+            x = differentiable(inputs, model)
+            if i == 0 and of == "scores":
+                _refuse_crossed(scores_of(x), x)
+            yield x
 
+    # Speeds of some samples at a time, by modality: (n, K) of scores, (n, K, K) of margins.
+    speeds: Iterator[dict[str, Tensor]]
     if search is not None:
-        yield from probed_speeds(lambda x: dict(_scores_of(model(x), x, check=False)), leaves_of(batches), search)
-        return
-    for i, leaves in enumerate(leaves_of(batches)):
-        output = model(leaves)
-        if of == "scores":
-            yield _score_speeds(_scores_of(output, leaves, check=i == 0), leaves)
-        else:
-            yield margin_speeds(logits_of(output), leaves)
+        speeds = probed_speeds(scores_of, leaves(), search)
+    elif of == "scores":
+        speeds = (_score_speeds(scores_of(x), x) for x in leaves())
+    else:
+        speeds = (margin_speeds(logits_of(model(x)), x) for x in leaves())
+    largest: dict[str, Tensor] = {}
+    with frozen_eval(model):
+        for name, value in (item for some in speeds for item in some.items()):
+            top = value.amax(dim=0)
+            if not top.isfinite().all():
+                raise ValueError(
+                    f"the gradients with respect to `inputs[{name!r}]` must be finite, got NaN or Inf: "
+                    "the model diverged"
+                )
+            largest[name] = torch.maximum(largest[name], top) if name in largest else top
+    if not largest:
+        raise ValueError("`batches` must hold at least one batch, got none")
+    return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED)
 
 
 def margin_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
@@ -119,46 +119,40 @@ def margin_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
     Args:
         logits: ``(B, K)``, computed from ``inputs`` with gradients enabled; the graph is used up.
         inputs: the leaves, by name.
+
+    >>> leaf = torch.ones(1, 2, requires_grad=True)
+    >>> margin_speeds(leaf @ torch.tensor([[3.0, 0.0], [0.0, 4.0]]), {"audio": leaf})["audio"]
+    tensor([[[0., 5.],
+             [5., 0.]]])
     """
-    gradients: dict[str, list[Tensor]] = {name: [] for name in inputs}
-    for k in range(logits.shape[1]):
-        for name, gradient in input_gradients(logits[:, k].sum(), inputs, last=k == logits.shape[1] - 1).items():
-            gradients[name].append(gradient)
+    gradients = list(class_gradients([logits], inputs))
     speeds = {}
-    for name, parts in gradients.items():
-        stacked = at_least_single(torch.stack(parts, dim=1))
-        # Subtract, then square: the faster expansion by inner products can make nearly equal classes look immovable.
+    for name in inputs:
+        stacked = at_least_single(torch.stack([each[name] for each in gradients], dim=1))
+        # Subtract, then square: the faster expansion by inner products can give nearly equal classes a distance of 0.
         speeds[name] = torch.cdist(stacked, stacked, compute_mode="donot_use_mm_for_euclid_dist")
     return speeds
 
 
 def _score_speeds(scores: Inputs, inputs: Inputs) -> dict[str, Tensor]:
     """Gradient norms of each score with respect to its own input at each sample, ``(B, K)``."""
-    norms: dict[str, list[Tensor]] = {name: [] for name in inputs}
-    num_classes = next(iter(scores.values())).shape[1]
-    for k in range(num_classes):
-        # Each score depends on its own input alone, so the sum over modalities gives every gradient at once.
-        total = torch.stack([score[:, k].sum() for score in scores.values()]).sum()
-        for name, gradient in input_gradients(total, inputs, last=k == num_classes - 1).items():
-            norms[name].append(gradient.norm(dim=1))
-    return {name: torch.stack(parts, dim=1) for name, parts in norms.items()}
+    # Each score depends on its own input alone, so the sum over modalities gives every gradient at once.
+    gradients = class_gradients(list(scores.values()), inputs)
+    norms = [{name: gradient.norm(dim=1) for name, gradient in each.items()} for each in gradients]
+    return {name: torch.stack([each[name] for each in norms], dim=1) for name in inputs}
 
 
-def _scores_of(output: object, inputs: Inputs, check: bool) -> dict[str, Tensor]:
-    if not isinstance(output, FusionOutput):
-        raise TypeError(f"`model` must return a FusionOutput for of='scores', got {describe(output)}; use of='margins'")
-    if check:
-        for name, score in output.scores.items():
-            others = {other: value for other, value in inputs.items() if other != name}
-            if not others or not score.requires_grad:
-                continue
-            # A random combination: the plain sum may stand still while its parts move.
-            mixed = (score * torch.rand_like(score)).sum()
-            crossed = torch.autograd.grad(mixed, list(others.values()), retain_graph=True, allow_unused=True)
-            for other, gradient in zip(others, crossed, strict=True):
-                if gradient is not None and gradient.any():
-                    raise ValueError(
-                        f"the scores of {name!r} must depend on the input {name!r} alone, they move with {other!r}; "
-                        "use of='margins'"
-                    )
-    return output.scores
+def _refuse_crossed(scores: Inputs, inputs: Inputs) -> None:
+    for name, score in scores.items():
+        others = {other: value for other, value in inputs.items() if other != name}
+        if not others or not score.requires_grad:
+            continue
+        # A random combination: the plain sum may be constant while its parts change.
+        mixed = (score * torch.rand_like(score)).sum()
+        crossed = torch.autograd.grad(mixed, list(others.values()), retain_graph=True, allow_unused=True)
+        for other, gradient in zip(others, crossed, strict=True):
+            if gradient is not None and gradient.any():
+                raise ValueError(
+                    f"the scores of {name!r} must depend on the input {name!r} alone, they move with {other!r}; "
+                    "use of='margins'"
+                )

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,10 +24,23 @@ def input_gradients(value: Tensor, inputs: Inputs, last: bool) -> dict[str, Tens
     >>> input_gradients(leaf.square().sum(), {"audio": leaf}, last=True)["audio"][0]
     tensor([2., 2., 2.])
     """
-    found: tuple[Tensor | None, ...] = (None,) * len(inputs)
+    gradients: tuple[Tensor | None, ...] = (None,) * len(inputs)
     if value.requires_grad:
-        found = torch.autograd.grad(value, list(inputs.values()), retain_graph=not last, allow_unused=True)
+        gradients = torch.autograd.grad(value, list(inputs.values()), retain_graph=not last, allow_unused=True)
     return {
         name: (torch.zeros_like(leaf) if gradient is None else gradient).flatten(1)
-        for (name, leaf), gradient in zip(inputs.items(), found, strict=True)
+        for (name, leaf), gradient in zip(inputs.items(), gradients, strict=True)
     }
+
+
+def class_gradients(scores: Sequence[Tensor], inputs: Inputs) -> Iterator[dict[str, Tensor]]:
+    """For one class after the other, :func:`input_gradients` of the sum of its scores.
+
+    Args:
+        scores: each ``(B, K)``, computed from ``inputs``; their graph is used up.
+        inputs: the leaves, by name.
+    """
+    num_classes = scores[0].shape[1]
+    for k in range(num_classes):
+        total = torch.stack([score[:, k].sum() for score in scores]).sum()
+        yield input_gradients(total, inputs, last=k == num_classes - 1)

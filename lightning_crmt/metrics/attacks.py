@@ -1,56 +1,60 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics over what attacks found. Attacks may miss: these are upper bounds of the robustness."""
+"""Metrics over the results of attacks. Attacks may miss: these are upper bounds of the robustness."""
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_crmt.attacks import right_answers
 from lightning_crmt.checks import check_target, describe
+from lightning_crmt.metrics.sample_mean import SampleMean
 from lightning_crmt.modality import at_least_single
 
 
-def withstood(logits: Tensor, attacked: Tensor, target: Tensor) -> Tensor:
+def withstood(logits: Tensor, target: Tensor, attacked: Tensor) -> Tensor:
     """Which predictions are right and stay so under an attack, ``(B,)`` bool.
 
     Logits that are not finite are no right answer, attacked or not.
 
     Args:
         logits: for the clean inputs, ``(B, K)``.
-        attacked: for the attacked inputs, ``(B, K)``.
         target: classes, ``(B,)``.
+        attacked: logits for the attacked inputs, ``(B, K)``.
 
     Raises:
         ValueError: if the shapes differ, or a class is out of range.
 
     >>> clean, attacked = torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([[2.0, 1.0], [0.0, 1.0]])
-    >>> withstood(clean, attacked, torch.tensor([0, 0]))
+    >>> withstood(clean, torch.tensor([0, 0]), attacked)
     tensor([ True, False])
     """
+    target, attacked = _target_first(target, attacked, "logits, target, attacked")
     _check(logits, target)
     if attacked.shape != logits.shape:
         raise ValueError(f"`attacked` must have the shape {tuple(logits.shape)} of `logits`, got {describe(attacked)}")
     return right_answers(logits, target) & right_answers(attacked, target)
 
 
-def credited_distance(distance: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+def credited_distance(distance: Tensor, target: Tensor, logits: Tensor) -> Tensor:
     """The distance of each adversarial input where the clean prediction is right, 0 where it is wrong, ``(B,)``.
 
     Args:
-        distance: as a search measured it, ``(B,)``, in units of its budget; infinite where it found nothing.
-        logits: for the clean inputs, ``(B, K)``.
+        distance: as a search measured it, ``(B,)``, in units of its budget; infinite where it came back with none.
         target: classes, ``(B,)``.
+        logits: for the clean inputs, ``(B, K)``.
 
     Raises:
         ValueError: if a distance is negative or NaN, the shapes differ, or a class is out of range.
 
-    >>> credited_distance(torch.tensor([0.3, 0.4]), torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
+    >>> credited_distance(torch.tensor([0.3, 0.4]), torch.tensor([0, 1]), torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
     tensor([0.3000, 0.0000])
     """
+    target, logits = _target_first(target, logits, "distance, target, logits")
     _check(logits, target)
     if distance.shape != target.shape or not bool((distance >= 0).all()):
         raise ValueError(f"`distance` must hold one number for each sample, at least 0, got {describe(distance)}")
@@ -58,66 +62,62 @@ def credited_distance(distance: Tensor, logits: Tensor, target: Tensor) -> Tenso
     return torch.where(right_answers(logits, target), distance, torch.zeros_like(distance))
 
 
-class _MeanOverSamples(Metric):
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-
-    def _add(self, values: Tensor) -> None:
-        self.total = self.total + values.double().sum()
-        self.count = self.count + len(values)
-
-    @override
-    def compute(self) -> Tensor:
-        """The mean over all samples so far."""
-        return (self.total / self.count).float()
-
-
-class RobustAccuracy(_MeanOverSamples):
+class RobustAccuracy(SampleMean):
     """Share of samples that are right and stay so under an attack; an upper bound, which a better attack lowers.
+
+    Args:
+        kwargs: those of ``torchmetrics.Metric``.
 
     >>> from lightning_crmt import LinearFusion
     >>> from lightning_crmt.attacks import PGD, Budget
     >>> head = LinearFusion({"audio": 4}, num_classes=3)
     >>> x, metric = {"audio": torch.randn(5, 4)}, RobustAccuracy()
     >>> y = head(x).logits.argmax(1)
-    >>> metric.update(head(x).logits, PGD(Budget(10.0)).logits(head, x, y), y)
+    >>> metric.update(head(x).logits, y, PGD(Budget(10.0)).logits(head, x, y))
     >>> metric.compute()
     tensor(0.)
     """
 
+    plot_upper_bound = 1.0
+
     @override
-    def update(self, logits: Tensor, attacked: Tensor, target: Tensor) -> None:
+    def update(self, logits: Tensor, target: Tensor, attacked: Tensor) -> None:
         """Take in a batch; the arguments are those of :func:`withstood`."""
-        self._add(withstood(logits, attacked, target))
+        self._add(withstood(logits, target, attacked))
 
 
-class MeanAdversarialDistance(_MeanOverSamples):
-    """Mean distance of the nearest adversarial input found, a wrong prediction counting as 0; an upper bound.
+class MeanAdversarialDistance(SampleMean):
+    """Mean distance of the nearest adversarial inputs, a wrong prediction counting as 0; an upper bound.
 
-    Infinite if nothing was found for a sample.
+    Infinite if the search came back without one for some sample. In units of the search's budget, like the distances.
+
+    Args:
+        kwargs: those of ``torchmetrics.Metric``.
 
     >>> from lightning_crmt import LinearFusion
     >>> from lightning_crmt.attacks import Budget, MinimumNorm
     >>> head = LinearFusion({"audio": 4}, num_classes=3)
     >>> x, metric = {"audio": torch.randn(5, 4)}, MeanAdversarialDistance()
     >>> y = head(x).logits.argmax(1)
-    >>> metric.update(MinimumNorm(Budget(1.0)).search(head, x, y).factor, head(x).logits, y)
+    >>> metric.update(MinimumNorm(Budget(1.0)).search(head, x, y).factor, y, head(x).logits)
     >>> bool(metric.compute() > 0)
     True
     """
 
+    is_differentiable = True
+
     @override
-    def update(self, distance: Tensor, logits: Tensor, target: Tensor) -> None:
+    def update(self, distance: Tensor, target: Tensor, logits: Tensor) -> None:
         """Take in a batch; the arguments are those of :func:`credited_distance`."""
-        self._add(credited_distance(distance, logits, target))
+        self._add(credited_distance(distance, target, logits))
+
+
+def _target_first(target: Tensor, other: Tensor, order: str) -> tuple[Tensor, Tensor]:
+    """Both in this order; for one release they may come in the other, which their types tell apart."""
+    if target.is_floating_point() and not other.is_floating_point():
+        warnings.warn(f"the order of arguments is ({order}) now, as in torchmetrics", DeprecationWarning, stacklevel=3)
+        return other, target
+    return target, other
 
 
 def _check(logits: Tensor, target: Tensor) -> None:

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_crmt.certification import Certificate
 from lightning_crmt.checks import check_target
+from lightning_crmt.metrics.sample_mean import SampleMean
 
 
 def credited_radius(certificate: Certificate, target: Tensor, modalities: Sequence[str] | None = None) -> Tensor:
@@ -23,6 +24,9 @@ def credited_radius(certificate: Certificate, target: Tensor, modalities: Sequen
         certificate: for the same samples.
         target: classes, ``(B,)``.
         modalities: those that are perturbed, all by default.
+
+    Raises:
+        ValueError: if a class is out of range, or a modality is unknown.
 
     >>> from lightning_crmt import Soundness
     >>> certificate = Certificate(
@@ -50,28 +54,17 @@ def robust_at(
         modalities: those that are perturbed, all by default.
 
     Raises:
-        ValueError: if the radius is negative, or a class is out of range.
+        ValueError: if the radius is negative, a class is out of range, or a modality is unknown.
     """
     if not radius >= 0:
         raise ValueError(f"`radius` must be at least 0, got {radius}")
     return credited_radius(certificate, target, modalities) > radius
 
 
-class _CertificateMetric(Metric):
+class _CertificateMetric(SampleMean):
     """A mean over samples, of certificates of one kind: certified or estimated."""
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    label = "certified"
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, modalities: Sequence[str] | None = None) -> None:
-        super().__init__()
-        self.modalities = None if modalities is None else list(modalities)
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+    certified = True
 
     @abstractmethod
     def values(self, certificate: Certificate, target: Tensor) -> Tensor:
@@ -84,20 +77,15 @@ class _CertificateMetric(Metric):
         Raises:
             ValueError: if the certificate is of the other kind, a class is out of range, or a modality is unknown.
         """
-        if certificate.soundness.label != self.label:
-            other = type(self).__name__.replace(self.label.capitalize(), certificate.soundness.label.capitalize())
+        soundness = certificate.soundness
+        if soundness.certified != self.certified:
+            kind = "certified" if self.certified else "estimated"
+            other = type(self).__name__.replace(kind.capitalize(), soundness.label.capitalize())
             raise ValueError(
-                f"`{type(self).__name__}` takes {self.label} radii, got a certificate of soundness "
-                f"{certificate.soundness.name}, whose radii are {certificate.soundness.label}; use {other}"
+                f"`{type(self).__name__}` takes {kind} radii, got a certificate of soundness {soundness.name}, "
+                f"whose radii are {soundness.label}; use {other}"
             )
-        values = self.values(certificate, target)
-        self.total = self.total + values.double().sum()
-        self.count = self.count + len(values)
-
-    @override
-    def compute(self) -> Tensor:
-        """The mean over all samples so far."""
-        return (self.total / self.count).float()
+        self._add(self.values(certificate, target))
 
 
 class CertifiedAccuracy(_CertificateMetric):
@@ -106,6 +94,10 @@ class CertifiedAccuracy(_CertificateMetric):
     Args:
         radius: l2 radius in units of the model's inputs, at least 0.
         modalities: those that are perturbed, all by default.
+        kwargs: those of ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: if the radius is negative.
 
     >>> from lightning_crmt import Soundness
     >>> certificate = Certificate(
@@ -117,11 +109,14 @@ class CertifiedAccuracy(_CertificateMetric):
     tensor(0.5000)
     """
 
-    def __init__(self, radius: float = 0.0, modalities: Sequence[str] | None = None) -> None:
-        super().__init__(modalities)
+    plot_upper_bound = 1.0
+
+    def __init__(self, radius: float = 0.0, modalities: Sequence[str] | None = None, **kwargs: Any) -> None:
         if not radius >= 0:
             raise ValueError(f"`radius` must be at least 0, got {radius}")
+        super().__init__(radius, modalities, **kwargs)
         self.radius = radius
+        self.modalities = None if modalities is None else list(modalities)
 
     @override
     def values(self, certificate: Certificate, target: Tensor) -> Tensor:
@@ -133,7 +128,14 @@ class MeanCertifiedRadius(_CertificateMetric):
 
     Args:
         modalities: those that are perturbed, all by default.
+        kwargs: those of ``torchmetrics.Metric``.
     """
+
+    is_differentiable = True
+
+    def __init__(self, modalities: Sequence[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(modalities, **kwargs)
+        self.modalities = None if modalities is None else list(modalities)
 
     @override
     def values(self, certificate: Certificate, target: Tensor) -> Tensor:
@@ -143,10 +145,10 @@ class MeanCertifiedRadius(_CertificateMetric):
 class EstimatedAccuracy(CertifiedAccuracy):
     """:class:`CertifiedAccuracy` of radii that rest on estimated constants: no guarantee, and no other name for it."""
 
-    label = "estimated"
+    certified = False
 
 
 class MeanEstimatedRadius(MeanCertifiedRadius):
     """:class:`MeanCertifiedRadius` of radii that rest on estimated constants: no guarantee."""
 
-    label = "estimated"
+    certified = False

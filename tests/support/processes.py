@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a scenario in processes of its own, because real DDP cannot run inside pytest.
+"""Trains a scenario with several processes, which cannot be done inside pytest.
 
 ``train`` starts this file as a script, and DDP starts it again for each further process.
 """
@@ -22,8 +22,11 @@ class TrainingError(Exception):
     """The script stopped with an error, or not in time; the message is what it wrote."""
 
 
-def train(scenario, folder, *, strategy="auto", processes=1, batch_size, timeout=240):
-    """What each process saved, in the order of their ranks."""
+def train(scenario, folder, *, strategy="auto", processes=1, batch_size, timeout=600):
+    """What each process ended with, in the order of their ranks; a single one is this one."""
+    if processes == 1:
+        torch.set_num_threads(1)
+        return [_scenario(scenario).train(strategy, 1, batch_size, Path(folder))]
     command = [sys.executable, __file__, scenario, strategy, str(processes), str(batch_size), str(folder)]
     paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -37,28 +40,31 @@ def train(scenario, folder, *, strategy="auto", processes=1, batch_size, timeout
         _end(started)
         raise TrainingError(f"{scenario} took longer than {timeout} s:\n{started.communicate()[0]}") from None
     finally:
-        _end(started)  # a rank may be left waiting for one that failed
+        _end(started)  # also where pytest itself is interrupted
     if started.returncode != 0:
         raise TrainingError(f"{scenario} ended with status {started.returncode}:\n{output}")
-    return [torch.load(_saved(folder, processes, rank), weights_only=True) for rank in range(processes)]
+    return [torch.load(_saved(folder, rank), weights_only=True) for rank in range(processes)]
 
 
 def _end(started):
-    """Ends the script and whatever it has started."""
+    """Ends the script and all that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(started.pid, signal.SIGKILL)
 
 
-def _saved(folder, processes, rank):
-    return Path(folder) / f"rank-{rank}-of-{processes}.pt"
+def _scenario(name):
+    return importlib.import_module(f"support.scenarios.{name}")
+
+
+def _saved(folder, rank):
+    return Path(folder) / f"rank-{rank}.pt"
 
 
 def main(scenario, strategy, processes, batch_size, folder):
     torch.set_num_threads(1)
-    module = importlib.import_module(f"support.scenarios.{scenario}")
-    result = module.train(strategy, int(processes), int(batch_size), Path(folder))
+    result = _scenario(scenario).train(strategy, int(processes), int(batch_size), Path(folder))
     # Lightning sets the rank for the processes that it starts; the first one knows none.
-    torch.save(result, _saved(folder, int(processes), os.environ.get("LOCAL_RANK", "0")))
+    torch.save(result, _saved(folder, os.environ.get("LOCAL_RANK", "0")))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Turn folders of videos into frames, flow and spectrograms, once."""
+"""Folders of videos into frames, flow and spectrograms, once: ``lightning-crmt prepare``."""

@@ -11,15 +11,16 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from threading import Timer
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
-#: A file that keeps ffmpeg busy for longer, in seconds, is taken for broken.
+#: Seconds after which a file that still keeps ffmpeg busy counts as broken.
 TIME_LIMIT = 3600.0
 
 #: What ffmpeg calls an error although all that is lost is a part of some pictures before the first key frame: videos
-#: cut without encoding them again, as clips of data sets often are, begin in the midst of a group of pictures.
+#: cut without encoding them again, as clips of data sets often are, begin in the middle of a group of pictures.
 HARMLESS = re.compile(
     "co located POCs unavailable|mmco: unref short failure|[Rr]eference picture missing|Missing reference picture"
     "|Could not find ref with POC|illegal short term buffer state|number of reference frames .* exceeds max"
@@ -39,19 +40,13 @@ def ffmpeg_program() -> str:
     Raises:
         FileNotFoundError: if there is neither.
     """
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
     try:
-        from imageio_ffmpeg import get_ffmpeg_exe  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
-        program: str = get_ffmpeg_exe()
+        return shutil.which("ffmpeg") or str(import_module("imageio_ffmpeg").get_ffmpeg_exe())
     except (ImportError, RuntimeError):
         raise FileNotFoundError(
             "videos are decoded by the program ffmpeg, which is not on the PATH: install it, or one for Python with "
             'pip install "lightning_crmt[video]"'
         ) from None
-    return program
 
 
 class FFmpeg:
@@ -100,8 +95,7 @@ class FFmpeg:
                 timer = Timer(TIME_LIMIT, process.kill)
                 timer.start()
                 try:
-                    assert process.stdout is not None
-                    yield process.stdout
+                    yield cast("IO[bytes]", process.stdout)
                     process.wait()
                 except BaseException:
                     process.kill()
@@ -118,7 +112,7 @@ class FFmpeg:
             raise BrokenVideoError(reason)
 
     def stop(self) -> None:
-        """End what runs; whatever is decoded now or later is found broken."""
+        """Stop decoding; whatever is decoded now or later counts as broken."""
         self._stopped = True
         for process in tuple(self._running):
             process.kill()
@@ -147,7 +141,7 @@ def complaint(errors: str, status: int = 0, stream: str = "video") -> str | None
 
 
 def _check_length(video: Path) -> None:
-    """The one common format whose cut files ffmpeg decodes without a word is AVI; its header says how long it is."""
+    """Refuse cut AVI files, which ffmpeg decodes without a word; the header says how long the file is."""
     try:
         with video.open("rb") as file:
             head = file.read(12)

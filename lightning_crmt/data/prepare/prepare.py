@@ -1,28 +1,111 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of videos becomes pictures, spectrograms and optical flow, once."""
+"""A folder of videos becomes frames, spectrograms and optical flow, once: the function, its report, its command."""
 
 from __future__ import annotations
 
+import csv
+import inspect
 import json
-import math
 import os
+import shutil
+import tempfile
+from argparse import RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
-from lightning_crmt.data.module import chosen
-from lightning_crmt.data.prepare.ffmpeg import FFmpeg
-from lightning_crmt.data.prepare.flow import Flow, flow_estimator
-from lightning_crmt.data.prepare.frames import Frames
-from lightning_crmt.data.prepare.production import Maker, produce
-from lightning_crmt.data.prepare.report import Report
-from lightning_crmt.data.prepare.spectrograms import Spectrograms
+import torch
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from lightning_crmt.data.prepare.ffmpeg import BrokenVideoError, FFmpeg
+from lightning_crmt.data.prepare.kinds import Flow, Frames, Maker, Method, Spectrograms, flow_estimator
 from lightning_crmt.data.prepare.videos import find_videos
+from lightning_crmt.data.settings import above_zero, at_least, chosen
 
 Kind = Literal["frames", "spectrograms", "flow"]
-KINDS: tuple[Kind, ...] = ("frames", "spectrograms", "flow")
+
+_MOST_LINES = 10
+
+
+class Skipped(NamedTuple):
+    """A broken video.
+
+    Attributes:
+        video: path below the folder of videos.
+        kind: what could not be made.
+        reason: why, in a line.
+    """
+
+    video: str
+    kind: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """Counts of videos; as a string, a summary.
+
+    Args:
+        output: folder that was written to.
+        videos: how many there are.
+        already: of each kind, how many had it before.
+        skipped: videos that were broken.
+    """
+
+    output: Path
+    videos: int
+    already: dict[str, int]
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def made(self) -> dict[str, int]:
+        """Of each kind, how many have it since this run."""
+        skipped = Counter(each.kind for each in self.skipped)
+        return {kind: self.videos - already - skipped[kind] for kind, already in self.already.items()}
+
+    @property
+    def nothing(self) -> list[str]:
+        """Kinds that not a single video has."""
+        return [kind for kind, made in self.made.items() if not made + self.already[kind]]
+
+    @property
+    def path(self) -> Path:
+        """Where the skipped videos are listed."""
+        return self.output / "skipped.csv"
+
+    def write(self) -> None:
+        """List the skipped videos; of the kinds that this run was not about, those that were listed."""
+        rows = list(self.skipped)
+        # surrogateescape: names of files need not be UTF-8
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                before = [Skipped(*row) for row in list(csv.reader(file))[1:] if len(row) == len(Skipped._fields)]
+            rows += [row for row in before if row.kind not in self.already]
+        part = self.path.with_suffix(".csv.part")
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([Skipped._fields, *sorted(rows)])
+        part.replace(self.path)
+
+    def __str__(self) -> str:
+        lines = [f"{self.videos} videos"]
+        for kind, made in self.made.items():
+            skipped = sum(each.kind == kind for each in self.skipped)
+            lines.append(f"{kind}: {made} made, {self.already[kind]} already there, {skipped} skipped")
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for video, kind, reason in self.skipped:
+            reasons.setdefault((video, reason), []).append(kind)
+        if reasons:
+            lines.append(f"skipped, see {self.path}:")
+            shown = [f"  {video}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()]
+            lines += shown[:_MOST_LINES]
+            lines += [f"  and {len(shown) - _MOST_LINES} more"] if len(shown) > _MOST_LINES else []
+        return "\n".join(lines)
 
 
 def prepare(
@@ -33,7 +116,7 @@ def prepare(
     size: int = 256,
     flow_fps: float | None = None,
     flow_bound: float = 20.0,
-    flow_method: Literal["dis", "tvl1"] = "dis",
+    flow_method: Method = "dis",
     workers: int | None = None,
 ) -> Report:
     """Turn a folder of videos into what models are trained on. A video VIDEOS/a/b.mp4 becomes
@@ -72,9 +155,9 @@ def prepare(
             are no videos, if two of them would become one, or if a folder of them cannot be read.
     """
     videos, output = Path(videos), Path(output)
-    numbers = {"fps": fps, "size": size, "flow_fps": flow_fps, "flow_bound": flow_bound, "workers": workers}
-    names = chosen("kinds", kinds, KINDS)
-    _check_numbers({name: value for name, value in numbers.items() if value is not None})
+    names = chosen("kinds", kinds, get_args(Kind))
+    above_zero(fps=fps, flow_fps=flow_fps, flow_bound=flow_bound)
+    at_least(1, size=size, workers=workers)
     if videos.resolve() == output.resolve():
         raise ValueError(f"`output` must be another folder than `videos`, got {str(output)!r} for both")
     every = Frames(fps, size), Spectrograms(), Flow(size, flow_fps, flow_bound, flow_method)
@@ -82,34 +165,72 @@ def prepare(
     ffmpeg = FFmpeg()
     if "flow" in names:
         flow_estimator(flow_method)  # at once, if it is not installed
-    found = find_videos(videos, leave_out=output)
+    clips = find_videos(videos, leave_out=output)
     _keep_settings(output, makers)
-    return produce(videos, found, makers, ffmpeg, output, workers or _processors())
+    lacking = [(clip, maker) for clip in clips for maker in makers if not _target(output, maker, clip).exists()]
+    already = {each.kind: len(clips) - sum(maker is each for _, maker in lacking) for each in makers}
+    report = Report(output, len(clips), already)
+    with ExitStack() as stack:
+        # Files are the unit of work: torch in many threads at a time must not start many of its own.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        # In the same file system as what is finished; whatever a killed run has left there goes.
+        unfinished = output / ".unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        stack.callback(shutil.rmtree, unfinished)
+        bar = stack.enter_context(Tqdm(total=len(lacking), unit="file", disable=None))
+        # Threads do: the work is that of ffmpeg, OpenCV and torch, which let other threads run.
+        pool = stack.enter_context(ThreadPoolExecutor(workers or _processors()))
+        try:
+            running = {
+                pool.submit(_make, maker, ffmpeg, clips[clip], _target(output, maker, clip), unfinished): (clip, maker)
+                for clip, maker in lacking
+            }
+            for future in as_completed(running):
+                clip, maker = running[future]
+                if reason := future.result():
+                    report.skipped.append(Skipped(clips[clip].relative_to(videos).as_posix(), maker.kind, reason))
+                bar.set_postfix(skipped=len(report.skipped), refresh=False)
+                bar.update()
+        except BaseException:
+            ffmpeg.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    report.skipped.sort()
+    report.write()
+    return report
 
 
-def _check_numbers(numbers: dict[str, float]) -> None:
-    for name, value in numbers.items():
-        least = 1 if name in ("size", "workers") else 0
-        if not (math.isfinite(value) and value >= least and value > 0):
-            raise ValueError(f"`{name}` must be {'at least 1' if least else 'positive and finite'}, got {value}")
+def _make(maker: Maker, ffmpeg: FFmpeg, video: Path, target: Path, unfinished: Path) -> str | None:
+    """Make one kind of output of a video, and rename it when it is complete; the reason if the video is broken."""
+    with tempfile.TemporaryDirectory(dir=unfinished) as folder:
+        part = Path(folder, target.name)
+        try:
+            maker.make(ffmpeg, video, part)
+        except BrokenVideoError as error:
+            return str(error)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(target)
+        return None
+
+
+def _target(output: Path, maker: Maker, clip: str) -> Path:
+    return output / maker.kind / f"{clip}{maker.suffix}"
 
 
 def _keep_settings(output: Path, makers: Sequence[Maker]) -> None:
     """Refuse to mix what was made with different settings."""
     for maker in makers:
-        path = output / f"{maker.kind}.json"
+        path, folder = output / f"{maker.kind}.json", output / maker.kind
+        made = f"was not made by this command: there is no {path.name}"
         if path.exists():
             before = json.loads(path.read_text())
-            if before != asdict(maker):
-                raise ValueError(
-                    f"`output` must be another folder, for {str(output / maker.kind)!r} was made with {before}, and "
-                    f"asked for is {asdict(maker)}; or remove that folder and {path.name}"
-                )
-        elif (output / maker.kind).exists():
-            raise ValueError(
-                f"`output` must be another folder, for {str(output / maker.kind)!r} was not made by this command: "
-                f"there is no {path.name}"
-            )
+            made = f"was made with {before}, and asked for is {asdict(maker)}; or remove that folder and {path.name}"
+            if before == asdict(maker):
+                continue
+        if path.exists() or folder.exists():
+            raise ValueError(f"`output` must be another folder, for {str(folder)!r} {made}")
     output.mkdir(parents=True, exist_ok=True)
     for maker in makers:
         part = output / f"{maker.kind}.json.part"
@@ -120,3 +241,44 @@ def _keep_settings(output: Path, makers: Sequence[Maker]) -> None:
 def _processors() -> int:
     """Those this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the description."""
+
+
+def prepare_command(words: Sequence[str]) -> int:
+    """Prepare videos as the words of a command line say, and print a summary.
+
+    Returns:
+        The exit status: 1 if there is a kind that not a single video has, else 0, whatever was skipped.
+
+    Raises:
+        SystemExit: with status 2 and an explanation, if a word is wrong; with status 130, if interrupted.
+    """
+    what, _, _ = inspect.cleandoc(prepare.__doc__ or "").partition("\n\nArgs:")
+    parser = ArgumentParser(
+        prog="lightning-crmt prepare",
+        description=what,
+        epilog="Exit status: 0 if something was made or is there of each kind, though videos be skipped; 1 if of some "
+        "kind there is nothing; 2 if nothing was tried because a word of the command is wrong.",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    parser.add_function_arguments(prepare, as_group=False, as_positional=True, skip={"kinds"})
+    parser.add_argument(
+        "--kinds",
+        nargs="+",  # which jsonargparse does not derive from a sequence
+        type=Kind,
+        default=["frames", "spectrograms"],
+        help="what to make, one or more, with spaces between.",
+    )
+    settings = parser.parse_args(list(words)).as_dict()
+    try:
+        report = prepare(**settings)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; the same command again goes on from here\n")
+    print(report)  # noqa: T201
+    return 1 if report.nothing else 0

@@ -29,8 +29,7 @@ def find_videos(folder: Path, leave_out: Path | None = None) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"`videos` must be a folder, got {str(folder)!r}, and there is none")
-    found: dict[str, Path] = {}
-    twins: list[tuple[Path, Path]] = []
+    found: dict[str, list[Path]] = {}
     # what each folder must not lead into: what it lies in, for a link may lead back there
     above = {str(folder): {os.path.realpath(each) for each in (folder, leave_out) if each is not None}}
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -40,27 +39,21 @@ def find_videos(folder: Path, leave_out: Path | None = None) -> dict[str, Path]:
         above.update({os.path.join(place, name): closed | {real[name]} for name in folders})
         for file in sorted(files):
             path = Path(place, file)
-            if file.startswith(".") or path.suffix.lower() not in SUFFIXES:
-                continue
-            clip = path.relative_to(folder).with_suffix("").as_posix()
-            if clip in found:
-                twins.append((found[clip], path))
-            found.setdefault(clip, path)
-    if twins:
+            if not file.startswith(".") and path.suffix.lower() in SUFFIXES:
+                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    if not found:
+        raise ValueError(f"`videos` must hold files that end with {', '.join(SUFFIXES)}, got {str(folder)!r} with none")
+    if twins := [(first, other) for first, *others in found.values() for other in others]:
         raise ValueError(
             f"`videos` must have names that differ without suffix, got {len(twins)} pair{'s' * (len(twins) > 1)} that "
             f"do not, such as {twins[0][0]} and {twins[0][1]}"
         )
-    if not found:
-        raise ValueError(f"`videos` must hold files that end with {', '.join(SUFFIXES)}, got {str(folder)!r} with none")
-    for clip, path in found.items():
-        for parent in Path(clip).parents:
-            if parent.as_posix() in found:
-                raise ValueError(
-                    f"`videos` must not have a folder named as a video without suffix, got {found[parent.as_posix()]} "
-                    f"and {path}"
-                )
-    return found
+    for clip, (path,) in found.items():
+        for parent in map(Path.as_posix, Path(clip).parents):
+            if parent in found:
+                both = f"{found[parent][0]} and {path}"
+                raise ValueError(f"`videos` must not have a folder named as a video without suffix, got {both}")
+    return {clip: path for clip, (path,) in found.items()}
 
 
 def _refuse(error: OSError) -> NoReturn:

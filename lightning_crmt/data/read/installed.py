@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def installed_file(package: str, path: str) -> Path:
-    """Where ``path`` of an installed package lies; the package, whose imports may be slow or broken, stays unimported.
+    """Where a file of an installed package is; the package, whose imports may be slow or broken, is not imported.
 
     Args:
         package: name of a top-level package.
@@ -26,10 +26,7 @@ def installed_file(package: str, path: str) -> Path:
     for folder in folders:
         if (file := Path(folder, path)).is_file():
             return file
+    reason = 'there is no such package: pip install "lightning_crmt[data]"'
     if folders:
-        raise FileNotFoundError(
-            f"{package}/{path} is needed, but the package in {folders[0]} has no such file: take another release of it"
-        )
-    raise FileNotFoundError(
-        f'{package}/{path} is needed, but there is no such package: pip install "lightning_crmt[data]"'
-    )
+        reason = f"the package in {folders[0]} has no such file: take another release of it"
+    raise FileNotFoundError(f"{package}/{path} is needed, but {reason}")

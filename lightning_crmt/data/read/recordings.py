@@ -1,26 +1,36 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Free Spoken Digit Dataset as its authors publish it: read, and turned into spectrograms of one size."""
+"""The Free Spoken Digit Dataset as its authors publish it: fetched, read, and turned into spectrograms of one size."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import shutil
+import tempfile
+import urllib.request
 import wave
 import zipfile
 import zlib
-from pathlib import Path
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_crmt.data.read.spectrogram import LOG_FLOOR, frame_count, log_mel
 
+#: The release with all six speakers, 16 MB.
+ARCHIVE = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip"
 #: Samples per second of every recording.
 SAMPLE_RATE = 8000
 
+_TIMEOUT = 60.0  # seconds without an answer
 _NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
 _ARCHIVE_KEYS = ("audio", "length", "label", "speaker", "index", "speakers", "sample_rate")
 
@@ -41,6 +51,63 @@ class Recordings(NamedTuple):
     names: list[str]
 
 
+def fetch_recordings(folder: str | Path, url: str | None = None) -> None:
+    """Fetch the archive and unpack its recordings into ``folder / "recordings"``, unless something is there already.
+
+    Everything is prepared beside the folder, which is then renamed, so that a folder with something in it is complete:
+    whatever goes wrong on the way leaves nothing behind.
+
+    Args:
+        folder: where to; made, with its parents.
+        url: a ``.zip`` with files ``recordings/*.wav`` anywhere in it; by default ``ARCHIVE``.
+
+    Raises:
+        RuntimeError: if the archive cannot be fetched, or is broken, or holds no recordings.
+    """
+    folder, url = Path(folder), url or ARCHIVE
+    if _holds_something(folder):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work,
+            zipfile.ZipFile(_download(url)) as archive,
+        ):
+            files = [name for name in archive.namelist() if PurePosixPath(name).match("recordings/*.wav")]
+            if not files:
+                raise zipfile.BadZipFile("the archive holds no recordings/*.wav")
+            ready = Path(work, "ready")
+            (ready / "recordings").mkdir(parents=True)
+            for name in files:
+                # By its last part alone, so that no name leads out of the folder; reading verifies the checksum.
+                (ready / "recordings" / PurePosixPath(name).name).write_bytes(archive.read(name))
+            if folder.exists():
+                folder.rmdir()
+            os.rename(ready, folder)
+    except (OSError, HTTPException, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if not _holds_something(folder):  # else another process was faster
+            raise RuntimeError(
+                f"could not fetch {url} into {folder}: {error}; without a network, put a copy of the Free Spoken Digit "
+                "Dataset there"
+            ) from error
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _download(url: str) -> io.BytesIO:
+    content = io.BytesIO()
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+        total = int(response.headers.get("Content-Length") or 0)
+        with Tqdm.wrapattr(response, "read", total=total or None, desc="recordings", leave=False) as reader:
+            shutil.copyfileobj(reader, content)
+    # A connection that breaks off reads like one that ends.
+    if total and content.tell() != total:
+        raise OSError(f"broke off after {content.tell()} of {total} bytes")
+    return content
+
+
 def read_recordings(path: str | Path) -> Recordings:
     """Read a folder of files ``{digit}_{speaker}_{index}.wav``, or all of them packed into one ``.npz``.
 
@@ -55,18 +122,18 @@ def read_recordings(path: str | Path) -> Recordings:
     """
     path = Path(path)
     if path.suffix == ".npz" and path.is_file():
-        found = _read_archive(path)
+        rows = _read_archive(path)
     elif path.is_dir():
         files = list(path.glob("*.wav")) or list((path / "recordings").glob("*.wav"))
         if not files:
             raise ValueError(f"{path} must hold files {{digit}}_{{speaker}}_{{index}}.wav, found none")
-        found = [(*_parse(file), _read_wave(file)) for file in files]
+        rows = [(*_parse(file), _read_wave(file)) for file in files]
     else:
         raise FileNotFoundError(
             f"there is no folder or .npz {path} with recordings; SpokenWrittenDigits(download=True) fetches them"
         )
-    found.sort(key=lambda one: one[:3])
-    digits, speakers, indices, samples = zip(*found, strict=True)
+    rows.sort(key=lambda row: row[:3])
+    digits, speakers, indices, samples = zip(*rows, strict=True)
     return Recordings(
         waveforms=[torch.from_numpy(each.astype(np.float32) / 2**15) for each in samples],
         label=torch.tensor(digits),

@@ -1,17 +1,23 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Log-mel spectrograms as Kaldi computes them, in torch alone."""
+"""Log-mel spectrograms: of a waveform as Kaldi computes them, in torch alone, and of prepared clips."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lightning_crmt.checks import describe
+from lightning_crmt.data.read.looks import Look, Reader
+from lightning_crmt.data.settings import above_zero, at_least
 
 #: Energies below this count as this; the single precision epsilon, in whatever precision is computed.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
@@ -64,8 +70,7 @@ def log_mel(
     """
     if not isinstance(waveform, Tensor) or not waveform.is_floating_point() or waveform.dim() < 1:
         raise TypeError(f"`waveform` must be a floating point tensor of samples in [-1, 1], got {describe(waveform)}")
-    if n_mels < 1:
-        raise ValueError(f"`n_mels` must be at least 1, got {n_mels}")
+    at_least(1, n_mels=n_mels)
     frame_count(waveform.shape[-1], sample_rate, frame_length, frame_shift)
     if not waveform.isfinite().all():
         raise ValueError("`waveform` must be finite, got NaN or Inf")
@@ -104,15 +109,54 @@ def frame_count(samples: int, sample_rate: int, frame_length: float = 25.0, fram
 def _frame_sizes(sample_rate: int, frame_length: float, frame_shift: float) -> tuple[int, int]:
     if sample_rate <= 2 * _LOWEST_FREQUENCY:
         raise ValueError(f"`sample_rate` must be above {2 * _LOWEST_FREQUENCY:g} Hz, got {sample_rate}")
-    sizes = []
     for name, value, least in (("frame_length", frame_length, 2), ("frame_shift", frame_shift, 1)):
         if not math.isfinite(value) or value * sample_rate < 1000 * least:
             raise ValueError(
                 f"`{name}` must be at least {least} samples, {1000 * least / sample_rate:g} ms at {sample_rate} Hz, "
                 f"got {value} ms"
             )
-        sizes.append(int(value * sample_rate / 1000))
-    return sizes[0], sizes[1]
+    return int(frame_length * sample_rate / 1000), int(frame_shift * sample_rate / 1000)
+
+
+@dataclass(frozen=True)
+class SpectrogramReader(Reader):
+    r"""The spectrogram of a clip, ``(1, frames, 128)``: cut or padded with zeros, then :math:`(x - \mu) / 2 \sigma`.
+
+    Padding comes first, as in the audio models that this scaling is from (Gong et al., Interspeech 2021).
+
+    Args:
+        mean: :math:`\mu`.
+        std: :math:`\sigma`.
+        frames: length.
+    """
+
+    kind: ClassVar[str] = "spectrograms"
+    suffix: ClassVar[str] = ".npy"
+    bands: ClassVar[int] = 128
+
+    mean: float
+    std: float
+    frames: int = 1024
+
+    def __post_init__(self) -> None:
+        above_zero(audio_std=self.std)
+        if not math.isfinite(self.mean):
+            raise ValueError(f"`audio_mean` must be finite, got {self.mean}")
+
+    @override
+    def __call__(self, clip: str, look: Look) -> Tensor:
+        path = self.path(clip)
+        try:
+            stored = np.load(path, mmap_mode="r")  # so that what is longer than needed is not read
+            if stored.ndim != 2 or stored.shape[1] != self.bands or not stored.shape[0]:
+                raise ValueError(f"expected shape (T, {self.bands}), got {stored.shape}")
+            energies = torch.from_numpy(np.array(stored[: self.frames], dtype=np.float32))
+            if not energies.isfinite().all():
+                raise ValueError("it holds NaN or Inf")
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            raise RuntimeError(f"{path} cannot be used ({error}): delete it and prepare it again") from error
+        padded = F.pad(energies, (0, 0, 0, self.frames - len(energies)))
+        return padded[None].sub_(self.mean).div_(2 * self.std)
 
 
 @lru_cache(maxsize=8)

@@ -1,3 +1,8 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
 """Sound upper bounds of Lipschitz constants, layer by layer."""
+
+from lightning_crmt.lipschitz.bounds import rules as rules  # registers them
+from lightning_crmt.lipschitz.bounds.bound import BOUND_LEVELS, Place, encoder_bounds, lipschitz_bound, lipschitz_rule
+
+__all__ = ["BOUND_LEVELS", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule"]

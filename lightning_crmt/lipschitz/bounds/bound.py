@@ -5,34 +5,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
 from lightning_crmt.frozen_eval import frozen_eval
-from lightning_crmt.lipschitz.bounds import activations as activations  # registers rules
-from lightning_crmt.lipschitz.bounds import rules as rules  # registers rules
-from lightning_crmt.lipschitz.bounds.registry import NoBoundError, find_rule, refuse_changed_behaviour
 from lightning_crmt.lipschitz.constants import LipschitzConstants
+from lightning_crmt.lipschitz.gate import (
+    CODE,
+    Encoders,
+    NoBoundError,
+    of_each_encoder,
+    place_of,
+    refuse_changed_behaviour,
+)
 from lightning_crmt.lipschitz.rigorous.forward_error import rigorous_bound
 from lightning_crmt.soundness import Soundness
 
-#: How far a bound must be trusted: in exact arithmetic, or against rounding too.
-Level: TypeAlias = Literal["sound", "rigorous"]
+#: The levels that a bound can have.
+BOUND_LEVELS = (Soundness.SOUND, Soundness.RIGOROUS)
 
 
-def lipschitz_bound(module: nn.Module, input_shape: Sequence[int] | None = None, *, level: Level = "sound") -> float:
+def lipschitz_bound(
+    module: nn.Module, input_shape: Sequence[int] | None = None, *, level: Soundness | str = Soundness.SOUND
+) -> float:
     r"""Upper bound of the l2 Lipschitz constant of ``module`` as it computes in evaluation mode.
 
     .. math:: \|f(x') - f(x)\|_2 \le L \|x' - x\|_2 \quad \text{for all } x, x'
 
     the product of bounds of its layers, each by the rule for its exact type: a subclass may compute something else. It
     is the bound of these very weights; training, loading or casting them makes it stale. Layers that are 1-Lipschitz by
-    construction are measured like all others. The module is left as found, in training mode if it was.
+    construction are measured like all others. The module stays as it is, in training mode if it was.
 
     ``level="rigorous"`` also proves the arithmetic of the bound, for the few types of layers where this package can;
     :func:`~lightning_crmt.lipschitz.forward_error` is the other half of such a certificate.
@@ -42,7 +50,7 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int] | None = None,
             :func:`lipschitz_rule`.
         input_shape: shape of one sample, without the batch. Not needed, but convolutions and averages get tighter, and
             some paddings have a bound only with it.
-        level: ``"sound"`` or ``"rigorous"``.
+        level: ``SOUND`` or ``RIGOROUS``, or its name.
 
     Raises:
         NoBoundError: a ``ValueError`` that names path and type of a module that has no rule, or whose settings or
@@ -56,22 +64,21 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int] | None = None,
     ...     print(error)
     no Lipschitz bound is known for '1', a Softmax; if you can prove one, register it with @lipschitz_rule
     """
-    if level not in ("sound", "rigorous"):
-        raise ValueError(f"`level` must be 'sound' or 'rigorous', got {level!r}")
+    level = Soundness.among(BOUND_LEVELS, "level", level)
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be an nn.Module, got {describe(module)}")
     shape = None if input_shape is None else tuple(int(size) for size in input_shape)
     if shape is not None and min(shape, default=0) < 1:
         raise ValueError(f"`input_shape` must hold sizes of one sample, all at least 1, got {shape}")
     with frozen_eval(module), torch.no_grad():
-        return rigorous_bound(module) if level == "rigorous" else _Walk("", shape).bound(module, "", shape)
+        return rigorous_bound(module) if level is Soundness.RIGOROUS else Place().bound(module, "", shape)
 
 
 def encoder_bounds(
-    encoders: Mapping[str, nn.Module] | nn.ModuleDict,
+    encoders: Encoders,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     *,
-    level: Level = "sound",
+    level: Soundness | str = Soundness.SOUND,
 ) -> LipschitzConstants:
     """The constants that :func:`~lightning_crmt.certification.certify` takes, bounded for each encoder.
 
@@ -91,46 +98,57 @@ def encoder_bounds(
     >>> encoder_bounds({"audio": nn.Identity(), "image": nn.Sigmoid()}).values
     {'audio': tensor(1., dtype=torch.float64), 'image': tensor(0.2500, dtype=torch.float64)}
     """
+    level = Soundness.among(BOUND_LEVELS, "level", level)
     check_modality_names("encoders", encoders.keys())
     if input_shapes is not None:
         check_same_modalities("input_shapes", input_shapes, encoders.keys())
-    values = {}
-    for name, encoder in encoders.items():
-        try:
-            bound = lipschitz_bound(encoder, None if input_shapes is None else input_shapes[name], level=level)
-        except NoBoundError as error:
-            raise NoBoundError(f"the encoder of {name!r}: {error}") from error
-        values[name] = torch.tensor(_single_precision_up(bound), dtype=torch.float64)
-    soundness = Soundness.RIGOROUS if level == "rigorous" else Soundness.SOUND
-    return LipschitzConstants(values, of="encoder", soundness=soundness)
+    shapes = dict.fromkeys(encoders.keys()) if input_shapes is None else input_shapes
+    bounds = of_each_encoder(encoders, lambda name, encoder: lipschitz_bound(encoder, shapes[name], level=level))
+    values = {name: torch.tensor(_single_precision_up(bound), dtype=torch.float64) for name, bound in bounds.items()}
+    return LipschitzConstants(values, of="encoder", soundness=level)
 
 
-class _Walk:
-    # A `Place`; see there.
-    def __init__(self, path: str, input_shape: tuple[int, ...] | None) -> None:
+class Place:
+    """Where in a network a rule is asked for a bound, and how it asks on for the parts of its module.
+
+    Attributes:
+        path: name of the module as in ``named_modules``, ``""`` for the whole.
+        input_shape: shape of one sample as it enters the module, without the batch; ``None`` if unknown.
+    """
+
+    def __init__(self, path: str = "", input_shape: tuple[int, ...] | None = None) -> None:
         self.path = path
         self.input_shape = input_shape
 
     def bound(self, part: nn.Module, name: str, input_shape: tuple[int, ...] | None = None) -> float:
-        here = _Walk(f"{self.path}.{name}".strip("."), input_shape)
+        """Bound of a part, called ``name`` in its parent.
+
+        Raises:
+            NoBoundError: naming the part, if it has no rule or the rule refuses it.
+        """
+        here = Place(f"{self.path}.{name}".strip("."), input_shape)
         refuse_changed_behaviour(part, here.path)
-        rule = find_rule(part)
+        where, rule = place_of(part, here.path), _rule_of(part)
         if rule is None:
             raise NoBoundError(
-                f"no Lipschitz bound is known for {here}, a {type(part).__name__}; "
-                "if you can prove one, register it with @lipschitz_rule"
+                f"no Lipschitz bound is known for {where}; if you can prove one, register it with @lipschitz_rule"
             )
         try:
-            found = float(rule(part, here))
+            bound = float(rule(part, here))
         except NoBoundError:  # of a part, and named after it
             raise
         except ValueError as error:
-            raise NoBoundError(f"no Lipschitz bound for {here}, a {type(part).__name__}: {error}") from error
-        if not (math.isfinite(found) and found >= 0):
-            raise NoBoundError(f"the bound of {here}, a {type(part).__name__}, must be finite and >= 0, got {found}")
-        return found
+            raise NoBoundError(f"no Lipschitz bound for {where}: {error}") from error
+        if not (math.isfinite(bound) and bound >= 0):
+            raise NoBoundError(f"the bound of {where}, must be finite and >= 0, got {bound}")
+        return bound
 
     def output_shape(self, part: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Shape of one sample as it leaves ``part``; ``None`` if it is unknown as it enters.
+
+        Raises:
+            ValueError: if the part does not take this shape.
+        """
         if input_shape is None:
             return None
         like = next((p for p in part.parameters() if p.is_floating_point()), torch.empty(0))
@@ -141,8 +159,69 @@ class _Walk:
                 f"`input_shape` does not fit: a {type(part).__name__} got {input_shape}: {error}"
             ) from error
 
-    def __str__(self) -> str:
-        return repr(self.path) if self.path else "the module"
+
+#: From a module in evaluation mode, and its place, to an upper bound of its l2 Lipschitz constant.
+Rule: TypeAlias = Callable[[Any, Place], float]
+
+_RULES: dict[type[nn.Module], Rule] = {}
+# Types of libraries that need not be installed, by qualified name. Their forward is the one of torch's type on a weight
+# that they compute: as long as that is so, it is this weight that gets measured.
+_FOREIGN: dict[str, type[nn.Module]] = {
+    "orthogonium.layers.linear.ortho_linear.OrthoLinear": nn.Linear,
+    "orthogonium.layers.linear.ortho_linear.UnitNormLinear": nn.Linear,
+    "deel.torchlip.modules.linear.SpectralLinear": nn.Linear,
+    "deel.torchlip.modules.linear.FrobeniusLinear": nn.Linear,
+    "orthogonium.layers.conv.AOC.fast_block_ortho_conv.FastBlockConv2d": nn.Conv2d,
+    "orthogonium.layers.conv.AOC.rko_conv.RKOConv2d": nn.Conv2d,
+    "orthogonium.layers.conv.AOC.bcop_x_rko_conv.BcopRkoConv2d": nn.Conv2d,
+    "orthogonium.layers.conv.AOL.aol.AOLConv2D": nn.Conv2d,
+    "orthogonium.layers.conv.adaptiveSOC.soc_x_rko_conv.SOCRkoConv2d": nn.Conv2d,
+    "orthogonium.layers.conv.adaptiveSOC.fast_skew_ortho_conv.FastSOC": nn.Conv2d,
+}
+
+
+def lipschitz_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Register how to bound the Lipschitz constant of your own layers.
+
+    The rule gets the module, in evaluation mode, and its :class:`Place`; it returns an upper bound of the l2 Lipschitz
+    constant or raises. It serves exactly these types, not their subclasses, because these may compute something else.
+    A certificate is as sound as the rule.
+
+    Raises:
+        TypeError: if a type is no subclass of ``nn.Module``.
+        ValueError: if the package has a rule of its own for a type.
+
+    >>> import torch
+    >>> class Half(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x / 2
+    >>> @lipschitz_rule(Half)
+    ... def _(layer, place):
+    ...     return 0.5
+    >>> lipschitz_bound(torch.nn.Sequential(Half(), torch.nn.ReLU(), Half()))
+    0.25
+    """
+    for kind in types:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"`types` must be subclasses of nn.Module, got {kind!r}")
+        if kind in _RULES and _RULES[kind].__module__.startswith("lightning_crmt."):
+            raise ValueError(f"`types` must not hold {kind.__name__}, lightning_crmt has a rule for it")
+
+    def register(rule: Rule) -> Rule:
+        for kind in types:
+            _RULES[kind] = rule
+        return rule
+
+    return register
+
+
+def _rule_of(module: nn.Module) -> Rule | None:
+    """The rule for the exact type of ``module``, before any parametrisation; ``None`` if there is none."""
+    kind = parametrize.type_before_parametrizations(module)
+    base = _FOREIGN.get(f"{kind.__module__}.{kind.__qualname__}")
+    if base is not None and all(getattr(kind, name, None) is getattr(base, name, None) for name in CODE):
+        kind = base
+    return _RULES.get(kind)
 
 
 def _single_precision_up(value: float) -> float:

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,6 @@ from torch import Tensor, nn
 from lightning_crmt.encoders import MLP, ConvNet1d, ConvNet2d, LipschitzCNN, LipschitzMLP
 from lightning_crmt.layers import (
     GroupSort,
-    MaxMin,
     OrthogonalConv1d,
     OrthogonalConv2d,
     OrthogonalLinear,
@@ -21,60 +22,53 @@ from lightning_crmt.layers import (
     ScaledAvgPool1d,
     ScaledAvgPool2d,
 )
-from lightning_crmt.lipschitz.bounds.convolution import Convolution, convolution_norm
-from lightning_crmt.lipschitz.bounds.matrix import SLACK, spectral_norm
-from lightning_crmt.lipschitz.bounds.registry import Place, inherits_forward, lipschitz_rule
+from lightning_crmt.lipschitz.bounds.bound import Place, lipschitz_rule
+from lightning_crmt.lipschitz.bounds.norms import SLACK, Convolution, convolution_norm, spectral_norm
+from lightning_crmt.lipschitz.gate import exact_numbers
 
-# Their forward is nn.Linear's or nn.Conv2d's on a weight they compute: it is that weight that gets measured.
-inherits_forward(
-    [
-        "orthogonium.layers.linear.ortho_linear.OrthoLinear",
-        "orthogonium.layers.linear.ortho_linear.UnitNormLinear",
-        "deel.torchlip.modules.linear.SpectralLinear",
-        "deel.torchlip.modules.linear.FrobeniusLinear",
-    ],
-    nn.Linear,
-)
-inherits_forward(
-    [
-        "orthogonium.layers.conv.AOC.fast_block_ortho_conv.FastBlockConv2d",
-        "orthogonium.layers.conv.AOC.rko_conv.RKOConv2d",
-        "orthogonium.layers.conv.AOC.bcop_x_rko_conv.BcopRkoConv2d",
-        "orthogonium.layers.conv.AOL.aol.AOLConv2D",
-        "orthogonium.layers.conv.adaptiveSOC.soc_x_rko_conv.SOCRkoConv2d",
-        "orthogonium.layers.conv.adaptiveSOC.fast_skew_ortho_conv.FastSOC",
-    ],
-    nn.Conv2d,
-)
+_IDENTITY_IN_EVALUATION = [nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout]
+_SLOPES_UP_TO_ONE = [nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Hardtanh]
+# They permute, or extend by constants.
+_REORDERING = [nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d]
+# Sorting changes no distance between sorted vectors by more than it was. Windows that are disjoint are each a row
+# (1, ..., 1) / sqrt(n) of norm 1.
+_OWN = [GroupSort, ScaledAvgPool1d, ScaledAvgPool2d]
+#: Bounds that hold whatever the settings.
+CONSTANTS: dict[type[nn.Module], float] = {
+    **dict.fromkeys([*_IDENTITY_IN_EVALUATION, *_SLOPES_UP_TO_ONE, *_REORDERING, *_OWN], 1.0),
+    nn.Sigmoid: 0.25,
+    nn.Hardsigmoid: 1 / 6 + 1e-8,  # torch's own sixth is that of single precision
+    # s + x s (1 - s), s = sigmoid(x), is largest where x (2 s - 1) = 2, at x = 2.3993...: there it is 1.099839...
+    nn.SiLU: 1.09985,
+    # scale * alpha, the slope just left of 0: 1.0507009873554805 * 1.6732632423543772 = 1.758099340847376...
+    nn.SELU: 1.7580993408474,
+}
+
+
+@lipschitz_rule(*CONSTANTS)
+def _constant(layer: nn.Module, place: Place) -> float:
+    return CONSTANTS[type(layer)]
 
 
 @lipschitz_rule(nn.Sequential)
 def _sequential(module: nn.Sequential, place: Place) -> float:
-    total, shape = 1.0, place.input_shape
-    # Not named_children(): that leaves out a module that stands there twice.
-    parts = list(module._modules.items())
-    bounds, shapes = [], []
-    for name, part in parts:
-        assert part is not None
-        bounds.append(place.bound(part, name, shape))
-        shapes.append(shape)
-        shape = place.output_shape(part, shape)
-    index = 0
-    while index < len(parts):
-        bound = bounds[index]
-        if index + 1 < len(parts):
-            folded = _folded(parts[index][1], parts[index + 1][1], shapes[index])
-            if folded is not None:
-                bound = min(bound * bounds[index + 1], folded)
-                index += 1
-        total *= bound
-        index += 1
-    return total
+    bounds: list[float] = []
+    before, shape_before, shape = None, None, place.input_shape
+    # Not named_children(): that leaves out a module that is in it twice.
+    for name, part in zip(module._modules, module, strict=True):
+        bound = place.bound(part, name, shape)
+        folded = _folded(before, part, shape_before)
+        if folded is None:
+            bounds.append(bound)
+        else:
+            bounds[-1] = min(bounds[-1] * bound, folded)
+        before, shape_before, shape = part, shape, place.output_shape(part, shape)
+    return math.prod(bounds, start=1.0)
 
 
 @lipschitz_rule(nn.Linear, OrthogonalLinear)
 def _linear(layer: nn.Linear | OrthogonalLinear, place: Place) -> float:
-    return spectral_norm(_finite(layer.weight, "weight"))
+    return spectral_norm(exact_numbers(layer.weight, "weight"))
 
 
 @lipschitz_rule(nn.Conv1d, nn.Conv2d, OrthogonalConv1d, OrthogonalConv2d)
@@ -88,34 +82,38 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, place: Place) -> float:
     return float(_batch_norm_scale(layer).max()) * SLACK
 
 
-@lipschitz_rule(
-    nn.Identity,
-    # identity in evaluation mode
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-    # slopes from -1 to 1 everywhere
-    nn.ReLU,
-    nn.ReLU6,
-    nn.Tanh,
-    nn.Softsign,
-    nn.LogSigmoid,
-    # permute, or extend by constants
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.ChannelShuffle,
-    nn.ZeroPad1d,
-    nn.ZeroPad2d,
-    # sorting changes no distance between sorted vectors by more than it was
-    GroupSort,
-    MaxMin,
-    # disjoint windows, each a row (1, ..., 1) / sqrt(n) of norm 1
-    ScaledAvgPool1d,
-    ScaledAvgPool2d,
-)
-def _one(layer: nn.Module, place: Place) -> float:
+@lipschitz_rule(nn.LeakyReLU)
+def _leaky_relu(layer: nn.LeakyReLU, place: Place) -> float:
+    return _slopes(layer.negative_slope)
+
+
+@lipschitz_rule(nn.PReLU)
+def _prelu(layer: nn.PReLU, place: Place) -> float:
+    return _slopes(*layer.weight.detach().double().flatten().tolist())
+
+
+@lipschitz_rule(nn.ELU)
+def _elu(layer: nn.ELU, place: Place) -> float:
+    return _slopes(layer.alpha)  # alpha e^x below 0
+
+
+@lipschitz_rule(nn.GELU)
+def _gelu(layer: nn.GELU, place: Place) -> float:
+    if layer.approximate != "none":
+        raise ValueError(f"`approximate` must be 'none', got {layer.approximate!r}: its slope is another")
+    # The slope of x Phi(x) is Phi(x) + x phi(x). Its derivative (2 - x^2) phi(x) vanishes at sqrt(2): it is 1.128904...
+    return 1.12891
+
+
+@lipschitz_rule(nn.Softplus)
+def _softplus(layer: nn.Softplus, place: Place) -> float:
+    # torch's Softplus answers x above its threshold t, a jump of log(1 + e^-t): no slope bounds it. From t = 40 on, the
+    # jump is below what double precision resolves at t.
+    if not (layer.beta > 0 and layer.threshold >= 40):
+        raise ValueError(
+            "it jumps at its threshold and so has no Lipschitz constant; "
+            f"use threshold=40, where that cannot be seen, got beta={layer.beta}, threshold={layer.threshold}"
+        )
     return 1.0
 
 
@@ -189,64 +187,56 @@ def _encoder(encoder: MLP | ConvNet1d | ConvNet2d | LipschitzMLP | LipschitzCNN,
     return place.bound(encoder.layers, "layers", place.input_shape)
 
 
-def _finite(weight: object, name: str) -> Tensor:
-    """``weight`` in double precision on the CPU: exactly the numbers that run."""
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(f"`{name}` must be a real floating point tensor, got {kind}")
-    if not weight.isfinite().all():
-        raise ValueError(f"`{name}` must be finite, it holds NaN or Inf: the model diverged")
-    return weight.detach().to("cpu", torch.float64)
-
-
 def _operator(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d) -> Convolution:
-    kernel = _finite(layer.weight, "weight")
-    axes = kernel.dim() - 2
     if isinstance(layer, OrthogonalConv1d | OrthogonalConv2d):
-        around = ((layer.padding, layer.padding),) * axes
-        return Convolution(kernel, (layer.stride,) * axes, around, (1,) * axes, 1, layer.padding_mode)
+        layer = layer.fixed()
+    kernel = exact_numbers(layer.weight, "weight")
     stride, dilation = tuple(layer.stride), tuple(layer.dilation)
-    if layer.padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel.shape[2:], strict=True)]
-        padding = tuple((each // 2, each - each // 2) for each in total)
-    elif layer.padding == "valid":
-        padding = ((0, 0),) * axes
+    if isinstance(layer.padding, str):
+        same = layer.padding == "same"  # or "valid"
+        totals = [d * (k - 1) * same for d, k in zip(dilation, kernel.shape[2:], strict=True)]
+        padding = tuple((total // 2, total - total // 2) for total in totals)
     else:
-        assert not isinstance(layer.padding, str)
-        padding = tuple((each, each) for each in _by_axis(layer.padding, axes))
+        padding = tuple((each, each) for each in _by_axis(layer.padding, kernel.dim() - 2))
     return Convolution(kernel, stride, padding, dilation, layer.groups, layer.padding_mode)
 
 
 def _batch_norm_scale(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
     if layer.running_var is None or layer.running_mean is None:
         raise ValueError("it must track running statistics; with those of the batch, samples influence each other")
-    _finite(layer.running_mean, "running_mean")
-    variance = _finite(layer.running_var, "running_var") + layer.eps
+    exact_numbers(layer.running_mean, "running_mean")
+    variance = exact_numbers(layer.running_var, "running_var") + layer.eps
     if not (variance > 0).all():
         raise ValueError("`running_var + eps` must be above 0")
-    gain = torch.ones_like(variance) if layer.weight is None else _finite(layer.weight, "weight").abs()
+    gain = torch.ones_like(variance) if layer.weight is None else exact_numbers(layer.weight, "weight").abs()
     return gain / variance.sqrt()
 
 
-def _folded(layer: nn.Module | None, norm: nn.Module | None, shape: tuple[int, ...] | None) -> float | None:
+#: Linear maps that are counted together with the batch normalisation after them.
+_BEFORE_NORM: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    nn.BatchNorm1d: (nn.Linear, OrthogonalLinear, nn.Conv1d, OrthogonalConv1d),
+    nn.BatchNorm2d: (nn.Conv2d, OrthogonalConv2d),
+}
+
+
+def _folded(layer: Any, norm: Any, shape: tuple[int, ...] | None) -> float | None:
     """Bound of a linear map and the batch normalisation after it as one map; ``None`` if they are not such a pair."""
-    pair = (type(layer), type(norm))
-    if pair in ((nn.Linear, nn.BatchNorm1d), (OrthogonalLinear, nn.BatchNorm1d)) and shape is not None:
-        if len(shape) != 1:  # on (B, T, C) the channels are T
+    if type(layer) not in _BEFORE_NORM.get(type(norm), ()):
+        return None
+    if isinstance(layer, nn.Linear | OrthogonalLinear):
+        if shape is None or len(shape) != 1:  # on (B, T, C) the channels are T
             return None
-        weight = _finite(layer.weight, "weight")  # type: ignore[union-attr]
-        return spectral_norm(_batch_norm_scale(norm)[:, None] * weight)  # type: ignore[arg-type]
-    convolutions = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))
-    orthogonal = ((OrthogonalConv1d, nn.BatchNorm1d), (OrthogonalConv2d, nn.BatchNorm2d))
-    if pair in (*convolutions, *orthogonal):
-        operator = _operator(layer)  # type: ignore[arg-type]
-        scale = _batch_norm_scale(norm)  # type: ignore[arg-type]
-        scaled = operator.kernel * scale.reshape(-1, *(1,) * (1 + operator.axes))
-        folded = Convolution(
-            scaled, *(getattr(operator, name) for name in ("stride", "padding", "dilation", "groups", "mode"))
-        )
-        return convolution_norm(folded, _spatial(shape, operator.axes))
-    return None
+        return spectral_norm(_batch_norm_scale(norm)[:, None] * exact_numbers(layer.weight, "weight"))
+    operator = _operator(layer)
+    scale = _batch_norm_scale(norm).reshape(-1, *(1,) * (1 + operator.axes))
+    return convolution_norm(replace(operator, kernel=operator.kernel * scale), _spatial(shape, operator.axes))
+
+
+def _slopes(*slopes: float) -> float:
+    """Bound for slope 1 on the right of 0 and one of ``slopes`` on the left."""
+    if not all(math.isfinite(slope) for slope in slopes):
+        raise ValueError(f"slopes must be finite, got {slopes}")
+    return max(1.0, *(abs(slope) for slope in slopes))
 
 
 def _spatial(shape: tuple[int, ...] | None, axes: int) -> tuple[int, ...] | None:

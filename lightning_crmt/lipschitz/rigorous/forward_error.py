@@ -4,28 +4,47 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from lightning_crmt.checks import check_same_modalities, describe
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.frozen_eval import frozen_eval
-from lightning_crmt.layers import GroupSort, MaxMin, OrthogonalLinear, Residual, Scale
-from lightning_crmt.lipschitz.bounds.registry import NoBoundError, refuse_changed_behaviour
-from lightning_crmt.lipschitz.bounds.steps import LARGEST, Affine, Cloud, Exact, Mixture, Scaling, Step
-from lightning_crmt.lipschitz.rigorous.verified import UNIT_ROUNDOFF, product_up
+from lightning_crmt.layers import (
+    GroupSort,
+    OrthogonalConv1d,
+    OrthogonalConv2d,
+    OrthogonalLinear,
+    Residual,
+    Scale,
+)
+from lightning_crmt.lipschitz.gate import (
+    Encoders,
+    NoBoundError,
+    exact_numbers,
+    of_each_encoder,
+    place_of,
+    proved_precision,
+    refuse_changed_behaviour,
+    refuse_parametrised,
+)
+from lightning_crmt.lipschitz.rigorous.steps import (
+    LARGEST,
+    ErrorBound,
+    Growing,
+    Step,
+    affine,
+    exact,
+    mixture,
+    scaling,
+)
+from lightning_crmt.lipschitz.rigorous.verified import product_up
 from lightning_crmt.modality import Inputs
-
-# They choose, reorder or keep numbers, and are 1-Lipschitz.
-_EXACT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.ReLU, GroupSort, MaxMin)
-# Environment variables that make libraries shorten the factors of products in single precision.
-_SHORTENING = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
-_CONVOLUTIONS = "Conv1d", "Conv2d", "Conv3d", "OrthogonalConv1d", "OrthogonalConv2d"
 
 
 def rigorous_bound(module: nn.Module) -> float:
@@ -50,16 +69,22 @@ class ForwardError:
         at: error at r = 0, ``(B,)`` in double precision.
         growth: what it grows by per unit of r.
         magnitude: upper bound of the norm of the computed features at r = 0, ``(B,)``.
-        reach: what that grows by per unit of r.
+        magnitude_growth: what that grows by per unit of r.
     """
 
     at: Tensor
     growth: float
     magnitude: Tensor
-    reach: float
+    magnitude_growth: float
 
     #: The largest r that the bound holds for: nothing overflows up to there.
     LARGEST_RADIUS = LARGEST
+
+    @property
+    def reach(self) -> float:
+        """The old name of ``magnitude_growth``."""
+        warnings.warn("`reach` is called `magnitude_growth` now", DeprecationWarning, stacklevel=2)
+        return self.magnitude_growth
 
     def within(self, radius: float | Tensor) -> Tensor:
         """Error :math:`e(r)` at every point of the ball with this radius, ``(B,)``."""
@@ -96,19 +121,19 @@ def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or not len(x):
         raise ValueError(f"`x` must be a floating point tensor (B, ...) of at least one sample, got {describe(x)}")
     with frozen_eval(module), torch.no_grad():
-        dtype = _precision(module)
+        dtype = proved_precision(module)
         # Through the network's own precision: that is the sample it sees.
         centre = x.detach().to("cpu", dtype).double()
         if not centre.isfinite().all():
             raise ValueError("`x` must be finite in the precision of the network")
         zero = centre.new_zeros(len(centre))
-        cloud = Cloud(centre, spread=zero, reach=1.0, error=zero, growth=0.0, dtype=dtype)
+        bound = ErrorBound(centre, spread=Growing(zero, 1.0), error=Growing(zero, 0.0), dtype=dtype)
         for step in _steps(module, ""):
-            cloud = step.advance(cloud)
-    return ForwardError(cloud.error, cloud.growth, cloud.magnitude, cloud.reach)
+            bound = step.advance(bound)
+    return ForwardError(bound.error.at, bound.error.growth, bound.magnitude.at, bound.magnitude.growth)
 
 
-def encoder_errors(encoders: Mapping[str, nn.Module] | nn.ModuleDict, inputs: Inputs) -> dict[str, ForwardError]:
+def encoder_errors(encoders: Encoders, inputs: Inputs) -> dict[str, ForwardError]:
     """The errors that :func:`~lightning_crmt.certification.certify` takes, by :func:`forward_error` for each encoder.
 
     Two rigorous norms per layer, whatever the size of the batch: give it big ones.
@@ -124,90 +149,59 @@ def encoder_errors(encoders: Mapping[str, nn.Module] | nn.ModuleDict, inputs: In
     torch.Size([5])
     """
     check_same_modalities("inputs", inputs, encoders.keys())
-    found = {}
-    for name, encoder in encoders.items():
-        try:
-            found[name] = forward_error(encoder, inputs[name])
-        except ValueError as error:
-            kind = NoBoundError if isinstance(error, NoBoundError) else ValueError
-            raise kind(f"the encoder of {name!r}: {error}") from error
-    return found
+    return of_each_encoder(encoders, lambda name, encoder: forward_error(encoder, inputs[name]))
 
 
-def _steps(module: nn.Module, path: str) -> Iterator[Step]:
+#: Goes on to a part, called so in its parent.
+_Inner: TypeAlias = Callable[[nn.Module, str], list[Step]]
+
+
+def _flatten(layer: nn.Flatten) -> Step:
+    if layer.start_dim < 1:
+        raise ValueError(f"`start_dim` must be at least 1, so that samples stay apart, got {layer.start_dim}")
+    return exact(layer)
+
+
+def _linear(layer: nn.Linear) -> Step:
+    bias = None if layer.bias is None else exact_numbers(layer.bias, "bias")
+    return affine(exact_numbers(layer.weight, "weight"), bias)
+
+
+# They choose, reorder or keep numbers, and are 1-Lipschitz.
+_EXACT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.ReLU, GroupSort)
+#: The steps of each type of module, for exactly this type: a subclass may compute something else.
+_STEPS: dict[type[nn.Module], Callable[[Any, _Inner], list[Step]]] = {
+    **dict.fromkeys(_EXACT, lambda layer, inner: [exact(layer)]),
+    nn.Flatten: lambda layer, inner: [_flatten(layer)],
+    nn.Linear: lambda layer, inner: [_linear(layer)],
+    Scale: lambda layer, inner: [scaling(layer.factor)],
+    Residual: lambda layer, inner: [mixture(inner(layer.branch, "branch"), layer.weight)],
+    # Not named_children(): that leaves out a module that is in it twice.
+    nn.Sequential: lambda net, inner: [s for name, part in net._modules.items() for s in inner(part, name)],
+    MLP: lambda net, inner: inner(net.layers, "layers"),
+    LipschitzMLP: lambda net, inner: inner(net.layers, "layers"),
+}
+
+_REFUSED: dict[type[nn.Module], str] = {
+    OrthogonalLinear: "its weights are computed anew in every pass, and QR decompositions differ in the last bits from "
+    "one number of threads to another; fix them first with lightning_crmt.layers.with_fixed_weights",
+    **dict.fromkeys(
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d, OrthogonalConv1d, OrthogonalConv2d),
+        "libraries choose algorithms for convolutions whose rounding has no such bound; level 'sound' may know it",
+    ),
+}
+
+
+def _steps(module: nn.Module, path: str) -> list[Step]:
     refuse_changed_behaviour(module, path)
-    kind = type(module)
-    where = f"{path!r}, a {kind.__name__}," if path else f"the module, a {kind.__name__},"
-    if parametrize.is_parametrized(module):
-        power = [
-            name
-            for name, parametrizations in module.parametrizations.items()  # type: ignore[operator, union-attr]
-            if any("spectral" in type(part).__name__.lower() for part in parametrizations)
-        ]
-        why = f"the norm of `{power[0]}` is measured by power iteration" if power else "its weights are parametrised"
-        raise NoBoundError(
-            f"{where} is refused at level 'rigorous': {why} and computed anew in every pass; "
-            "fix them first with torch.nn.utils.parametrize.remove_parametrizations"
-        )
+    refuse_parametrised(module, path)
+    steps_of = _STEPS.get(type(module))
     try:
-        if isinstance(module, nn.Sequential) and kind is nn.Sequential:
-            for name, part in module._modules.items():  # children() leave out a module that stands there twice
-                assert part is not None
-                yield from _steps(part, f"{path}.{name}".strip("."))
-        elif isinstance(module, MLP | LipschitzMLP) and kind in (MLP, LipschitzMLP):
-            yield from _steps(module.layers, f"{path}.layers".strip("."))
-        elif kind is OrthogonalLinear:
-            raise ValueError(
-                "its weights are computed anew in every pass, and QR decompositions differ in the last bits from one "
-                "number of threads to another; fix them first with lightning_crmt.layers.with_fixed_weights"
-            )
-        elif isinstance(module, nn.Linear) and kind is nn.Linear:
-            yield Affine(
-                _exactly(module.weight, "weight"), None if module.bias is None else _exactly(module.bias, "bias")
-            )
-        elif isinstance(module, Scale) and kind is Scale:
-            yield Scaling(module.factor)
-        elif isinstance(module, Residual) and kind is Residual:
-            yield Mixture(list(_steps(module.branch, f"{path}.branch".strip("."))), module.weight)
-        elif kind in _EXACT:
-            if isinstance(module, nn.Flatten) and module.start_dim < 1:
-                raise ValueError(f"`start_dim` must be at least 1, so that samples stay apart, got {module.start_dim}")
-            yield Exact(module)
-        else:
-            why = "libraries choose algorithms for convolutions whose rounding has no such bound"
-            why = why if kind.__name__ in _CONVOLUTIONS else "no bound of its rounding is proved here"
-            raise ValueError(f"{why}; level 'sound' may know it")
-    except NoBoundError:
+        if steps_of is None:
+            why = "no bound of its rounding is proved here; level 'sound' may know it"
+            raise ValueError(_REFUSED.get(type(module), why))
+        return steps_of(module, lambda part, name: _steps(part, f"{path}.{name}".strip(".")))
+    except NoBoundError:  # of a part, and named after it
         raise
     except ValueError as error:
-        raise NoBoundError(f"{where} is refused at level 'rigorous': {error}") from error
-
-
-def _exactly(weight: Tensor, name: str) -> Tensor:
-    if not weight.is_floating_point() or not weight.isfinite().all():
-        raise ValueError(f"`{name}` must be real and finite")
-    return weight.detach().to("cpu", torch.float64)
-
-
-def _precision(module: nn.Module) -> torch.dtype:
-    found = {parameter.dtype for parameter in module.parameters()} or {torch.float64}
-    if len(found) != 1 or not found <= UNIT_ROUNDOFF.keys():
-        raise ValueError(f"the network must run in float32 or in float64, its parameters are {sorted(map(str, found))}")
-    if not _full_precision():
-        raise ValueError(
-            "products of matrices must run in full precision: torch.set_float32_matmul_precision('highest'), "
-            f"and none of {_SHORTENING} set"
-        )
-    if not (torch.full((1,), 2.0**-130) * 0.5).any():
-        raise ValueError("small numbers must not be flushed to zero: torch.set_flush_denormal(False)")
-    return found.pop()
-
-
-def _full_precision() -> bool:
-    if any(os.environ.get(name, "strict").lower() not in ("strict", "0") for name in _SHORTENING):
-        return False
-    try:
-        chosen = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by backend, the newer way, and not all to the same
-        return False
-    return chosen == "highest" and getattr(torch.backends, "fp32_precision", "none") in ("none", "ieee")
+        raise NoBoundError(f"{place_of(module, path)}, is refused at level 'rigorous': {error}") from error

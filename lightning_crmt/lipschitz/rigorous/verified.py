@@ -54,7 +54,7 @@ def gamma(count: int, unit: float = _U) -> float:
     r"""Upper bound of :math:`\gamma_n = n u / (1 - n u)`.
 
     Raises:
-        ValueError: if n u is 1/2 or more: so many roundings say nothing any more.
+        ValueError: if n u is 1/2 or more: the bound says nothing about so many roundings.
     """
     if count * unit >= 0.5:
         raise ValueError(f"inner products must be shorter than {int(0.5 / unit)}, got {count}")

@@ -16,7 +16,7 @@ from lightning_crmt.lipschitz.screening.pairs import pair_norms
 from lightning_crmt.lipschitz.screening.screen import Screen
 from lightning_crmt.modality import Inputs, at_least_single
 
-#: Samples whose gradients are all known: at most so many are learnt from.
+#: The most samples, all gradients of which are taken, to learn from.
 _MOST_PILOTS = 256
 #: Random mixtures of the gradients of each pilot, from which the leading directions are read.
 _MIXTURES = 4
@@ -51,7 +51,7 @@ class ProbeSearch:
     ``pool K probes`` slopes a few times.
 
     Args:
-        probes: number of directions; more make the screening sharper and dearer. None takes the square root of
+        probes: number of directions; more make the screening sharper and more expensive. None takes the square root of
             twice the number of classes, rounded up: the more gradients there are to save, the more it may cost.
         pilots: number of samples whose gradients are all taken at first.
         caution: a pair is not looked at if its predicted norm is more standard deviations than this below what would
@@ -90,7 +90,7 @@ class ProbeSearch:
 def probed_speeds(
     scores_of: Callable[[Inputs], Inputs], batches: Iterable[Inputs], search: ProbeSearch
 ) -> Iterator[dict[str, Tensor]]:
-    """Gradient norms ``(n, K)`` of the scores of all samples in turn: exact, or 0 where it was not worth to look.
+    """Gradient norms ``(n, K)`` of the scores of all samples in turn: exact, or 0 where that was not worth it.
 
     Args:
         scores_of: uni-modal scores ``(B, K)`` of inputs by name, each of its own input alone.
@@ -139,9 +139,9 @@ class _Finder:
         others = pool
         if count > 0:
             pilots, others = _select(pool, order[:count]), _select(pool, order[count:])
-            every = {
-                name: torch.ones(count, classes, device=pool[name].device) for name, classes in self._classes(pool)
-            }
+            with torch.no_grad():
+                one = self.scores_of(_select(pool, torch.arange(1)))
+            every = {name: score.new_ones(count, score.shape[1]) for name, score in one.items()}
             norms, taken = pair_norms(self.scores_of, pilots, every, batch_size)
             yield self._note(norms)
             if fits:
@@ -149,11 +149,6 @@ class _Finder:
                 self.invested, self.spent = self.invested + taken, 0
         if count < size:
             yield self._screened(others)
-
-    @torch.no_grad()
-    def _classes(self, inputs: Inputs) -> list[tuple[str, int]]:
-        one = _select(inputs, torch.arange(1))
-        return [(name, score.shape[1]) for name, score in self.scores_of(one).items()]
 
     def _pilots_wanted(self) -> int:
         if self.pilots < self.settings.pilots:
@@ -187,7 +182,7 @@ class _Finder:
             for turn in range(_MIXTURES):
                 parts = []
                 for name, score in scores.items():
-                    # Mixed with random signs, gradients keep their covariance: a few mixtures stand for K gradients.
+                    # Mixed with random signs, gradients keep their covariance: a few mixtures do for K gradients.
                     signs = torch.randint(2, score.shape, generator=self.generator).to(score) * 2 - 1
                     size = norms[name][rows.to(score.device)]
                     parts.append((score * torch.where(size > 0, signs / size, 0)).sum())
@@ -234,7 +229,7 @@ class _Finder:
     def _screened(self, inputs: Inputs) -> dict[str, Tensor]:
         """Norms of the pairs that may beat the largest so far: the best of each class, then all that still may."""
         predictions = {name: self.screens[name].predict(*seen) for name, seen in self._probe(inputs).items()}
-        found = {name: torch.zeros_like(p.visible, dtype=inputs[name].dtype) for name, p in predictions.items()}
+        norms = {name: torch.zeros_like(p.visible, dtype=inputs[name].dtype) for name, p in predictions.items()}
         known = {name: torch.zeros_like(p.visible, dtype=torch.bool) for name, p in predictions.items()}
         for most in (_FIRST, math.inf):  # no more rounds than these, as the last batch of each is not full
             todo = {}
@@ -244,12 +239,12 @@ class _Finder:
                 todo[name] = lead >= -self.settings.caution
                 if most < len(lead):
                     todo[name] &= lead >= lead.topk(_FIRST, dim=0).values[-1]
-            norms, taken = pair_norms(self.scores_of, inputs, todo, self.batch_size)
+            exact, taken = pair_norms(self.scores_of, inputs, todo, self.batch_size)
             self.spent += taken
-            for name, value in self._note(norms).items():
-                found[name] = torch.maximum(found[name], value)
+            for name, value in self._note(exact).items():
+                norms[name] = torch.maximum(norms[name], value)
                 known[name] |= todo[name]
-        return found
+        return norms
 
 
 def _size(inputs: Inputs) -> int:

@@ -98,8 +98,8 @@ class Screen:
                     # The fraction of each sample's fit that is not its own doing; 1 / n is that of the mean.
                     others = (1 - vectors.square() @ kept - 1 / len(norms)).clamp(min=1e-3)[:, None]
                     error = (target - mean - vectors @ (kept[:, None] * rotated)) / others
-                    found = ((2 * (hidden - error)).exp() + visible).log() / 2
-                    mean_error = float((found - norms.log()).square().mean())
+                    predicted = ((2 * (hidden - error)).exp() + visible).log() / 2
+                    mean_error = float((predicted - norms.log()).square().mean())
                     if mean_error < best:
                         best, self.width, self.share, self.penalty, self.mean = mean_error, width, share, penalty, mean
                         self.inverse = (vectors / (values + penalty)) @ vectors.mT
@@ -119,7 +119,7 @@ class Screen:
         kernel = (-self.width * self._distances(slopes, scores, visible)).exp()
         unknown = (1 - ((kernel @ self.inverse) * kernel).sum(dim=1)).clamp(min=0)
         deviation = (1 + unknown / self.penalty).sqrt()[:, None] * self.deviation
-        # Nothing is known of a class that stood still at every known sample.
+        # Nothing is known of a class whose score was constant around every known sample.
         deviation = torch.where(self.moving, deviation, torch.inf)
         hidden = self.mean + self.share * self._log_visible(visible) + kernel @ self.dual
         return Prediction(visible, hidden, deviation.clamp(min=self.tiny))

@@ -27,7 +27,7 @@ class AtTheSwitch(Callback):
             self.state = copy.deepcopy(pl_module.state_dict())
 
 
-def train(strategy, processes, batch_size, folder):
+def fit_and_test(strategy, processes, batch_size, folder):
     seed_everything(0)
     data = UCIMultiFeatures(views=("fou", "mor"), batch_size=batch_size)
     model = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10, rho=0.3)
@@ -39,7 +39,7 @@ def train(strategy, processes, batch_size, folder):
     trainer = Trainer(
         accelerator="cpu", strategy=strategy, devices=processes, max_epochs=8, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder / str(processes),
+        default_root_dir=folder,
         callbacks=[
             switch, step_2, CertifiedRobustness([0.1], constants="estimated"), MissingModalities(),
             AdversarialRobustness(attacks, every_n_epochs=20),
@@ -58,3 +58,11 @@ def train(strategy, processes, batch_size, folder):
     trainer.test(model, datamodule=data, verbose=False)
     tested = {key: float(value) for key, value in trainer.callback_metrics.items() if "robust" in key and "fgm" in key}
     return fitted | {"tested": tested}
+
+
+def train(strategy, processes, batch_size, folder):
+    """With the batch size given; with several processes, which take long to start, with small batches as well."""
+    sizes = {"given": batch_size} if processes == 1 else {"given": batch_size, "small": 64}
+    return {
+        name: fit_and_test(strategy, processes, size, folder / f"{processes}-{name}") for name, size in sizes.items()
+    }

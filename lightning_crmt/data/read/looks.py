@@ -1,20 +1,19 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a clip is looked at: moments, one crop and one mirroring for all of its modalities; and JPEGs seen that way."""
+"""How a clip is looked at: moments, one crop and one mirroring for all of its modalities; and what reads it so."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
-
-#: Mean and deviation of the channels of ImageNet, pixels in [0, 1].
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from typing_extensions import Self
 
 _ATTEMPTS = 10
 
@@ -46,7 +45,7 @@ class Look(NamedTuple):
 
         .. math:: w = \sqrt{s r H / W}, \qquad h = \sqrt{s W / (r H)}
 
-        as fractions; the largest crop of an allowed ratio in the middle if no proposal fits.
+        as fractions; if no proposal fits, the largest crop of an allowed ratio, in the middle.
 
         >>> Look((0.5,), crops=((0.25, 1.0, 0.0, 1.0),)).box(100, 100)
         Box(left=0.0, top=0.5, right=0.5, bottom=1.0)
@@ -80,7 +79,7 @@ def random_look(moments: int, seed: Sequence[int]) -> Look:
 
     Args:
         moments: number of equal segments.
-        seed: numbers that the draw depends on, and nothing else does.
+        seed: numbers that alone decide the draw.
     """
     generator = np.random.default_rng(seed)
     where = tuple(float((i + u) / moments) for i, u in enumerate(generator.random(moments)))
@@ -101,7 +100,7 @@ def frame_at(moment: float, frames: int) -> int:
 
 
 def stack_at(moment: float, frames: int, length: int) -> list[int]:
-    """The ``length`` successive frames around a moment; at the ends of the clip as near as there are, then the last.
+    """The ``length`` successive frames around a moment, shifted to stay within the clip; a short clip repeats its last.
 
     >>> stack_at(0.5, 20, 4), stack_at(0.0, 20, 4), stack_at(0.9, 3, 4)
     ([8, 9, 10, 11], [0, 1, 2, 3], [0, 1, 2, 2])
@@ -110,39 +109,31 @@ def stack_at(moment: float, frames: int, length: int) -> list[int]:
     return [min(start + i, frames - 1) for i in range(length)]
 
 
-def pillow() -> Any:
-    """The module that reads JPEGs.
+@dataclass(frozen=True)
+class Reader(ABC):
+    """Reads one modality of a clip from its files.
 
-    Raises:
-        ModuleNotFoundError: without ``pip install 'lightning_crmt[video]'``.
+    Args:
+        folder: the folder that holds the files of all clips, by keyword.
+
+    Attributes:
+        kind: what ``lightning-crmt prepare`` calls files of this modality.
+        suffix: what the name of a clip's file ends in; empty for a folder.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ModuleNotFoundError("reading frames needs Pillow: pip install 'lightning_crmt[video]'") from error
-    return Image
 
+    kind: ClassVar[str]
+    suffix: ClassVar[str] = ""
 
-def read_jpeg(path: Path, mode: str, look: Look, size: int) -> Tensor:
-    """Pixels ``(C, size, size)``, uint8, of an image under a look; ``mode`` is ``"RGB"`` or ``"L"``.
+    folder: Path = field(default=Path(), kw_only=True)
 
-    Raises:
-        RuntimeError: naming the file, if it cannot be read.
-    """
-    image_of = pillow()
-    try:
-        with image_of.open(path) as image:
-            box = look.box(*image.size)
-            # Decodes a large picture at a half, a quarter or an eighth, where that is still finer than what is wanted.
-            image.draft(mode, (math.ceil(size / (box.right - box.left)), math.ceil(size / (box.bottom - box.top))))
-            width, height = image.size
-            corners = (box.left * width, box.top * height, box.right * width, box.bottom * height)
-            seen = image.convert(mode).resize((size, size), image_of.Resampling.BILINEAR, box=corners)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RuntimeError(
-            f"{path} cannot be read ({error}): delete the folder of its clip and prepare it again"
-        ) from error
-    if look.mirrored:
-        seen = seen.transpose(image_of.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(seen))
-    return pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels[None]
+    @abstractmethod
+    def __call__(self, clip: str, look: Look) -> Tensor:
+        """The input that the model gets."""
+
+    def path(self, clip: str) -> Path:
+        """Where the file or folder of a clip is."""
+        return self.folder / f"{clip}{self.suffix}"
+
+    def for_folder(self, folder: Path, root: Path) -> Self:
+        """This reader for the files in a folder below ``root``, and the settings that they were made with."""
+        return replace(self, folder=folder)

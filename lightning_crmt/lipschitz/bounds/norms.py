@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The norm of a convolution as the operator it is: on its input size, with its padding and its stride."""
+"""Upper bounds of the norms of linear maps, sound in exact arithmetic with a slack for float64.
+
+Of matrices, and of convolutions as the operators they are: on their input size, with padding and stride.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_crmt.lipschitz.bounds.matrix import SLACK, spectral_norm
+#: Relative slack of every norm: some thousand times what float64 loses on matrices of a few thousand rows.
+SLACK = 1 + 1e-9
 
+_EXACT_UP_TO = 4096
+_GRAM_STEPS = 8
 # Operators up to this many inputs are written out, which is exact whatever the padding does.
 _DENSE_UP_TO = 1024
 # Beyond this many frequencies per axis and half width of the kernel, the symbol is bounded between them instead.
 _FREQUENCIES = 40
-_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    r"""An upper bound of the largest singular value, over all matrices of a batch.
+
+    The square root of the largest eigenvalue of the Gram matrix of the shorter side, up to side 4096; by Gram iteration
+    above. Never by power iteration, which approaches the norm from below.
+
+    Args:
+        matrix: ``(..., m, n)``, double or complex double.
+
+    >>> spectral_norm(torch.tensor([[3.0, 0.0], [4.0, 0.0]], dtype=torch.float64))
+    5.000000005
+    """
+    if matrix.numel() == 0:
+        return 0.0
+    scale = float(matrix.abs().max())  # keeps the squares in range
+    if scale == 0:
+        return 0.0
+    # LAPACK's symmetric solver may fail to converge, or lose digits, on wildly scaled matrices: these come in near 1.
+    matrix = matrix / scale
+    gram = matrix @ matrix.mH if matrix.shape[-2] <= matrix.shape[-1] else matrix.mH @ matrix
+    if gram.shape[-1] <= _EXACT_UP_TO:
+        square = float(torch.linalg.eigvalsh(gram)[..., -1].max())
+    else:
+        square = gram_iteration(gram)
+    return scale * math.sqrt(max(square, 0.0)) * SLACK
+
+
+def gram_iteration(gram: Tensor) -> float:
+    r"""An upper bound of the largest eigenvalue of positive semi-definite matrices, by repeated squaring.
+
+    .. math:: \lambda_{\max}(G) = \lambda_{\max}(G^{2^k})^{2^{-k}} \le \|G^{2^k}\|^{2^{-k}}
+
+    for any matrix norm, here the smaller of the Frobenius norm and the largest row sum: an upper bound at every k
+    (Delattre et al., ICML 2023). A Gram matrix of side n comes out at most :math:`n^{2^{-k} / 2}` too large, 1.6 % for
+    n = 4096 and k = 8, 0.8 % for the norm itself.
+
+    Args:
+        gram: ``(..., n, n)``, not all zero.
+    """
+    # The logarithm of what was divided away, in units of the current power.
+    log = 0.0
+    for _ in range(_GRAM_STEPS):
+        scale = float(torch.linalg.matrix_norm(gram).max())
+        gram = gram / scale
+        log = 2 * (log + float(torch.tensor(scale, dtype=torch.float64).log()))
+        gram = gram @ gram
+    frobenius = torch.linalg.matrix_norm(gram)
+    row_sums = gram.abs().sum(dim=-1).amax(dim=-1)
+    last = torch.minimum(frobenius, row_sums).max()
+    return float(((log + last.log()) / 2**_GRAM_STEPS).exp())
 
 
 @dataclass(frozen=True)
@@ -48,7 +105,7 @@ class Convolution:
     def apply(self, x: Tensor) -> Tensor:
         """The operator itself."""
         around = [size for before_after in reversed(self.padding) for size in before_after]
-        x = F.pad(x, around, mode=_MODES[self.mode])
+        x = F.pad(x, around, mode="constant" if self.mode == "zeros" else self.mode)
         convolve = F.conv1d if self.axes == 1 else F.conv2d
         return convolve(x, self.kernel, None, self.stride, 0, self.dilation, self.groups)
 
@@ -77,6 +134,10 @@ def convolution_norm(convolution: Convolution, sizes: tuple[int, ...] | None) ->
 
     Raises:
         ValueError: if the padding makes the bound depend on sizes that are not given.
+
+    >>> difference = Convolution(torch.tensor([[[1.0, -1.0]]]).double(), (1,), ((1, 1),), (1,))
+    >>> round(convolution_norm(difference, (100,)), 2)  # twice the sine of almost a right angle
+    2.0
     """
     channels = convolution.kernel.shape[1] * convolution.groups
     if sizes is not None and channels * math.prod(sizes) <= _DENSE_UP_TO:
@@ -93,7 +154,7 @@ def convolution_norm(convolution: Convolution, sizes: tuple[int, ...] | None) ->
     padded = []
     for size, (before, after) in zip(sizes, convolution.padding, strict=True):
         index = torch.arange(size, dtype=torch.float64).reshape(1, 1, -1)
-        index = F.pad(index, (before, after), mode=_MODES[convolution.mode]).flatten()
+        index = F.pad(index, (before, after), mode=convolution.mode).flatten()
         repeats *= int(index.long().bincount().max())
         padded.append(size + before + after)
     bare = replace(convolution, padding=((0, 0),) * convolution.axes, mode="zeros")
@@ -114,15 +175,13 @@ def _extent(convolution: Convolution, axis: int) -> tuple[int, int]:
 
 def _free_torus(convolution: Convolution, sizes: tuple[int, ...] | None) -> list[int | None]:
     """By axis, the size of a torus on which nothing wraps, in steps of the stride; ``None`` for every size."""
-    torus: list[int | None] = []
-    for axis, (stride, (before, _)) in enumerate(zip(convolution.stride, convolution.padding, strict=True)):
-        _, steps = _extent(convolution, axis)
-        if sizes is None:
-            torus.append(None)
-            continue
-        first, last = before // stride, (before + sizes[axis] - 1) // stride
-        torus.append(last - first + steps)
-    return torus
+    if sizes is None:
+        return [None] * convolution.axes
+    axes = zip(sizes, convolution.stride, convolution.padding, strict=True)
+    return [
+        (before + size - 1) // stride - before // stride + _extent(convolution, axis)[1]
+        for axis, (size, stride, (before, _)) in enumerate(axes)
+    ]
 
 
 def _own_torus(convolution: Convolution, sizes: tuple[int, ...] | None) -> list[int | None] | None:

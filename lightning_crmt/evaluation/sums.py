@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Means over the samples of many batches and processes: the one way in which numbers are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Generic, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+K = TypeVar("K", bound=Hashable)
+
+#: Combines a tensor over all processes: ``reduce(tensor, "sum")`` or ``reduce(tensor, "max")``.
+Reduce: TypeAlias = Callable[[Tensor, str], Tensor]
+
+
+def total_and_count(values: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Sum and number of ``values`` in each group, ``(2, G)``, in their own precision; by default in one of all.
+
+    Args:
+        values: one per sample, ``(B,)``.
+        groups: which groups each sample is in, ``(B, G)`` bool.
+    """
+    if groups is not None:
+        return torch.stack([torch.where(groups, values[:, None], 0), groups.to(values.dtype)]).sum(dim=1)
+    total = values.sum()
+    return torch.stack([total, torch.full_like(total, len(values))])[:, None]
+
+
+class Means(Generic[K]):
+    """Means over samples, by name, from sums in single precision.
+
+    >>> means = Means[str]()
+    >>> means.add({"right": torch.tensor([True, False])})
+    >>> means.add({"right": torch.tensor([True, True])})
+    >>> means.compute(lambda value, how: value)
+    {'right': [0.75]}
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[K, Tensor] = {}
+
+    def add(self, values: Mapping[K, Tensor], groups: Tensor | None = None) -> None:
+        """Take in a batch; the arguments are those of :func:`total_and_count`, with names for the values."""
+        for name, each in values.items():
+            sums = total_and_count(each.float(), groups)
+            self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+
+    def compute(self, reduce: Reduce) -> dict[K, list[float]]:
+        """Means over the samples of all processes, one for each group; NaN for a group without samples."""
+        totals, counts = reduce(torch.cat(list(self._sums.values()), dim=1), "sum").double()
+        means = (totals / counts).split([each.shape[1] for each in self._sums.values()])
+        return {name: each.tolist() for name, each in zip(self._sums, means, strict=True)}
+
+
+def lower_median(values: Tensor, reduce: Reduce) -> float:
+    """Lower median over all processes, of numbers ``(N,)`` that are at least 0; by counting, byte by byte.
+
+    >>> lower_median(torch.tensor([3.0, 1.0, 2.0, 4.0]), lambda value, how: value)
+    2.0
+    """
+    bits = values.float().view(torch.int32).long()  # such floats are in the order of their bits
+    place = (int(reduce(torch.tensor(len(bits), device=bits.device), "sum").item()) - 1) // 2
+    median = 0
+    for shift in (24, 16, 8, 0):
+        digits = (bits[bits >> (shift + 8) == median] >> shift) & 255
+        upto = reduce(torch.bincount(digits, minlength=256), "sum").cumsum(0)
+        digit = int((upto <= place).sum())
+        place -= int(upto[digit - 1]) if digit else 0
+        median = (median << 8) | digit
+    return torch.tensor(median, dtype=torch.int32).view(torch.float32).item()

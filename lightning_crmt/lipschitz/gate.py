@@ -1,0 +1,193 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What may be bounded and certified at all: checks of a model, its head, its modules and the arithmetic they run in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+from torch.nn.utils import parametrize
+
+from lightning_crmt.checks import describe
+from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion
+from lightning_crmt.lipschitz.rigorous.verified import UNIT_ROUNDOFF
+
+T = TypeVar("T")
+#: One module per modality, by name.
+Encoders: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
+
+#: The methods between calling a module and its answer.
+CODE = {"__call__", "__getattribute__", "__getattr__", "_call_impl", "_wrapped_call_impl", "forward", "_conv_forward"}
+# Environment variables that make libraries shorten the factors of products in single precision.
+_SHORTENING = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
+
+
+class NoBoundError(ValueError):
+    """A module has no Lipschitz bound that could be proved; the message names it."""
+
+
+def place_of(module: nn.Module, path: str) -> str:
+    """Path and type of a module for error messages.
+
+    >>> place_of(nn.ReLU(), "encoder.1"), place_of(nn.ReLU(), "")
+    ("'encoder.1', a ReLU", 'the module, a ReLU')
+    """
+    return f"{repr(path) if path else 'the module'}, a {type(module).__name__}"
+
+
+def encoders_and_head(model: nn.Module) -> tuple[Encoders, LateFusion]:
+    """The encoders and the head of a model that is these and nothing else.
+
+    Raises:
+        TypeError: if it has none, or a head that is no late fusion.
+    """
+    encoders, head = getattr(model, "encoders", None), getattr(model, "head", None)
+    if not isinstance(encoders, Mapping | nn.ModuleDict) or not isinstance(head, LateFusion):
+        raise TypeError(
+            "`model` must have `encoders`, a mapping of modules, and `head`, a LateFusion by a linear head; "
+            f"got {describe(encoders)} and {describe(head)}. Of another model radii can be estimated, not certified: "
+            "certify(output, None, estimate_lipschitz(model, batches, of='margins'))"
+        )
+    return encoders, head
+
+
+def of_each_encoder(encoders: Encoders, prove: Callable[[str, nn.Module], T]) -> dict[str, T]:
+    """What is proved of each encoder, by modality.
+
+    Raises:
+        ValueError: naming the modality, for what ``prove`` refuses; ``NoBoundError`` if it was one.
+    """
+    proved = {}
+    for name, encoder in encoders.items():
+        try:
+            proved[name] = prove(name, encoder)
+        except ValueError as error:
+            kind = NoBoundError if isinstance(error, NoBoundError) else ValueError
+            raise kind(f"the encoder of {name!r}: {error}") from error
+    return proved
+
+
+def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
+    """``head``, if its numbers are stored and the rounding of its arithmetic is known.
+
+    Raises:
+        ValueError: if it computes its numbers anew in every pass, does something else than its type, or runs where
+            nothing is proved about rounding.
+    """
+    if not isinstance(head, LinearFusion | FixedFusion) or type(head) not in (LinearFusion, FixedFusion):
+        raise ValueError(
+            f"`head` must hold fixed numbers where `errors` are given, got {describe(head)}: what is computed anew, as "
+            "by a QR decomposition, differs in the last bits from one number of threads to another; fix them first "
+            "with lightning_crmt.with_fixed_weights"
+        )
+    for name, part in head.named_modules(prefix="head"):
+        refuse_changed_behaviour(part, name)
+        refuse_parametrised(part, name)
+    tensors = [head.bias, *head.directions.values(), *head.integration_weights.values()]
+    precisions = sorted({f"{tensor.dtype} on {tensor.device.type}" for tensor in tensors})
+    if precisions not in (["torch.float32 on cpu"], ["torch.float64 on cpu"]):
+        raise ValueError(
+            "`head` must compute in float32 or float64 on the CPU where `errors` are given: nothing is proved about "
+            f"rounding elsewhere; got {', '.join(precisions)}"
+        )
+    return head
+
+
+def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
+    """Refuse what makes a module compute something other than the code of its type.
+
+    Raises:
+        NoBoundError: for hooks, replaced methods, and weights that change at every pass.
+    """
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    hooks += [*torch_modules._global_forward_hooks.values(), *torch_modules._global_forward_pre_hooks.values()]
+    where = place_of(module, path)
+    if hooks:
+        raise NoBoundError(
+            f"{where}, must have no forward hooks, they can change what it computes; "
+            f"got {', '.join(getattr(hook, '__qualname__', type(hook).__name__) for hook in hooks)}"
+        )
+    if replaced := vars(module).keys() & CODE:
+        raise NoBoundError(f"{where}, must run its type's code; {replaced} was replaced")
+    for name in _parametrised(module):
+        first, second = getattr(module, name), getattr(module, name)
+        if isinstance(first, Tensor) and not torch.equal(first, second) and first.isfinite().all():
+            raise NoBoundError(
+                f"{where}, must have a fixed `{name}`; it changes at every pass, "
+                "fix it with torch.nn.utils.parametrize.remove_parametrizations"
+            )
+
+
+def refuse_parametrised(module: nn.Module, path: str) -> None:
+    """Refuse weights that are computed: they may differ in their last bits from one pass to the next.
+
+    Raises:
+        NoBoundError: naming the module and, where its norm is measured by power iteration, the weight.
+    """
+    parametrised = _parametrised(module)
+    spectral = [name for name, kinds in parametrised.items() if any("spectral" in kind.lower() for kind in kinds)]
+    if parametrised:
+        why = (
+            f"the norm of `{spectral[0]}` is measured by power iteration"
+            if spectral
+            else "its weights are parametrised"
+        )
+        raise NoBoundError(
+            f"{place_of(module, path)}, is refused at level 'rigorous': {why} and computed anew in every pass; "
+            "fix them first with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+
+
+def _parametrised(module: nn.Module) -> dict[str, list[str]]:
+    """Names of the weights that are parametrised, with the types of what computes them."""
+    parts = module._modules.get("parametrizations") if parametrize.is_parametrized(module) else None
+    return {name: [type(p).__name__ for p in part.children()] for name, part in parts.named_children()} if parts else {}
+
+
+def exact_numbers(weight: object, name: str) -> Tensor:
+    """``weight`` in double precision on the CPU: exactly the numbers that run.
+
+    Raises:
+        ValueError: if they are not real and finite.
+    """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"`{name}` must be a real floating point tensor, got {kind}")
+    if not weight.isfinite().all():
+        raise ValueError(f"`{name}` must be finite, it holds NaN or Inf: the model diverged")
+    return weight.detach().to("cpu", torch.float64)
+
+
+def proved_precision(module: nn.Module) -> torch.dtype:
+    """The precision that ``module`` runs in, if its products of matrices are known to round in it and no coarser.
+
+    Raises:
+        ValueError: for other or mixed precisions, or settings of torch that shorten products or flush small numbers.
+    """
+    precisions = {parameter.dtype for parameter in module.parameters()} or {torch.float64}
+    if len(precisions) != 1 or not precisions <= UNIT_ROUNDOFF.keys():
+        names = sorted(map(str, precisions))
+        raise ValueError(f"the network must run in float32 or in float64, its parameters are {names}")
+    if not _full_precision():
+        raise ValueError(
+            "products of matrices must run in full precision: torch.set_float32_matmul_precision('highest'), "
+            f"and none of {_SHORTENING} set"
+        )
+    if not (torch.full((1,), 2.0**-130) * 0.5).any():
+        raise ValueError("small numbers must not be flushed to zero: torch.set_flush_denormal(False)")
+    return precisions.pop()
+
+
+def _full_precision() -> bool:
+    if any(os.environ.get(name, "strict").lower() not in ("strict", "0") for name in _SHORTENING):
+        return False
+    try:
+        chosen = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by backend, the newer way, and not all to the same
+        return False
+    return chosen == "highest" and getattr(torch.backends, "fp32_precision", "none") in ("none", "ieee")

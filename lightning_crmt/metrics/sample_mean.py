@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What all metrics of this room are: a mean over samples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+from lightning_crmt.evaluation import total_and_count
+
+
+class SampleMean(Metric):
+    """Mean over samples of one value each, from sums in double precision.
+
+    Args:
+        settings: what makes the values of two metrics of one class differ.
+        kwargs: those of ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+
+    def __init__(self, *settings: object, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # A MetricCollection takes metrics whose states have the same names and agree on the first batch for the same,
+        # and computes only one of them from then on.
+        self._state = f"sums of {type(self).__qualname__}{settings}"
+        self.add_state(self._state, torch.zeros(2, 1, dtype=torch.float64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    @override
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Take in a batch."""
+
+    def _add(self, values: Tensor) -> None:
+        setattr(self, self._state, getattr(self, self._state) + total_and_count(values.double()))
+
+    @override
+    def compute(self) -> Tensor:
+        """The mean over all samples so far."""
+        total, count = getattr(self, self._state)
+        return torch.squeeze(total / count).float()
+
+    @override
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """The value, or several of them in their order, in a matplotlib figure.
+
+        Args:
+            val: what ``forward`` or ``compute`` gave, or a list of such; what ``compute`` gives now by default.
+            ax: matplotlib axes to draw into; new ones by default.
+
+        Returns:
+            The figure and its axes.
+        """
+        return self._plot(val, ax)
