@@ -325,9 +325,9 @@ def on_a_grid(
 ) -> Tensor:
     """For modalities of one number each, one or two of them attacked: a dense grid of the sum that late fusion is."""
     best = torch.where(reference.other(inputs, prediction), 0.0, torch.inf)
-    usable = radius.isfinite() & (radius > 0) & (best > 0)
-    reach = 2 * torch.where(usable, radius, 1.0)
     names = threat.modalities
+    spread = sum(inputs[name].std() for name in names)
+    reach = 2 * torch.where(radius.isfinite() & (radius > 0), radius, 3 * spread)
     with torch.no_grad():
         clean = reference(inputs)
     ahead = clean - clean.gather(1, prediction[:, None])
@@ -377,7 +377,7 @@ def on_a_grid(
     nearest, index = distance.flatten(1).min(dim=1)
     rows = torch.arange(len(prediction))
     delta = {name: (place.flatten(1)[rows, index] * reach)[:, None] for name, place in places.items()}
-    hit = nearest.isfinite() & usable
+    hit = nearest.isfinite()
     delta = {name: torch.where(hit[:, None], each, 0.0) for name, each in delta.items()}
     hit &= reference.other(moved_by(inputs, delta), prediction)
     low, high = torch.zeros_like(reach), torch.ones_like(reach)
