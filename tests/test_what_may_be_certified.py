@@ -265,6 +265,32 @@ def test_encoders_that_eval_does_not_reach_are_refused():
         certify_late_fusion(InDict().eval(), {"a": torch.randn(5, 20)})
 
 
+def test_a_plain_module_must_answer_what_its_encoders_and_head_do():
+    class Louder(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.encoders, self.factor = nn.ModuleDict({"a": nn.Linear(20, 16)}), factor
+            self.head = LinearFusion({"a": 16}, 3)
+
+        def forward(self, inputs):
+            return self.head({name: encoder(self.factor * inputs[name]) for name, encoder in self.encoders.items()})
+
+    inputs = {"a": torch.randn(5, 20)}
+    assert (certify_late_fusion(Louder(1), inputs).radius() > 0).any()
+    with pytest.raises(ValueError, match="`model` must answer head"):
+        certify_late_fusion(Louder(10), inputs)
+
+
+def test_a_part_that_eval_leaves_in_training_mode_is_refused():
+    model, inputs = model_of(nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 4))), inputs_of()
+    dropout = model.encoders["a"][0]
+    dropout.train = lambda mode=True: nn.Module.train(dropout, True)
+    with pytest.raises(ValueError, match=r"`model.eval\(\)` must put every part.*encoders.a.0"):
+        model.certify(inputs)
+    del dropout.train
+    model.certify(inputs)
+
+
 def test_parts_in_training_mode_are_run_in_evaluation_mode():
     model = model_of(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)))
     inputs = inputs_of()

@@ -29,9 +29,10 @@ from lightning_crmt.lipschitz import (
     encoder_bounds,
     encoder_errors,
     encoders_and_head,
+    refuse_parts_out_of_reach,
     running_error,
 )
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -47,7 +48,7 @@ def certify_late_fusion(
 
     Args:
         model: its attributes ``encoders``, by modality, and ``head`` are run as
-            ``head({m: encoders[m](inputs[m])})``. A certificate covers nothing else that the model may do.
+            ``head({m: encoders[m](inputs[m])})``, and its own answer, if it has a ``forward``, must be the same.
         inputs: one batch by modality; run on the device and in the precision of the model's parameters.
         lipschitz: estimated constants, for radii that are estimates. Bounds by
             :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
@@ -76,7 +77,17 @@ def certify_late_fusion(
         head = encoders_and_head(model)[1]
         with frozen_eval(model), torch.no_grad():
             return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
-    return Evaluation(model, inputs, lipschitz, level=level).certificate(missing)
+    evaluation = Evaluation(model, inputs, lipschitz, level=level)
+    if "forward" in vars(model) or type(model).forward is not nn.Module.forward:
+        with frozen_eval(model), torch.no_grad():
+            logits = logits_of(model(as_taken_by(model, inputs)))
+        own = evaluation.output.logits
+        if not torch.allclose(logits, own, rtol=1e-3, atol=1e-3 * float(own.abs().amax()), equal_nan=True):
+            raise ValueError(
+                "`model` must answer head({m: encoders[m](inputs[m])}) to be certified, and it answers something else: "
+                f"logits differ by up to {float((logits - own).abs().max()):.3g}"
+            )
+    return evaluation.certificate(missing)
 
 
 class Evaluation:
@@ -109,6 +120,7 @@ class Evaluation:
         self.level = Soundness.among(BOUND_LEVELS, "level", level)
         encoders, self.head = encoders_and_head(model)
         check_inputs(inputs, encoders.keys())
+        refuse_parts_out_of_reach(model)
         with frozen_eval(model), torch.no_grad():
             inputs = as_taken_by(model, inputs)
             twin = Examined.of(dict(encoders.items()), self.head)

@@ -14,6 +14,7 @@ from lightning_crmt.lipschitz.gate import (
     exact_numbers,
     examine,
     fixed_head,
+    refuse_parts_out_of_reach,
 )
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
 from lightning_crmt.lipschitz.rigorous.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
@@ -45,5 +46,6 @@ __all__ = [
     "lipschitz_bound",
     "lipschitz_rule",
     "margin_speeds",
+    "refuse_parts_out_of_reach",
     "running_error",
 ]

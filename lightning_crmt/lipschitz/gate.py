@@ -76,6 +76,23 @@ def encoders_and_head(model: nn.Module) -> tuple[Encoders, LateFusion]:
     return encoders, head
 
 
+def refuse_parts_out_of_reach(model: nn.Module) -> None:
+    """Refuse a model that ``eval()`` does not wholly put into evaluation mode; it is left in the modes it was in.
+
+    Raises:
+        ValueError: naming the parts that stay in training mode.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        model.eval()
+        left = [path or type(part).__name__ for path, part in model.named_modules() if part.training]
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    if left:
+        raise ValueError(f"`model.eval()` must put every part into evaluation mode, and leaves {left} in training mode")
+
+
 def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
     """Refuse encoders and heads in which anything but the code and the numbers of known types could take part.
 
