@@ -33,13 +33,13 @@ class APGD(FixedBudget):
     found since; the walk then goes on from the best place so far.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps per restart, at least 2.
         restarts: number of starts.
-        loss: what is raised: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
         targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost; not with ``"ce"``.
-        classes: with ``targeted``, aim at so many wrong classes with the largest logits; all by default.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong one by default.
+        classes: with ``targeted``, how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         random_start: begin the first start at random within the budget too, rather than at the clean input.
         seed: of the random starts.
 

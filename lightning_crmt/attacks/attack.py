@@ -70,16 +70,16 @@ class BudgetedAttack(Attack):
     Subclasses are dataclasses that offer, as fields, those of the settings below that they can use.
 
     Attributes:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: number of steps, at least ``least_steps``.
         restarts: number of starts.
-        loss: what is raised, see :class:`~lightning_crmt.attacks.search.loss.Objective`.
+        loss: the loss to maximise, see :class:`~lightning_crmt.attacks.search.loss.Objective`.
         targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost.
-        classes: aim at so many wrong classes with the largest logits; all by default.
+        classes: how many wrong classes to aim at, largest logits first; all by default.
         towards: a class, or one per sample ``(B,)``, that the attack leads towards. It succeeds where the model answers
             that class and is wrong; samples of that class are left alone. None for any wrong class.
         step_size: in units of the budget's radius.
-        seed: of all that is random.
+        seed: of every random draw.
     """
 
     budget: Budget

@@ -65,7 +65,7 @@ class Ensemble(_Several):
 
     Raises:
         ValueError: if there are none, or budgets or classes to lead towards differ.
-        TypeError: if one is no attack.
+        TypeError: if one is not an attack.
 
     >>> from lightning_crmt import LinearFusion
     >>> from lightning_crmt.attacks import FGM, PGD, Budget

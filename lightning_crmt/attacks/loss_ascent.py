@@ -30,9 +30,9 @@ class LossAscent(BudgetedAttack):
     train on: five steps of a fifth of the radius, the gradient normalised over all modalities together.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps.
-        loss: what is raised: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"ce"``, ``"margin"`` or ``"dlr"``.
         towards: a class, or one per sample ``(B,)``, whose loss is lowered instead.
         step_size: in units of the budget's radius; 1 / steps by default.
 

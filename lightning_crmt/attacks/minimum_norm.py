@@ -46,7 +46,7 @@ class MinimumNormAttack(BudgetedAttack):
         """Perturbed inputs and the factors of the budget they need; everything else is left as it was.
 
         Args:
-            model: a module, or anything from inputs by name to logits.
+            model: a module, or any function from inputs by name to logits.
             inputs: one tensor per modality.
             target: class of each sample, ``(B,)``, that the attack leads away from.
 
@@ -76,8 +76,8 @@ class MinimumNorm(MinimumNormAttack):
         budget: the shape of the perturbation.
         steps: gradient steps for each class and start.
         restarts: number of starts; all but the first are random, as far away as what was found before.
-        classes: aim at so many classes with the largest logits; all by default.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong one by default.
+        classes: how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         seed: of the random starts.
 
     >>> import torch

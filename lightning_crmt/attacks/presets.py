@@ -55,10 +55,10 @@ def strongest(
     ``steps``.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: of each :class:`APGD`, and twice those of :class:`MinimumNorm`; at least 2.
         restarts: number of the random starts.
-        classes: aim at so many wrong classes with the largest logits; all for None.
+        classes: how many wrong classes to aim at, largest logits first; None for all.
         towards: a class, or one per sample ``(B,)``, that all lead towards, instead of each wrong one.
         seed: of the random starts.
 

@@ -26,7 +26,7 @@ class RandomNoise(FixedBudget):
     The floor under every other attack: one that finds less than this is broken.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         samples: number of draws, the same for all samples of a batch.
         towards: a class, or one per sample ``(B,)``, that counts as fooled; any wrong one by default.
         seed: of the draws.
@@ -64,11 +64,11 @@ class RandomSearch(FixedBudget):
     attack by gradients, that attack is misled. Large inputs need many queries; it is no attack to report alone.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: random directions, two queries each.
         restarts: number of starts, the first at the clean input.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong one by default.
-        seed: of all that is random.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
+        seed: of every random draw.
 
     >>> from lightning_crmt import LinearFusion
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}

@@ -52,7 +52,7 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
 
     Args:
         attack: settings of the attack.
-        model: a module, or anything from inputs by name to logits.
+        model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
         target: classes, ``(B,)``.
 

@@ -47,7 +47,7 @@ def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name
 
     Args:
         attack: settings of the attack.
-        model: a module, or anything from inputs by name to logits.
+        model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
         target: classes, ``(B,)``.
         name: what an error calls the attack; its class by default.
@@ -105,7 +105,7 @@ def surviving(
 
     Args:
         attack: settings of the attack.
-        model: a module, or anything from inputs by name to logits.
+        model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
         target: classes, ``(B,)``.
         factors: at least 0, in any order; of no meaning where the attack has no budget.

@@ -60,9 +60,9 @@ class AdversarialRobustness(Observer):
         radii: multiples of the budgets at which accuracy is logged: with ``Budget(1.0)`` the radii themselves; with
             ``Budget(0.5)`` and 0.2 the radius, and the key, is 0.1. By default a fixed budget is taken as it is.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
 
     Raises:
         ValueError: if a name or a radius does not fit a key; on ``setup``, if two callbacks have an attack of the same

@@ -65,9 +65,9 @@ class CertifiedRobustness(Observer):
         constants: ``"sound"``, ``"rigorous"`` or ``"estimated"``.
         budgets: radii of several modalities at once, each a mapping of names to radii; one left out stays clean.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
 
     Raises:
         ValueError: if a radius is negative; on ``setup``, if names are needed and missing.
@@ -138,7 +138,7 @@ class _Certificates(Measurement):
         self.by_class = Means[Key]()
 
     def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         target = target.to(certificate.prediction.device)
         values = self.of_radius(certificate, target, "joint")
         classes = torch.arange(certificate.margins.shape[1], device=target.device)

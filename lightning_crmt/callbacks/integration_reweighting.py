@@ -51,7 +51,7 @@ class IntegrationReweighting(ReleasingCallback):
 
     Raises:
         ValueError: before training, if the switch lies past the end, or an argument is out of range.
-        TypeError: before training, if the module is no CRMT module or its head has no integration weights.
+        TypeError: before training, if the module is not a CRMT module or its head has no integration weights.
         RuntimeError: before training, under a strategy that cannot freeze parameters midway.
 
     >>> IntegrationReweighting(last_epochs=10).state_key

@@ -35,9 +35,9 @@ class MissingModalities(Observer):
             modules with late fusion.
         max_missing: largest number of modalities missing at once; by default all but one.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
         represent: the old name of ``fill``; it works for one release.
 
     Raises:

@@ -30,7 +30,7 @@ class Measurement(ABC):
 
     @abstractmethod
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        """Take in one batch."""
+        """Add one batch."""
 
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         """The numbers, the same on every process; by default the means."""
@@ -45,9 +45,9 @@ class Observer(Callback, ABC):
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
     """
 
     _running: dict[int, Measurement]

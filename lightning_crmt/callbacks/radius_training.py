@@ -35,7 +35,7 @@ class RadiusTraining(ReleasingCallback):
         rho: weight of the modalities' own radii, at least 0; what keeps each of them useful when others are missing.
 
     Raises:
-        TypeError: before training, if the module is no CRMT module.
+        TypeError: before training, if the module is not a CRMT module.
         NoBoundError: a ``ValueError``, at the first batch, naming a layer of an encoder without a bound.
 
     >>> callback = RadiusTraining(radius=0.2)

@@ -132,7 +132,7 @@ def verify_certificate(
         probes: random directions for each threat.
         steps: of the gradient search, for each class.
         products: number of random products of budgets.
-        seed: of all that is random.
+        seed: of every random draw.
         save_to: file for the counterexample, if there is one.
 
     Raises:

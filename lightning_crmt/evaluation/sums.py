@@ -43,7 +43,7 @@ class Means(Generic[K]):
         self._sums: dict[K, Tensor] = {}
 
     def add(self, values: Mapping[K, Tensor], groups: Tensor | None = None) -> None:
-        """Take in a batch; the arguments are those of :func:`total_and_count`, with names for the values."""
+        """Add a batch; the arguments are those of :func:`total_and_count`, with names for the values."""
         for name, each in values.items():
             sums = total_and_count(each.float(), groups)
             self._sums[name] = self._sums[name] + sums if name in self._sums else sums

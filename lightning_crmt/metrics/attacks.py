@@ -82,7 +82,7 @@ class RobustAccuracy(SampleMean):
 
     @override
     def update(self, logits: Tensor, target: Tensor, attacked: Tensor) -> None:
-        """Take in a batch; the arguments are those of :func:`withstood`."""
+        """Add a batch; the arguments are those of :func:`withstood`."""
         self._add(withstood(logits, target, attacked))
 
 
@@ -108,7 +108,7 @@ class MeanAdversarialDistance(SampleMean):
 
     @override
     def update(self, distance: Tensor, target: Tensor, logits: Tensor) -> None:
-        """Take in a batch; the arguments are those of :func:`credited_distance`."""
+        """Add a batch; the arguments are those of :func:`credited_distance`."""
         self._add(credited_distance(distance, target, logits))
 
 

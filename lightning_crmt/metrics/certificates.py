@@ -72,7 +72,7 @@ class _CertificateMetric(SampleMean):
 
     @override
     def update(self, certificate: Certificate, target: Tensor) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Raises:
             ValueError: if the certificate is of the other kind, a class is out of range, or a modality is unknown.

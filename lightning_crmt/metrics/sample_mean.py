@@ -39,7 +39,7 @@ class SampleMean(Metric):
     @abstractmethod
     @override
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Take in a batch."""
+        """Add a batch."""
 
     def _add(self, values: Tensor) -> None:
         setattr(self, self._state, getattr(self, self._state) + total_and_count(values.double()))

@@ -44,7 +44,7 @@ class Method(ReleasingCallback):
     rates (:meth:`before_step`, :meth:`on_epoch`, or any hook of a callback). It is inactive during step 2 of CRMT.
 
     Raises:
-        TypeError: on ``setup``, if the module is no CRMT module.
+        TypeError: on ``setup``, if the module is not a CRMT module.
         ValueError: before training, if the fit lacks what the method needs.
     """
 

@@ -107,7 +107,7 @@ def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:
     """``pl_module``, known to be a CRMT module.
 
     Raises:
-        TypeError: naming the callback that needs one, if it is none.
+        TypeError: naming the callback that needs one, if it is not.
     """
     if not isinstance(pl_module, CRMTMixin):
         raise TypeError(

@@ -29,7 +29,7 @@ class AttackedModel(PerSample):
 
     Attributes:
         inputs: the clean inputs on the model's device, those that are attacked in the precision of its parameters.
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         modalities: names of those that are attacked.
         target: right classes, ``(B,)``.
         towards: classes to lead towards, ``(B,)``; None for any wrong one.
