@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Projected gradient descent that finds its step sizes itself."""
+"""Projected gradient descent that chooses its own step sizes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 class _AutoDescent(Ascent):
-    """Steps of sizes that each sample finds for itself, with a share of the last step."""
+    """Steps with a size of its own for each sample, and momentum."""
 
     def __init__(self, start: Start, reviews: list[int]) -> None:
         super().__init__(start)

@@ -22,7 +22,7 @@ class FGM(FixedBudget):
 
     One step from the clean input, as far as the budget goes:
     :math:`\delta = \arg\max_\delta \langle \nabla L(x), \delta \rangle`; in l2 along the gradient, in l-infinity along
-    its sign. The weakest of all attacks on curved models, exact on linear ones.
+    its sign. Exact on linear models, the weakest of all attacks on others.
 
     Args:
         budget: the allowed perturbations.

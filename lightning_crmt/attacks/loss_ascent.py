@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The attack to train on: as large a loss as a few steps find, for every sample."""
+"""The attack to train on: it raises the loss of every sample as far as a few steps can."""
 
 from __future__ import annotations
 

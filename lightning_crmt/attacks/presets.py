@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ready settings: the attacks of the paper, and the strongest that are here."""
+"""Ready-made settings: the attacks of the paper, and the strongest of this package."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def strongest(
 
     :class:`PGD` in ten steps; :class:`APGD` on the margin; on cross-entropy, whose gradient sees all classes; aimed at
     each wrong class; from random starts at the four strongest; and :class:`MinimumNorm`, which goes along the boundary
-    instead of up the loss, towards these four. A sample that is left to the end costs some 17 gradients for each of
+    instead of up the loss, towards these four. A sample that no attack fools costs about 17 gradients for each of
     ``steps``.
 
     Args:

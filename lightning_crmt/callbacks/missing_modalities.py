@@ -24,9 +24,9 @@ from lightning_crmt.training import NamedModel
 class MissingModalities(Observer):
     """Logs the accuracy when one or more modalities are missing, for every subset that leaves at least one.
 
-    The key says what a missing modality is replaced by: ``val/accuracy_zeroed/audio`` for zeros,
-    ``val/accuracy_imputed/audio`` for a value of yours, ``val/accuracy_dropped/audio`` for nothing: its score is left
-    out of the fusion. Several are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples
+    The key says what replaces a missing modality: ``val/accuracy_zeroed/audio`` zeros, ``val/accuracy_imputed/audio`` a
+    value that you give, ``val/accuracy_dropped/audio`` nothing, as its score is left out of the fusion. Several names
+    are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples
     with nothing missing, ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing.
 
     Args:
@@ -42,7 +42,7 @@ class MissingModalities(Observer):
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if names are needed and missing.
-        TypeError: for ``"dropped"``, if the head of the module is no late fusion.
+        TypeError: for ``"dropped"``, if the head of the module is not a late fusion.
 
     >>> callback = MissingModalities(fill="dropped")
     """

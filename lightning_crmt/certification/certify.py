@@ -39,7 +39,7 @@ def certify(
 ) -> Certificate:
     """Turn logits and Lipschitz constants into a :class:`Certificate`.
 
-    The form of the bound follows from what the constants are constants of (see :class:`LipschitzConstants`).
+    The form of the bound depends on what the constants describe, see :class:`LipschitzConstants`.
 
     Without ``errors``, it is about exact arithmetic, ``SOUND`` at best, and a float32 input very near the edge of the
     ball may still change the float32 prediction. With them and rigorous constants it is ``RIGOROUS``: about the
@@ -50,8 +50,8 @@ def certify(
         output: what the model returned, computed in evaluation mode and full precision.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights.
-        missing: modalities to certify without: dropped from the fusion, their score adding nothing.
-        errors: rounding errors of the features of these very samples, of every modality that is not missing, by
+        missing: modalities to certify without; their scores are dropped from the fusion.
+        errors: rounding errors of the features of the same samples, for every modality that is not missing, by
             :func:`~lightning_crmt.lipschitz.encoder_errors`. They need constants of encoders and a head of fixed
             numbers on the CPU, see :func:`~lightning_crmt.layers.with_fixed_weights`.
 
@@ -104,10 +104,10 @@ def certify_late_fusion(
     """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
 
     Args:
-        model: answers ``head({m: encoders[m](inputs[m])})`` with its attributes ``encoders``, by modality, and
-            ``head``. A certificate covers nothing else that it may do to its inputs.
+        model: returns ``head({m: encoders[m](inputs[m])})`` with its attributes ``encoders``, by modality, and
+            ``head``. A certificate covers nothing else that the model may do.
         inputs: one batch by modality; run on the device and in the precision of the model's parameters.
-        lipschitz: constants of these very weights; with estimated ones the radii are estimates. By default
+        lipschitz: constants of the same weights; with estimated ones the radii are estimates. By default
             :func:`~lightning_crmt.lipschitz.encoder_bounds` computes them: for many batches, do that once.
         level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
             weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
@@ -115,7 +115,7 @@ def certify_late_fusion(
 
     Raises:
         NoBoundError: if an encoder has no bound at this level.
-        ValueError: at level rigorous, for weaker constants, and for a model that nothing is proved about.
+        ValueError: at level rigorous, for weaker constants, and for a model about which nothing can be proved.
         TypeError: if ``model`` has no encoders or head.
 
     >>> from lightning_crmt.fusion import LinearFusion

@@ -143,7 +143,7 @@ class MeanCertifiedRadius(_CertificateMetric):
 
 
 class EstimatedAccuracy(CertifiedAccuracy):
-    """:class:`CertifiedAccuracy` of radii that rest on estimated constants: no guarantee, and no other name for it."""
+    """:class:`CertifiedAccuracy` of radii that rest on estimated constants: no guarantee, as the name says."""
 
     certified = False
 
