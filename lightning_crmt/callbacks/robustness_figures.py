@@ -76,7 +76,7 @@ class RobustnessFigures(Callback):
 
 
 def _threats(trainer: Trainer) -> dict[str, str]:
-    """What each attack perturbs; marked where it saw other samples than the certificates, to keep their pictures apart."""
+    """What each attack perturbs; marked where its samples are not those of the certificates, to keep pictures apart."""
     limits = {each.max_batches for each in callbacks_of(trainer, CertifiedRobustness)}
     threats: dict[str, str] = {}
     for each in callbacks_of(trainer, AdversarialRobustness):

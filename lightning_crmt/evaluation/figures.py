@@ -35,7 +35,7 @@ def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] 
     """All figures that the numbers of ``CertifiedRobustness`` and ``AdversarialRobustness`` allow, by name.
 
     - ``split/certified_curve``, ``split/estimated_curve``: accuracy over the radius, a curve for each set of perturbed
-      modalities; ``split/robust_curve``, a curve for each attack; they need at least two radii;
+      modalities; ``split/robust_curve``, a curve for each attack; all need at least two radii;
     - ``split/bounds_joint``, or the name of a modality: certified accuracy, below, and accuracy under attacks on the
       same threat, above, in one picture;
     - ``split/certified_frontier_audio_image``: accuracy over separate budgets of two modalities, and the frontiers
@@ -44,8 +44,8 @@ def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] 
     Args:
         numbers: by key, as :func:`~lightning_crmt.evaluation.read_keys` reads them from a Trainer; those drawn in one
             picture must be of the same samples.
-        threats: what each attack perturbs, by its name: ``"joint"`` or the name of a modality, in l2; anything else counts as
-            a separate threat. Attacks left out appear in no shared picture.
+        threats: what each attack perturbs, by its name: ``"joint"`` or the name of a modality, in l2; anything else
+            counts as a separate threat. Attacks left out appear in no shared picture.
 
     Raises:
         ModuleNotFoundError: naming the extra, if matplotlib is not installed.

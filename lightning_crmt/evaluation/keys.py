@@ -17,7 +17,7 @@ _LOADER = "dataloader_idx_"
 
 @dataclass(frozen=True)
 class Key:
-    """Says what a logged number measures. ``str(key)`` is the name it is logged under, and :meth:`parse` reads that back.
+    """Says what a logged number measures. ``str(key)`` is the name it is logged under; :meth:`parse` reads that back.
 
     The text is ``split/sure_what/of@at/dataloader_idx_loader``, without the parts that are empty.
 
