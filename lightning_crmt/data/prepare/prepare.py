@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of videos becomes frames, spectrograms and optical flow, once: the function, its report, its command."""
+"""Turn a folder of videos into frames, spectrograms and optical flow: the function, its report and its command."""
 
 from __future__ import annotations
 
