@@ -78,7 +78,10 @@ class MarginRegularization(nn.Module):
     """:func:`margin_regularization` as a module.
 
     Args:
-        temperature: see there.
+        temperature: T, above 0.
+
+    Raises:
+        ValueError: if ``temperature`` is not above 0; in ``forward``, as :func:`margin_regularization` does.
 
     >>> loss = MarginRegularization()
     >>> loss({"audio": torch.zeros(1, 3)}, torch.tensor([2]))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRMT as methods for a LightningModule of your own."""
+"""CRMT as a mixin for a LightningModule of your own."""
 
 from __future__ import annotations
 

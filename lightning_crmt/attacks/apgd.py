@@ -29,8 +29,8 @@ class APGD(FixedBudget):
 
     with u and the projection in the budget. Each sample's step :math:`\eta`, at first twice the budget, is halved at
     checkpoints :math:`p_{j+1} = p_j + \max(p_j - p_{j-1} - 0.03, 0.06)`, in shares of ``steps``, where the loss rose in
-    less than three quarters of the steps since the last, or where neither the step was halved there nor a new best
-    found since; the walk then goes on from the best place so far.
+    less than three quarters of the steps since the last, or where at the last checkpoint the step was not halved and
+    no better point was reached since; the search then continues from the best point so far.
 
     Args:
         budget: the allowed perturbations.

@@ -80,6 +80,10 @@ class BudgetedAttack(Attack):
             that class and is wrong; samples of that class are left alone. None for any wrong class.
         step_size: in units of the budget's radius.
         seed: of every random draw.
+
+    Raises:
+        TypeError: if ``budget`` is not a ``Budget``, or ``towards`` neither a class nor a tensor.
+        ValueError: if a setting is out of range, or settings exclude each other.
     """
 
     budget: Budget

@@ -86,8 +86,8 @@ class MinimumNorm(MinimumNormAttack):
     >>> x = {"audio": torch.randn(5, 4, dtype=torch.double)}
     >>> logits, W = head(x).logits, head.class_weights["audio"]
     >>> exact = (logits[:, 0] - logits[:, 1]).abs() / (W[0] - W[1]).norm()
-    >>> found = MinimumNorm(Budget(1.0)).search(head, x, logits.argmax(1)).factor
-    >>> torch.allclose(found, exact, rtol=1e-4)
+    >>> distance = MinimumNorm(Budget(1.0)).search(head, x, logits.argmax(1)).factor
+    >>> torch.allclose(distance, exact, rtol=1e-4)
     True
     """
 

@@ -27,8 +27,8 @@ class PGD(FixedBudget):
         g \leftarrow \mu g + \nabla L / \|\nabla L\|
 
     with u and the projection in the budget, so that a joint l2 ball takes the gradient normalised over all modalities
-    together, a product of balls each by itself, l-infinity its sign. Each sample keeps the first input found that fools
-    the model. The first restart begins at the clean input, the others at random within the budget.
+    together, a product of balls each by itself, l-infinity its sign. Each sample keeps the first input that fools the
+    model. The first restart begins at the clean input, the others at random within the budget.
 
     Args:
         budget: the allowed perturbations.

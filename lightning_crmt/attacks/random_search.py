@@ -31,6 +31,9 @@ class RandomNoise(FixedBudget):
         towards: a class, or one per sample ``(B,)``, that counts as fooled; any wrong one by default.
         seed: of the draws.
 
+    Raises:
+        ValueError: if ``samples`` is below 1.
+
     >>> from lightning_crmt import LinearFusion
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
     >>> y = head(x).logits.argmax(1)

@@ -165,7 +165,7 @@ def _of_the_search(
             "blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large margins, or "
             "does the model ignore these modalities?"
         )
-    # Noise within the budget, or nearer than the search found something.
+    # Noise within the budget, or nearer than the result of the search.
     generator, lost = torch.Generator().manual_seed(0), torch.zeros_like(right)
     for _ in range(_DRAWS):
         noise = budget.random(inputs, generator, factor.nan_to_num(posinf=1.0))

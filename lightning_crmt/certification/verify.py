@@ -126,8 +126,8 @@ def verify_certificate(
     Args:
         model: the model in evaluation mode, or anything from inputs to logits; for a certificate with ``missing``
             modalities, one that goes without them. It stays as it is.
-        certificate: of these very weights and inputs, at whatever level: with estimated constants, this is how the
-            estimate is exposed.
+        certificate: of the same weights and inputs, at any level: a certificate from estimated constants may be
+            disproved.
         inputs: the clean inputs.
         probes: random directions for each threat.
         steps: of the gradient search, for each class.

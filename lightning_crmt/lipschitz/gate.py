@@ -76,7 +76,7 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
     """``head``, if its numbers are stored and the rounding of its arithmetic is known.
 
     Raises:
-        ValueError: if it computes its numbers anew in every pass, does something else than its type, or runs where
+        ValueError: if it computes its numbers anew in every pass, does not run the code of its type, or runs where
             nothing is proved about rounding.
     """
     if not isinstance(head, LinearFusion | FixedFusion) or type(head) not in (LinearFusion, FixedFusion):

@@ -141,7 +141,7 @@ class GradientBlending(Method):
             for inputs, target in samples:
                 output = module(inputs)
                 logits = {**self.readout.logits(module, output, self), JOINT: output.logits}
-                # In half precision the differences that the weights are made of would be lost.
+                # In half precision the differences that make up the weights would be lost.
                 own = {head: at_least_single(logits[head]) for head in self.weights}
                 sums.add({head: mixed_cross_entropy(each, target, "sum") for head, each in own.items()}, len(target))
         if not sums:

@@ -74,7 +74,7 @@ class AutoAttack(BudgetedAttack):
 
     @override
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Perturbed inputs that fool the model where the library found one within the budget; else the clean ones."""
+        """Perturbed inputs where the library fooled the model within the budget; elsewhere the clean inputs."""
         with handed_over(model, inputs, target, self.budget) as view:
             attacked, numbered = view.attacked, Numbered(view)
             num_classes = attacked.clean_logits.shape[1]

@@ -25,8 +25,8 @@ class Start(PerSample):
         attacked: the model and its clean inputs.
         objective: what is raised.
         delta: the first perturbation.
-        generator: for all that is random; the same draws for all samples, so that what is found for one does not depend
-            on which others are in the batch.
+        generator: makes all random draws; they are the same for all samples, so that the result for one does not
+            depend on the others in the batch.
     """
 
     attacked: AttackedModel

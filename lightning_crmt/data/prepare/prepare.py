@@ -132,7 +132,7 @@ def prepare(
 
     What is there is not made again, and a run that was stopped goes on from there, with the same settings. A video
     that is cut off, damaged, or has no picture or no sound is skipped and listed, and tried again in the next run.
-    A video that was replaced is not noticed: delete what was made of it to have it made anew. Only one run at a time
+    A video that was replaced is not noticed: delete its output to have it made again. Only one run at a time
     may write to OUTPUT.
 
     Args:

@@ -126,7 +126,7 @@ def read_recordings(path: str | Path) -> Recordings:
     elif path.is_dir():
         files = list(path.glob("*.wav")) or list((path / "recordings").glob("*.wav"))
         if not files:
-            raise ValueError(f"{path} must hold files {{digit}}_{{speaker}}_{{index}}.wav, found none")
+            raise ValueError(f"{path} must hold files {{digit}}_{{speaker}}_{{index}}.wav, got none")
         rows = [(*_parse(file), _read_wave(file)) for file in files]
     else:
         raise FileNotFoundError(
