@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRMT as methods for a LightningModule of your own."""
+"""CRMT as a mixin for a LightningModule of your own."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class CRMTMixin(LightningModule):
 
     The module must have three attributes: ``encoders``, a mapping of modality names to modules that give ``(B, d_m)``
     features; ``head``, a fusion head on these features; and ``rho``, the weight of the margin regularisation, by
-    default 0.5. The mixin brings ``forward``, ``training_step``, ``validation_step``, ``test_step`` and
-    ``predict_step``, and replaces those of the classes behind it; everything else of yours stays.
+    default 0.5. The mixin provides ``forward``, ``training_step``, ``validation_step``, ``test_step`` and
+    ``predict_step``, and replaces those of the classes after it; everything else stays yours.
 
     Override ``split_batch`` for batches that are not ``(inputs, target)``. If you write a ``training_step`` in the
     class that has the mixin, begin with ``inputs, target = self.training_batch(batch)`` and return
@@ -60,7 +60,7 @@ class CRMTMixin(LightningModule):
     head: FusionHead
     rho: float = 0.5
 
-    #: What callbacks have changed for a while.
+    #: The changes that callbacks have made for part of a fit.
     training_stage: Stage
 
     __call__: Callable[..., FusionOutput]
@@ -98,7 +98,7 @@ class CRMTMixin(LightningModule):
         return batch[0], batch[1]
 
     def training_batch(self, batch: Any) -> tuple[Inputs, Target]:
-        """``split_batch``, and what the methods of training make of it: adversarial inputs, mixtures of samples."""
+        """``split_batch``, then the changes of training methods, such as adversarial inputs or mixtures of samples."""
         self.training_stage.calls.add("training_batch")
         transformed: tuple[Inputs, Target] = self.split_batch(batch)
         for method in self.training_stage.methods:
@@ -107,15 +107,15 @@ class CRMTMixin(LightningModule):
 
     @property
     def stage_objective(self) -> StageObjective:
-        """What the module is trained on now: step 1's loss, or the objective that a callback has pushed last."""
+        """The current objective: step 1's loss, or the one that a callback pushed last."""
         return self.training_stage.objective or StageObjective("loss", self._step_1, with_methods=True)
 
     def crmt_loss(self, output: FusionOutput, target: Target) -> Tensor:
         r"""The loss of the current stage.
 
         Step 1: cross-entropy plus ``rho`` times the margin regularisation,
-        :math:`\mathrm{CE}(h, y) + \rho L_1`, and the terms of the methods. Step 2, while ``IntegrationReweighting`` has
-        the module: its objective.
+        :math:`\mathrm{CE}(h, y) + \rho L_1`, and the terms of the methods. Step 2, once ``IntegrationReweighting`` has
+        taken over: its objective.
 
         Raises:
             ValueError: if logits are not finite, or a class is out of range.
@@ -224,7 +224,7 @@ class CRMTMixin(LightningModule):
 
     @override
     def on_train_end(self) -> None:
-        """Warns if nothing asked for the CRMT loss during the fit."""
+        """Warns if nothing called ``crmt_loss`` during the fit."""
         super().on_train_end()
         if "crmt_loss" not in self.training_stage.calls:
             rank_zero_warn(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The attack to train on: as large a loss as a few steps find, for every sample."""
+"""The attack to train on: it raises the loss of every sample as far as a few steps can."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class LossAscent(BudgetedAttack):
     train on: five steps of a fifth of the radius, the gradient normalised over all modalities together.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps.
-        loss: what is raised: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"ce"``, ``"margin"`` or ``"dlr"``.
         towards: a class, or one per sample ``(B,)``, whose loss is lowered instead.
         step_size: in units of the budget's radius; 1 / steps by default.
 

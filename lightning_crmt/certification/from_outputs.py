@@ -33,7 +33,7 @@ def certify(
 ) -> Certificate:
     """Turn logits and Lipschitz constants into a :class:`Certificate`.
 
-    The form of the bound follows from what the constants are constants of (see :class:`LipschitzConstants`).
+    The form of the bound depends on what the constants describe, see :class:`LipschitzConstants`.
 
     Without ``errors``, it is about exact arithmetic, ``SOUND`` at best, and a float32 input very near the edge of the
     ball may still change the float32 prediction. With them and rigorous constants it is ``RIGOROUS``: about the
@@ -44,8 +44,8 @@ def certify(
         output: what the model returned, computed in evaluation mode and full precision.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights.
-        missing: modalities to certify without: dropped from the fusion, their score adding nothing.
-        errors: rounding errors of the features of these very samples, of every modality that is not missing, by
+        missing: modalities to certify without; their scores are dropped from the fusion.
+        errors: rounding errors of the features of the same samples, for every modality that is not missing, by
             :func:`~lightning_crmt.lipschitz.encoder_errors`. They need constants of encoders and a head of fixed
             numbers on the CPU, see :func:`~lightning_crmt.layers.with_fixed_weights`.
 

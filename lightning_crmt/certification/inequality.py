@@ -30,7 +30,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
       up to :math:`\sqrt 2` smaller than the paper's form at the same :math:`L_m`;
     - constants of margins are :math:`D^m` already.
 
-    Differentiable with respect to the integration weights. The diagonal means nothing.
+    Differentiable with respect to the integration weights. The diagonal has no meaning.
 
     Args:
         lipschitz: constants of encoders, scores or margins.
@@ -87,7 +87,7 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
     .. math:: r_j = m_j \Big/ \sqrt{\textstyle\sum_m (D_j^m)^2}
 
     by Cauchy-Schwarz, the sum over the modalities in ``slopes``. Infinite where no perturbation changes the margin, and
-    in the column of the own class, so that no minimum takes it; 0 for a tie.
+    in the column of the own class, which therefore never is the minimum; 0 for a tie.
 
     Args:
         margins: ``(B, K)``.
@@ -106,7 +106,7 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
 
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:
-    """Mask ``(B, K)`` of each sample's own class: the pair that no minimum over rivals may contain.
+    """Mask ``(B, K)`` of each sample's own class, which a minimum over rivals must leave out.
 
     >>> own_class(torch.tensor([1, 0]), num_classes=2)
     tensor([[False,  True],

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""How much each head overfits and generalises, and the weights of the losses that follow from it."""
+"""Weights of losses from how much each head overfits and generalises."""
 
 from __future__ import annotations
 

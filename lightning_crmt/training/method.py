@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every method of training is: a callback that takes part in the steps of a CRMT module."""
+"""The base of training methods: a callback that takes part in the steps of a CRMT module."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lightning_crmt.targets import Target
 from lightning_crmt.training.named_model import crmt_module
 from lightning_crmt.training.releasing import ReleasingCallback
 
-#: How the formula of a method was obtained: read in its paper, in the code of its authors or of others who compare with
-#: it, or recalled.
+#: The source of a method's formula: read in its paper, read in code of its authors or of a published comparison, or
+#: recalled from memory.
 Source: TypeAlias = Literal["paper", "authors' code", "others' code", "recalled"]
 
 
@@ -38,13 +38,13 @@ class Needs(Flag):
 
 
 class Method(ReleasingCallback):
-    """A way of training, put under a CRMT module by adding the callback; several compose, in their order.
+    """A training method: add the callback to train a CRMT module with it. Several compose, in the order of the list.
 
     A method changes the batch (:meth:`transform`), adds to the loss (:meth:`term`), or changes gradients or learning
     rates (:meth:`before_step`, :meth:`on_epoch`, or any hook of a callback). It is inactive during step 2 of CRMT.
 
     Raises:
-        TypeError: on ``setup``, if the module is no CRMT module.
+        TypeError: on ``setup``, if the module is not a CRMT module.
         ValueError: before training, if the fit lacks what the method needs.
     """
 
@@ -70,7 +70,7 @@ class Method(ReleasingCallback):
         return inputs, target
 
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
-        """What is added to the loss of a batch, by default nothing."""
+        """A term to add to the loss of a batch, by default none."""
         return None
 
     def active(self, pl_module: LightningModule) -> bool:
@@ -125,7 +125,7 @@ class Method(ReleasingCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # A run that looks like the method and is not would end up in a table.
+        # Otherwise a run without the method would be reported as one with it.
         calls, kind = crmt_module(pl_module, self).training_stage.calls, type(self)
         must = None
         if kind.transform is not Method.transform and "training_batch" not in calls:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks that leave nothing behind."""
+"""The base of callbacks that undo their changes when a run ends."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning_crmt.mixin import CRMTMixin
 
 
 class ReleasingCallback(Callback):
-    """Gives back what it took for a run, however the run ends: by itself, by an error, or by Ctrl-C."""
+    """Undoes its changes when a run ends, whether normally, by an error, or by Ctrl-C."""
 
     def release(self, pl_module: LightningModule) -> None:
-        """Take back what this callback has pushed; override it, and call it, to let go of more.
+        """Pop what this callback has pushed; to undo more, override this and call ``super().release``.
 
-        What a checkpoint holds must stay until the next run: checkpoints are also saved after an error.
+        Keep the state that checkpoints hold until the next run: checkpoints are also saved after an error.
         """
         if isinstance(pl_module, CRMTMixin):
             pl_module.training_stage.pop(self)

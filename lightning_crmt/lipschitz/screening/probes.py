@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The largest gradient of every score, found without taking them all: the cost hardly grows with the classes."""
+"""The largest gradient of every score without computing all: the cost hardly grows with the number of classes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lightning_crmt.lipschitz.screening.pairs import pair_norms
 from lightning_crmt.lipschitz.screening.screen import Screen
 from lightning_crmt.modality import Inputs, at_least_single, select
 
-#: The most samples, all gradients of which are taken, to learn from.
+#: The most pilots: samples whose gradients are all computed, to learn from.
 _MOST_PILOTS = 256
 #: Random mixtures of the gradients of each pilot, from which the leading directions are read.
 _MIXTURES = 4
-#: Pairs of each class that are looked at first, as they may raise the bar for the others.
+#: Pairs of each class that are computed first, as they may raise the bar for the others.
 _FIRST = 8
 #: Relative gain that is not worth a gradient.
 _GAIN = 0.005
@@ -39,22 +39,22 @@ class ProbeSearch:
        largest norm so far, the most promising first; a backward pass serves one class of every sample in it. When they
        have cost more than the pilots, the pilots are doubled.
 
-    What comes out are exact gradient norms at data points, so it is never above the exhaustive search; where it is
-    below, a pair beat its prediction by more than ``caution`` allows for.
+    The results are exact gradient norms at data points, so they never exceed those of the exhaustive search; where one
+    is lower, a pair beat its prediction by more than ``caution`` allows for.
     It pays with many classes, thousands of samples, trained encoders, and where a forward pass is cheaper than a
     backward pass, as with convolutions; if the slopes predict little, as with encoders that were never trained, most
     gradients are taken. ``benchmarks/lipschitz_scaling.py`` measures it. Samples should come shuffled: otherwise the
     first pilots are not typical, and the search takes longer. Orthogonal heads are computed in every forward pass: with
     many classes, give the search ``with_fixed_weights(model)``.
 
-    Memory, per modality, beside one forward and backward pass: ``pool`` inputs (or a batch, if it is larger), and
+    Memory, per modality, on top of one forward and backward pass: ``pool`` inputs (or a batch, if it is larger), and
     ``pool K probes`` slopes a few times.
 
     Args:
         probes: number of directions; more make the screening sharper and more expensive. None takes the square root of
             twice the number of classes, rounded up: the more gradients there are to save, the more it may cost.
         pilots: number of samples whose gradients are all taken at first.
-        caution: a pair is not looked at if its predicted norm is more standard deviations than this below what would
+        caution: a pair is skipped if its predicted norm is more standard deviations than this below what would
             beat the largest one by half a percent. Errors have longer tails than normal ones: over searches of a few
             trained encoders, most of which served to choose the default too, one of 680 classes ended 1.0 % low with
             4, and none of 4,000 with 5.
@@ -121,7 +121,7 @@ def _pools(batches: Iterable[Inputs], least: int) -> Iterator[tuple[Inputs, int]
 
 
 class _Finder:
-    """What is known so far: the largest norms, the directions, the pilots and the screens learnt from them."""
+    """The state of a search: the largest norms so far, the directions, the pilots, and the screens learnt from them."""
 
     def __init__(self, scores_of: Callable[[Inputs], Inputs], search: ProbeSearch) -> None:
         self.scores_of, self.settings = scores_of, search
@@ -157,7 +157,7 @@ class _Finder:
     def _pilots_wanted(self) -> int:
         if self.pilots < self.settings.pilots:
             return self.settings.pilots - self.pilots
-        # As much for learning as it has cost to search with what was known.
+        # Spend as much on learning as the search with the present screens has cost.
         return min(self.pilots, max(0, _MOST_PILOTS - self.pilots)) if self.spent > self.invested else 0
 
     # --- learning
@@ -192,7 +192,7 @@ class _Finder:
             count = min(probes, *stacked.shape)
             leading = torch.linalg.eigh(stacked @ stacked.mT).eigenvectors[:, -count:]
             directions = torch.nn.functional.normalize(leading.mT @ stacked, dim=1)
-            # Every modality has the same number of probes; one of few dimensions is moved along nothing at last.
+            # Every modality has the same number of probes; one of few dimensions gets zero directions at the end.
             missing = directions.new_zeros(probes - count, directions.shape[1])
             value = pilots[name]
             self.directions[name] = torch.cat([directions, missing]).view(-1, *value.shape[1:]).to(value.dtype)

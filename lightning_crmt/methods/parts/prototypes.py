@@ -18,8 +18,8 @@ class Prototypes:
     A class without samples keeps the prototype it has; one that never had samples has none, and takes no part.
 
     Args:
-        momentum: :math:`\mu` in [0, 1), the share of what was.
-        means: prototypes to go on with, ``(K, d_m)``.
+        momentum: :math:`\mu` in [0, 1), the share of the old prototype.
+        means: prototypes to start from, ``(K, d_m)``.
         known: which classes have one, ``(K,)``.
 
     >>> prototypes = Prototypes(momentum=0.0)
@@ -36,7 +36,7 @@ class Prototypes:
         self.known = torch.empty(0, dtype=torch.bool) if known is None else known
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Take in the sum of the features of each class, ``(K, d_m)``, and the number of samples, ``(K,)``."""
+        """Add the sum of the features of each class, ``(K, d_m)``, and the number of samples, ``(K,)``."""
         seen = counts > 0
         means = sums / counts.clamp(min=1)[:, None]
         if self.known.numel():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 
 class Saved:
-    """Puts attributes of a callback into checkpoints, so that a resumed run goes on with them; the first of the bases.
+    """Keeps attributes of a callback in checkpoints, for a resumed run to continue with; must come first in the bases.
 
     They must be tensors and plain Python, as resuming loads with ``weights_only``.
 
@@ -28,6 +28,6 @@ class Saved:
         return {name: deepcopy(getattr(self, name)) for name in self.saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take those of an interrupted run."""
+        """Restore the attributes from an interrupted run."""
         for name in self.saved:
             setattr(self, name, state_dict[name])
