@@ -21,6 +21,7 @@ from lightning_crmt.checks import (
     check_target,
     describe,
 )
+from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import CODE, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
@@ -236,7 +237,7 @@ class CRMTMixin(LightningModule):
         inputs, target = self.split_batch(batch)
         output = self(inputs)
         check_target(target, self.head.num_classes, output.logits.shape[0])
-        numbers = {f"{split}/loss": nn.functional.cross_entropy(output.logits, target)}
+        numbers = {Key(split, "loss"): nn.functional.cross_entropy(output.logits, target)}
         for name, scores in {"joint": output.logits, **output.scores}.items():
-            numbers[f"{split}/accuracy/{name}"] = (scores.argmax(dim=1) == target).float().mean()
-        self.log_dict(numbers, batch_size=len(target), sync_dist=True)
+            numbers[Key(split, "accuracy", name)] = (scores.argmax(dim=1) == target).float().mean()
+        self.log_dict({str(key): value for key, value in numbers.items()}, batch_size=len(target), sync_dist=True)
