@@ -388,6 +388,28 @@ def test_radii_agree_with_double_precision(encoder):
     torch.testing.assert_close(fixed.certify(inputs).radius()[sure], right.radius()[sure], rtol=1e-4, atol=1e-6)
 
 
+def in_place(activation):
+    return nn.Sequential(activation(inplace=True), nn.Linear(6, 6))
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [in_place(nn.ELU), in_place(nn.LeakyReLU), nn.Sequential(nn.Linear(6, 6), Residual(in_place(nn.ReLU)))],
+    ids=["ELU", "LeakyReLU", "in a branch"],
+)
+def test_activations_in_place_change_no_sample_and_no_shortcut(encoder):
+    model, inputs = model_of(encoder, features=6), inputs_of(200)
+    before = {name: value.clone() for name, value in inputs.items()}
+    certificate = model.certify(inputs)
+    assert all(torch.equal(value, before[name]) for name, value in inputs.items())
+    exact_model = copy.deepcopy(model).double()
+    logits = exact_model({name: value.double().clone() for name, value in inputs.items()}).logits
+    margins = logits.gather(1, certificate.prediction[:, None]) - logits
+    sure = certificate.radius() > 0
+    assert sure.float().mean() > 0.95
+    torch.testing.assert_close(certificate.margins[sure], margins[sure], rtol=1e-6, atol=1e-6)
+
+
 def test_where_numbers_overflow_nothing_is_certified():
     model = model_of(nn.Sequential(nn.Linear(6, 4), nn.ReLU()))
     with torch.no_grad():

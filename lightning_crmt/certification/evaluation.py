@@ -126,7 +126,8 @@ class Evaluation:
             twin = Examined.of(dict(encoders.items()), self.head)
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             _refuse_other(lipschitz, self.level, twin, shapes)
-            features = {name: encoder(inputs[name]) for name, encoder in encoders.items()}
+            # Of copies, for activations in place: the twin must get the same samples.
+            features = {name: encoder(inputs[name].clone()) for name, encoder in encoders.items()}
             self.output = self.head(features)
             if (rows := check_batch("features", features)) != (size := check_batch("inputs", inputs)):
                 raise ValueError(f"`encoders` must give a row of features for each of {size} samples, got {rows}")
