@@ -8,6 +8,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _OrthMaps, orthogonal
 from torch.utils.data import DataLoader
 
 from lightning_crmt import (
@@ -19,10 +21,12 @@ from lightning_crmt import (
     Soundness,
     encoder_bounds,
     estimate_lipschitz,
+    lipschitz_rule,
     with_fixed_weights,
 )
 from lightning_crmt.callbacks import CertifiedRobustness
 from lightning_crmt.certification import certify_late_fusion
+from lightning_crmt.certification.examined import Examined
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.layers import OrthogonalLinear, Residual
 
@@ -78,6 +82,75 @@ def test_constants_that_nobody_examined_certify_nothing():
     made_up = encoder_bounds({"a": nn.Identity(), "b": nn.Identity()})
     with pytest.raises(ValueError, match="`lipschitz` must be bounds of these very encoders"):
         model.certify(inputs, made_up)
+
+
+class Mapped(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, weight):
+        return self.function(weight)
+
+
+class Times(nn.Module):
+    of_class = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self._private = 1.0
+        self.nested = {"factors": [1.0]}
+
+    def forward(self, x):
+        return x * (self.of_class * self._private * self.nested["factors"][0])
+
+
+@lipschitz_rule(Times)
+def _(layer, place):
+    return abs(layer.of_class * layer._private * layer.nested["factors"][0])
+
+
+def by_another_function(encoder):
+    encoder[1].parametrizations.weight[0].function = lambda weight: 3 * weight
+
+
+def by_a_private_attribute(encoder):
+    encoder[0]._private = 30.0
+
+
+def by_a_nested_attribute(encoder):
+    encoder[0].nested["factors"][0] = 30.0
+
+
+def by_a_class_attribute(encoder):
+    Times.of_class = 30.0
+
+
+def by_another_map(encoder):
+    encoder[2].parametrizations.weight[0].orthogonal_map = _OrthMaps.cayley
+
+
+@pytest.mark.parametrize(
+    "change",
+    [by_another_function, by_a_private_attribute, by_a_nested_attribute, by_a_class_attribute, by_another_map],
+)
+def test_what_parts_compute_is_more_than_their_weights(change, monkeypatch):
+    monkeypatch.setattr(Times, "of_class", 1.0)
+    mapped = nn.Sequential(
+        Times(),
+        parametrize.register_parametrization(nn.Linear(6, 6), "weight", Mapped(lambda weight: 2 * weight)),
+        orthogonal(nn.Linear(6, 4), orthogonal_map="matrix_exp", use_trivialization=False),
+    )
+    model, inputs = model_of(mapped), inputs_of()
+    before, constants = model.certify(inputs), encoder_bounds(model.encoders)
+    torch.testing.assert_close(model.certify(inputs, constants).margins, before.margins)
+    change(mapped)
+    after = model.certify(inputs)
+    assert not torch.allclose(after.radius(), before.radius())
+    Examined._known.clear()
+    torch.testing.assert_close(after.radius(), model.certify(inputs).radius())
+    with pytest.raises(ValueError, match="`lipschitz` must be bounds of these very encoders"):
+        model.certify(inputs, constants)
 
 
 def pooled():
