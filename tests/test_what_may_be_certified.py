@@ -29,7 +29,7 @@ from lightning_crmt.callbacks import CertifiedRobustness
 from lightning_crmt.certification import certify_late_fusion
 from lightning_crmt.certification.examined import Examined
 from lightning_crmt.encoders import MLP, LipschitzMLP
-from lightning_crmt.layers import OrthogonalLinear, Residual
+from lightning_crmt.layers import OrthogonalLinear, Residual, Scale
 
 
 def model_of(encoder=None, features=4, head=LinearFusion, classes=3):
@@ -555,6 +555,12 @@ def test_where_more_than_rounding_separates_run_and_twin_nothing_is_certified():
     with torch.no_grad():
         model.encoders["a"].running_var.fill_(-9.9999e-6)  # of `running_var + eps`, little is left but rounding
     assert (model.certify(inputs).radius() == 0).all()
+
+
+def test_a_product_of_bounds_that_underflows_is_not_0():
+    factors = (1e-200, 1e-200, 1e100, 1e100, 1e100)
+    assert encoder_bounds({"a": nn.Sequential(*map(Scale, factors))}).values["a"] >= 1e-100
+    assert encoder_bounds({"a": nn.Sequential(Scale(0.0), Scale(2.0))}).values["a"] == 0
 
 
 def test_where_numbers_overflow_nothing_is_certified():

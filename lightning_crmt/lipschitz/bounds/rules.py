@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +71,10 @@ def _sequential(module: nn.Sequential, place: Place) -> float:
         else:
             bounds[-1] = min(bounds[-1] * bound, folded)
         before, shape_before, shape = part, shape, place.output_shape(part, shape)
-    return math.prod(bounds, start=1.0)
+    total = 1.0
+    for bound in bounds:  # a product too small for a number does not become 0: a later layer may make up for it
+        total = max(total * bound, sys.float_info.min) if total and bound else 0.0
+    return total
 
 
 @lipschitz_rule(nn.Linear, OrthogonalLinear)
