@@ -26,8 +26,9 @@ class LossAscent(BudgetedAttack):
 
     from :math:`\delta = 0`, with u and the projection in the budget. :class:`PGD`, made to judge a model, leaves a
     sample at the first input that fools it and does not touch those that are wrong already; training on that is
-    training on weak examples. Here every sample goes all the way. With ``Budget(0.1)`` it is what MMAT and CRMT-AT
-    train on: five steps of a fifth of the radius, the gradient normalised over all modalities together.
+    training on weak examples. Here every sample goes all the way, or to where its logits are no longer finite, which
+    :class:`~lightning_crmt.methods.AdversarialTraining` refuses. With ``Budget(0.1)`` it is what MMAT and CRMT-AT train
+    on: five steps of a fifth of the radius, the gradient normalised over all modalities together.
 
     Args:
         budget: what a perturbation may be.
