@@ -29,11 +29,11 @@ from typing import TypeVar
 import torch
 from certified import train
 from lightning.pytorch import Trainer, seed_everything
+from lightning_crmt.attacks.external.attacks import AutoAttack, FoolboxDDN
 from torch import Tensor, nn
 
 from lightning_crmt import CRMTModule, LinearFusion
 from lightning_crmt.attacks import Budget, LossAscent, MinimumNorm, strongest
-from lightning_crmt.attacks.external.attacks import AutoAttack, FoolboxDDN
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.data.module import MultimodalDataset
 from lightning_crmt.methods import AdversarialTraining

@@ -6,7 +6,8 @@ python examples/demo.py --seeds 5
 
 Trains on two views of handwritten digits (UCI Multiple Features, Fourier coefficients `fou` and morphological features
 `mor`), and tests each model with both views, with each view's own scores alone, and with each view missing. Radii are
-estimates: they rest on the largest gradients over the test samples. Spread is the standard deviation over seeds.
+estimates: they are computed from the largest gradients over the test samples. Spread is the
+standard deviation over seeds.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def figure(rows: Rows) -> Figure:
         curves.fill_between(RADII, (middle - spread).tolist(), (middle + spread).tolist(), alpha=0.15)
     bars.set(xticks=range(len(keys)), xticklabels=keys, ylim=(0, 1), ylabel="test accuracy", title="Accuracy")
     curves.set(
-        xlabel="l2 radius over both views together", ylim=(0, 1), ylabel="right, and estimated radius above",
+        xlabel="l2 radius over both views together", ylim=(0, 1), ylabel="correct, with a larger estimated radius",
         title="Estimated robustness (no guarantee)",
     )  # fmt: skip
     curves.grid(alpha=0.3)
@@ -121,8 +122,8 @@ def figure(rows: Rows) -> Figure:
 def main(seeds: int = 5, out: str = "results") -> Rows:
     """Run everything, print the table, save it and the figure."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")  # loaders without workers, no validation: as meant here
-    torch.set_num_threads(1)  # the layers are too small to share
+    warnings.filterwarnings("ignore", module="lightning")  # loaders without workers and no validation are intended here
+    torch.set_num_threads(1)  # the layers are too small for more
     rows: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     with tqdm(total=seeds * (len(METHODS) * STEP_1 + STEP_2), unit="epoch") as bar:
         for method in METHODS:

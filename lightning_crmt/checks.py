@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what comes in: each names the argument, what was expected and what came."""
+"""Checks of arguments: each error names the argument, what was expected and what it got."""
 
 from __future__ import annotations
 
@@ -170,8 +170,8 @@ def check_logits(logits: Any, argument: str = "logits") -> None:
         )
 
 
-def check_target(target: Any, num_classes: int, batch_size: int) -> None:
-    """Check that ``target`` holds one class index in [0, K) per sample.
+def check_target(target: Any, num_classes: int, batch_size: int, argument: str = "target") -> None:
+    """Check that ``target``, called ``argument`` in errors, holds one class index in [0, K) per sample.
 
     Raises:
         TypeError: if it does not hold integers.
@@ -183,13 +183,13 @@ def check_target(target: Any, num_classes: int, batch_size: int) -> None:
     ValueError: `target` must hold class indices from 0 to 2, got values from 0 to 3
     """
     if not isinstance(target, Tensor) or target.dtype not in _INTEGERS:
-        raise TypeError(f"`target` must be a tensor of integer class indices, got {describe(target)}")
+        raise TypeError(f"`{argument}` must be a tensor of integer class indices, got {describe(target)}")
     if target.shape != (batch_size,):
-        raise ValueError(f"`target` must have shape ({batch_size},), one class per sample, got {describe(target)}")
+        raise ValueError(f"`{argument}` must have shape ({batch_size},), one class per sample, got {describe(target)}")
     if batch_size == 0:
-        raise ValueError("`target` must hold at least one sample, got an empty batch")
+        raise ValueError(f"`{argument}` must hold at least one sample, got an empty batch")
     low, high = torch.stack(target.aminmax()).tolist()
     if low < 0 or high >= num_classes:
         raise ValueError(
-            f"`target` must hold class indices from 0 to {num_classes - 1}, got values from {low} to {high}"
+            f"`{argument}` must hold class indices from 0 to {num_classes - 1}, got values from {low} to {high}"
         )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Modalities have names: the mapping that every function takes, and what a classifier of several answers."""
+"""Inputs by modality name, the mapping that every function takes, and the output of a multi-modal classifier."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Inputs: TypeAlias = Mapping[str, Tensor]
 
 
 class FusionOutput(NamedTuple):
-    """What a multi-modal classifier answers.
+    """The output of a multi-modal classifier.
 
     Attributes:
         logits: joint logits :math:`h`, shape ``(B, K)``.
@@ -32,6 +32,15 @@ class FusionOutput(NamedTuple):
     logits: Tensor
     scores: dict[str, Tensor]
     features: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
+    """The samples ``rows`` of every modality, indices ``(n,)`` on any device.
+
+    >>> select({"audio": torch.arange(6).reshape(3, 2)}, torch.tensor([2]))
+    {'audio': tensor([[4, 5]])}
+    """
+    return {name: value[rows.to(value.device)] for name, value in inputs.items()}
 
 
 def logits_of(output: Any) -> Tensor:
@@ -58,5 +67,5 @@ def logits_of(output: Any) -> Tensor:
 
 
 def at_least_single(value: Tensor) -> Tensor:
-    """``value`` in double precision if it is so already, else in single: half has no room for differences."""
+    """``value`` in double precision if it is so already, else in single; half is too coarse for differences."""
     return value if value.dtype is torch.float64 else value.float()

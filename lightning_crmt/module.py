@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRMT as a LightningModule: to subclass, or to instantiate."""
+"""CRMT as a LightningModule, to subclass or to use as it is."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
-from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
+from lightning_crmt.checks import check_at_least, check_modality_names, check_same_modalities, describe
 from lightning_crmt.fusion import FusionHead, OrthogonalFusion
 from lightning_crmt.mixin import CRMTMixin
 
 
-class CRMTModule(CRMTMixin, LightningModule):
+class CRMTModule(CRMTMixin):
     """A multi-modal classifier trained by CRMT: one encoder per modality, late fusion, margin regularisation.
 
     Add the callback ``IntegrationReweighting`` for step 2. With ``head: LinearFusion`` and ``rho: 0`` it is ordinary
@@ -60,15 +59,12 @@ class CRMTModule(CRMTMixin, LightningModule):
         if not callable(head) or isinstance(head, nn.Module):
             raise TypeError(f"`head` must be a class of fusion heads or make one, got {describe(head)}")
         check_modality_names("encoders", encoders)
-        if not rho >= 0:
-            raise ValueError(f"`rho` must be at least 0, got {rho}")
-        sizes = dict(in_features or {})
-        for name, encoder in encoders.items():
-            if name not in sizes:
-                sizes[name] = _out_features(name, encoder)
-        check_same_modalities("in_features", sizes, encoders)
+        check_at_least(0, rho=rho)
+        given = dict(in_features or {})
+        sizes = {name: given.pop(name) if name in given else _out_features(name, e) for name, e in encoders.items()}
+        check_same_modalities("in_features", [*sizes, *given], encoders)
         self.encoders = nn.ModuleDict(encoders)
-        self.head = head({name: sizes[name] for name in encoders}, num_classes)
+        self.head = head(sizes, num_classes)
         self.rho = rho
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_crmt.checks import check_target
 
@@ -41,6 +41,11 @@ def mixed_loss(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
     if isinstance(target, MixedTarget):
         return target.share * loss(target.first) + (1 - target.share) * loss(target.second)
     return loss(target)
+
+
+def mixed_cross_entropy(logits: Tensor, target: Target, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of logits ``(B, K)``, of mixed samples by the shares of their classes; ``reduction`` is torch's."""
+    return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y, reduction=reduction), target)
 
 
 def check_classes(target: Target, num_classes: int, batch_size: int) -> None:

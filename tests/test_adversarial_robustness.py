@@ -11,7 +11,7 @@ from support.modules import GivesDict, GivesTuple, Keywords, Named, Positional, 
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_crmt import CRMTModule
-from lightning_crmt.attacks import PGD, Attack, Budget, MinimumNorm, MissingModality
+from lightning_crmt.attacks import PGD, Budget, BudgetedAttack, MinimumNorm, MissingModality
 from lightning_crmt.callbacks import AdversarialRobustness, MissingModalities
 from lightning_crmt.encoders import MLP
 
@@ -85,7 +85,7 @@ def test_numbers_are_those_of_the_exact_distances(joint, make_trainer):
     assert found == pytest.approx(expected)
 
 
-class Counts(Attack):
+class Counts(BudgetedAttack):
     """Does nothing, and keeps count of what it is called with."""
 
     def __init__(self, budget):

@@ -110,7 +110,7 @@ def test_the_share_has_the_distribution_asked_for(make_model):
 @pytest.mark.parametrize("probability", [0.5, {"fou": 0.2, "mor": 0.9}])
 def test_dropout_leaves_one_and_has_the_conditional_rates(make_model, probability):
     inputs = {"fou": torch.ones(20000, 3), "mor": torch.ones(20000, 2, 2)}
-    found, _ = ModalityDropout(probability, value={"fou": -1.0, "mor": -2.0}).transform(
+    found, _ = ModalityDropout(probability, fill={"fou": -1.0, "mor": -2.0}).transform(
         make_model(), inputs, torch.zeros(20000, dtype=torch.long)
     )
     for name, blank in {"fou": -1, "mor": -2}.items():
@@ -122,6 +122,18 @@ def test_dropout_leaves_one_and_has_the_conditional_rates(make_model, probabilit
     p, q = (probability, probability) if isinstance(probability, float) else (0.2, 0.9)
     assert fou.float().mean().item() == pytest.approx(p * (1 - q) / (1 - p * q), abs=0.02)
     assert mor.float().mean().item() == pytest.approx(q * (1 - p) / (1 - p * q), abs=0.02)
+
+
+def test_dropout_of_other_modalities_is_refused_before_training(make_model, make_trainer, data):
+    for settings in ({"probability": {"fou": 0.1}}, {"fill": {"fou": 0.1}}):
+        (argument,) = settings
+        with pytest.raises(ValueError, match=rf"`{argument}` must hold exactly the modalities .* missing \['mor'\]"):
+            make_trainer(ModalityDropout(**settings)).fit(make_model(), data)
+
+
+def test_the_old_name_of_fill(make_model):
+    with pytest.warns(DeprecationWarning, match="`value` is called `fill` now"):
+        assert ModalityDropout(value=-1.0).fill == -1.0
 
 
 def test_no_dropout_is_the_identity(make_model):
@@ -148,7 +160,7 @@ def test_methods_compose_in_their_order(make_model, make_trainer, data):
     make_trainer(AdversarialTraining(ATTACK), Mixup(), watching, max_epochs=1).fit(module, data)
     assert watching.seen
     assert all(isinstance(target, MixedTarget) for _, target in watching.seen)
-    assert list(module.methods) == []
+    assert module.training_stage.methods == []
     early = Watching()
     with pytest.raises(ValueError, match="must come before Mixup"):
         make_trainer(early, Mixup(), AdversarialTraining(ATTACK), max_epochs=1).fit(make_model(), data)
@@ -166,11 +178,12 @@ def test_a_term_is_added_to_the_loss(make_model):
     inputs, y = batch()
     output = module(inputs)
     plain = module.crmt_loss(output, y)
-    module.methods = [Constant(), Method(), Constant()]
+    for method in (Constant(), Method(), Constant()):
+        module.training_stage.push(method, method=method)
     assert torch.allclose(module.crmt_loss(output, y), plain + 2 * output.logits.square().mean())
 
 
-def test_methods_rest_in_step_two(make_model, make_trainer, data):
+def test_methods_are_inactive_in_step_two(make_model, make_trainer, data):
     watching = Watching()
     make_trainer(Mixup(), watching, IntegrationReweighting(last_epochs=1), max_epochs=2).fit(make_model(), data)
     assert len(watching.seen) == len(data.train_dataloader())  # of the first epoch alone
@@ -213,7 +226,6 @@ def test_a_module_of_another_kind_is_refused(make_trainer, data):
         (lambda: Mixup(0.0), ValueError, "`alpha` must be above 0, got 0.0"),
         (lambda: ModalityDropout(1.0), ValueError, "`probability` must be at least 0 and below 1"),
         (lambda: ModalityDropout({"fou": -0.1}), ValueError, "`probability` must be at least 0"),
-        (lambda: ModalityDropout({"fou": 0.1}).transform(None, *batch()), ValueError, "without 'mor'"),
         (lambda: AdversarialTraining("pgd"), TypeError, "`attack` must be an Attack such as LossAscent, got a str"),
         (
             lambda: Mixup().transform(None, {"text": torch.ones(2, 3, dtype=torch.long)}, torch.tensor([0, 1])),
@@ -244,7 +256,7 @@ def test_a_fit_that_fails_leaves_no_method_behind(make_model, make_trainer, data
     module = make_model()
     with pytest.raises(ArithmeticError, match="on purpose"):
         make_trainer(Mixup(), Failing()).fit(module, data)
-    assert list(module.methods) == []
+    assert module.training_stage.methods == []
 
 
 def test_mixup_in_half_precision(make_model, make_trainer, data):

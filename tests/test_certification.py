@@ -21,6 +21,7 @@ from lightning_crmt import (
     certify,
 )
 from lightning_crmt.certification import own_class
+from lightning_crmt.fusion import CosineFusion
 
 HEADS = (OrthogonalFusion, LinearFusion)
 SIZES = [(1, 2), (2, 3), (3, 7)]
@@ -488,6 +489,10 @@ def test_dropping_a_modality_needs_scores_and_a_head():
     for without, what in ((certify, (output.logits, head)), (certify, (output, None))):
         with pytest.raises(ValueError, match="`missing` needs a fusion head and a FusionOutput"):
             without(*what, constants, missing=["m0"])
+    cosine = CosineFusion(head.in_features, head.num_classes)
+    features = {name: torch.ones(2, size) for name, size in head.in_features.items()}
+    with pytest.raises(ValueError, match=r"`missing` needs a fusion head .* got a CosineFusion"):
+        certify(cosine(features), cosine, constants, missing=["m0"])
 
 
 @pytest.mark.parametrize("of", ["scores", "encoder"])

@@ -7,16 +7,19 @@ import torch
 
 from lightning_crmt import FusionOutput
 from lightning_crmt.checks import (
+    check_at_least,
     check_batch,
     check_inputs,
     check_logits,
     check_modality_names,
+    check_positive,
     check_same_modalities,
     check_target,
     describe,
     require_finite,
 )
-from lightning_crmt.modality import logits_of
+from lightning_crmt.modality import logits_of, select
+from lightning_crmt.targets import MixedTarget, check_classes
 
 NAMES = ["audio", "image"]
 
@@ -168,3 +171,33 @@ def test_check_target_takes_every_class(dtype):
 def test_check_target_refuses(target, error, message):
     with pytest.raises(error, match=re.escape(message)):
         check_target(target, num_classes=3, batch_size=2)
+
+
+def test_check_at_least_names_the_first_setting_below():
+    check_at_least(1, steps=1, restarts=2.5, kernel_size=None)
+    for value in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"`restarts` must be at least 1, got {value}"):
+            check_at_least(1, steps=3, restarts=value, seed=-5)
+
+
+def test_check_positive_names_the_first_setting_that_is_not():
+    check_positive(scale=1e-9, clip=None)
+    for value in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"`scale` must be above 0, got {value}"):
+            check_positive(radius=0.1, scale=value)
+
+
+def test_check_classes_looks_at_both_classes_of_mixed_samples():
+    good, bad = torch.tensor([0, 2]), torch.tensor([0, 3])
+    check_classes(good, 3, 2)
+    check_classes(MixedTarget(good, good, 0.5), 3, 2)
+    for target in (bad, MixedTarget(good, bad, 0.5), MixedTarget(bad, good, 0.5)):
+        with pytest.raises(ValueError, match="class indices from 0 to 2, got values from 0 to 3"):
+            check_classes(target, 3, 2)
+
+
+def test_select_takes_the_same_samples_of_every_modality():
+    inputs = {"a": torch.arange(8.0).reshape(4, 2), "b": torch.arange(4)}
+    chosen = select(inputs, torch.tensor([3, 1]))
+    assert chosen["a"].tolist() == [[6.0, 7.0], [2.0, 3.0]]
+    assert chosen["b"].tolist() == [3, 1]

@@ -5,11 +5,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
+from lightning_crmt import methods
 from lightning_crmt.cli import main
+from lightning_crmt.training import Source
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIG = EXAMPLES / "mfeat.yaml"
@@ -169,6 +172,10 @@ def test_methods_and_heads_are_listed_with_a_line_each(capsys):
     assert {"Mixup", "GradientModulation", "OrthogonalFusion", "GatedFusion"} <= shown.keys()
     assert not {"Method", "LateFusion", "FusionHead", "JointFusion"} & shown.keys()
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in shown.values())
+    assert shown["Mixup"].split()[1] == "paper"
+    assert " ".join(shown["ParetoGradients"].split()[1:3]) == "authors' code"
+    kinds = {name: getattr(methods, name) for name in methods.__all__ if name not in ("Method", "blending_weights")}
+    assert all(kind.source in get_args(Source) and kind.source in shown[name] for name, kind in kinds.items())
 
 
 OVERLAYS = ("base", "six_views", "six_views_lipschitz")

@@ -12,9 +12,9 @@ import torch
 from support.linear_model import Linear, distances, samples
 from torch import nn
 
-from lightning_crmt.attacks import PGD, Budget
-from lightning_crmt.attacks.external.attacks import AutoAttack, FoolboxDDN
-from lightning_crmt.attacks.external.bridge import InOrder, Numbered, handed_over
+from lightning_crmt.attacks import PGD, AutoAttack, Budget, FoolboxDDN
+from lightning_crmt.attacks.external.autoattack import Numbered
+from lightning_crmt.attacks.external.one_vector import handed_over
 
 BOX = {"audio": (-2.0, 2.0), "image": (-2.0, 2.0)}
 ALL = {"audio": 1.0, "image": 1.0}
@@ -228,8 +228,8 @@ def test_a_sample_is_known_wherever_it_moved(size):
     model, x = Tokens().eval(), with_tokens(max(size, 20))
     x = {n: v[:size] % 20 if n == "text" else v[:size] for n, v in x.items()}
     y, budget = predict(model, x), Budget(0.3, modalities=["image"])
-    with handed_over(model, x, y, budget) as problem:
-        view = Numbered(problem)
+    with handed_over(model, x, y, budget) as whole:
+        view = Numbered(whole)
         assert view.clean.dtype is torch.float32
         assert view(view.clean).argmax(1).equal(y)
         rows = torch.randperm(size)
@@ -238,9 +238,9 @@ def test_a_sample_is_known_wherever_it_moved(size):
         delta = view.displacement(moved)
         assert (delta.norm(dim=1) <= 1 + 1e-5).all()
         shifted = {"text": x["text"][rows], "image": (x["image"][rows].double() + 0.3 * delta).float()}
-        found, exact = view(moved), problem.oracle.logits(shifted)
+        found, exact = view(moved), whole.attacked.logits(shifted)
         assert torch.allclose(found, exact - exact.amax(1, keepdim=True), atol=1e-5)
-        one, other = view(view.clean), InOrder(problem)(problem.origin)
+        one, other = view(view.clean), whole(whole.origin)
         assert torch.allclose(one, other)
         assert other.amax(1).eq(0).all()
 
@@ -248,9 +248,9 @@ def test_a_sample_is_known_wherever_it_moved(size):
 def test_gradients_that_are_not_finite_count_as_none():
     model = lambda inputs: torch.stack([inputs["audio"].norm(dim=1), inputs["audio"].sum(1)], dim=1)  # noqa: E731
     x = {"audio": torch.zeros(3, 4, dtype=torch.float64)}
-    with handed_over(model, x, torch.zeros(3, dtype=torch.long), Budget(1.0)) as problem:
-        leaf = problem.origin.requires_grad_(True)
-        problem.logits(leaf)[:, 0].sqrt().sum().backward()
+    with handed_over(model, x, torch.zeros(3, dtype=torch.long), Budget(1.0)) as whole:
+        leaf = whole.origin.requires_grad_(True)
+        whole(leaf)[:, 0].sqrt().sum().backward()
         assert leaf.grad.isfinite().all()
 
 

@@ -198,7 +198,7 @@ def test_teachers_see_what_is_trained_on_or_what_was_clean(make_trainer, data):
     ("make", "error", "message"),
     [
         (lambda: TeacherFeatures(), ValueError, r"give one teacher per modality, .* got \[\]"),
-        (lambda: TeacherFeatures({"a": MLP(2, 2)}, {"a": "x"}), ValueError, r"got \['a', 'a'\]"),
+        (lambda: TeacherFeatures({"a": MLP(2, 2)}, checkpoints={"a": "x"}), ValueError, r"got \['a', 'a'\]"),
         (lambda: TeacherFeatures({"a": "x"}), TypeError, r"`teachers\['a'\]` must be a module, got a str"),
         (lambda: TeacherFeatures({"a": MLP(2, 2)}, weight=-1.0), ValueError, "`weight` must be at least 0, got -1.0"),
         (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_crmt.frozen_eval import device_of, differentiable, frozen_eval
+from lightning_crmt.frozen_eval import as_taken_by, device_of, differentiable, frozen_eval
 
 
 def half_frozen_model():
@@ -123,3 +123,13 @@ def test_integers_cannot_be_differentiated():
         TypeError, match=r"`inputs\['tokens'\]` must be floating point to be differentiated, got torch.int"
     ):
         differentiable({"tokens": torch.ones(2, 3, dtype=torch.long)}, nn.ReLU())
+
+
+def test_inputs_as_the_model_takes_them_are_copies():
+    inputs = {"a": torch.ones(2, 3, dtype=torch.float64, requires_grad=True), "tokens": torch.ones(2, 3).long()}
+    taken = as_taken_by(nn.Linear(3, 3), inputs)
+    assert (taken["a"].dtype, taken["tokens"].dtype) == (torch.float32, torch.int64)
+    assert not taken["a"].requires_grad
+    taken["tokens"].zero_()
+    assert inputs["tokens"].all()
+    assert as_taken_by(nn.Identity(), inputs)["a"].dtype is torch.float64

@@ -11,7 +11,7 @@ from support import oracles
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_crmt import LinearFusion, OrthogonalFusion
+from lightning_crmt import FusionOutput, LinearFusion, OrthogonalFusion, fusion
 
 HEADS = (OrthogonalFusion, LinearFusion)
 
@@ -246,3 +246,25 @@ def test_scores_that_cannot_be_fused(scores):
     message = f"`scores` must hold modalities among ['a', 'b'], got {list(scores)}"
     with pytest.raises(ValueError, match=re.escape(message)):
         OrthogonalFusion({"a": 4, "b": 5}, num_classes=3).fuse(scores)
+
+
+class Sum(fusion.FusionHead):
+    def forward(self, features):
+        checked = self.checked(features)
+        return FusionOutput(torch.stack(list(checked.values())).sum(dim=0), checked, checked)
+
+
+def test_a_head_of_ones_own_has_its_features_checked():
+    head = Sum({"a": 3, "b": 3}, num_classes=3)
+    features = {"b": torch.ones(2, 3), "a": torch.zeros(2, 3)}
+    assert list(head(features).features) == ["a", "b"]
+    with pytest.raises(ValueError, match=re.escape("`features['b']` must have shape (B, 3), as in `in_features`")):
+        head({**features, "b": torch.ones(2, 4)})
+    with pytest.raises(ValueError, match=re.escape("missing ['a']")):
+        head({"b": torch.ones(2, 3)})
+
+
+@pytest.mark.parametrize(("old", "new"), [("Fusion", "LateFusion"), ("Head", "FusionHead")])
+def test_old_names_of_heads_say_the_new_ones(old, new):
+    with pytest.warns(DeprecationWarning, match=f"lightning_crmt.fusion.{old} is called {new} now"):
+        assert getattr(fusion, old) is getattr(fusion, new)

@@ -48,8 +48,8 @@ def test_the_whole_loss_is_the_weighted_sum(heads):
     weights = {"fou": 0.1, "mor": 0.4, "zer": 0.2, "joint": 0.3}
     method = GradientBlending(weights, super_epoch=None, heads=heads)
     method.weights = weights
-    method.readout.attach(module)
-    module.methods = [method]
+    method.readout.attach(module, method)
+    module.training_stage.push(method, method=method)
     inputs = {"fou": torch.randn(7, 76), "mor": torch.randn(7, 6), "zer": torch.randn(7, 47)}
     y = torch.arange(7)
     output = module(inputs)
@@ -131,12 +131,12 @@ def test_what_a_fit_refuses(make_model, make_trainer, data):
         make_trainer(GradientBlending({"fou": 1.0, "mor": 1.0})).fit(make_model(), data)
     data.setup()
     alone = data.train_dataloader()
-    with pytest.raises(ValueError, match="estimates its weights on validation data, got none"):
+    with pytest.raises(ValueError, match="GradientBlending needs validation data in the fit, got none"):
         make_trainer(GradientBlending(), limit_val_batches=0).fit(make_model(), data)
     with pytest.raises(TypeError, match="GradientBlending needs one validation loader, got a list"):
         make_trainer(GradientBlending()).fit(make_model(), alone, [data.val_dataloader(), data.val_dataloader()])
     sound = {"fou": LipschitzMLP(76, 16), "mor": LipschitzMLP(6, 16)}
-    with pytest.raises(ValueError, match="another loss has its place: got 'radius_loss'"):
+    with pytest.raises(ValueError, match="another loss replaces it: got 'radius_loss'"):
         make_trainer(GradientBlending(), RadiusTraining()).fit(CRMTModule(sound, num_classes=10), data)
     joint = CRMTModule({"joint": MLP(6, 16)}, num_classes=10)
     with pytest.raises(ValueError, match="`encoders` must not hold a modality named 'joint'"):

@@ -17,10 +17,9 @@ from lightning_crmt.methods import AdaptiveGradientModulation, GradientModulatio
 from lightning_crmt.methods.adaptive_gradient_modulation import response_coefficients, shapley_responses
 from lightning_crmt.methods.gradient_modulation import modulation_coefficients
 from lightning_crmt.methods.pareto_gradients import joint_share
-from lightning_crmt.methods.parts.modality_parts import check_steps_in_reach
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
-from lightning_crmt.mixin import StageObjective
 from lightning_crmt.modality import FusionOutput
+from lightning_crmt.stage import StageObjective
 from lightning_crmt.targets import MixedTarget
 
 cross_entropy = nn.functional.cross_entropy
@@ -266,7 +265,7 @@ def test_the_loss_keeps_its_value_and_other_terms_their_gradient(make_trainer):
     method = AdaptiveGradientModulation()
     method.transform(model, inputs, target)
     model.trainer = make_trainer(precision="64-true")
-    model.methods = [method]
+    model.training_stage.push(method, method=method)
     plain = model_of(rho=0.5)
     margin = model.crmt_loss(model(inputs), target)
     assert margin.item() == pytest.approx(plain.crmt_loss(plain(inputs), target).item())
@@ -282,9 +281,10 @@ def test_the_objective_of_another_stage_is_modulated_alike(make_trainer):
     model, method = model_of(), AdaptiveGradientModulation()
     inputs, target = whole(samples())
     pull = torch.randn(len(target), CLASSES, dtype=torch.double)
-    model.stage_objective = StageObjective("mine", lambda output, target: (pull * output.logits).sum(), True)
+    objective = StageObjective("mine", lambda output, target: (pull * output.logits).sum(), True)
+    model.training_stage.push("me", objective=objective)
     model.trainer = make_trainer(precision="64-true")
-    model.methods = [method]
+    model.training_stage.push(method, method=method)
     method.transform(model, inputs, target)
     model.crmt_loss(model(inputs), target).backward()
     expected, _, _ = slow_agm(model_of(), inputs, target, {"a": 0.0, "b": 0.0}, 1.5, pull)
@@ -366,6 +366,7 @@ def test_gradients_that_overflowed_stay_the_plain_sum(make_trainer):
     model, method = model_of(), ParetoGradients()
     inputs, target = whole(samples())
     model.trainer = make_trainer()
+    model.training_stage.push(method, method=method)
     loss = method.term(model, model(inputs), target)
     loss.backward()
     next(model.encoders["a"].parameters()).grad[0, 0] = math.inf
@@ -471,7 +472,7 @@ def test_manual_optimization_is_refused(fit):
 def test_strategies_that_shard_are_refused():
     trainer = SimpleNamespace(strategy=SimpleNamespace())
     with pytest.raises(RuntimeError, match="on a single device and under DDP, got a SimpleNamespace"):
-        check_steps_in_reach(trainer, model_of(), ParetoGradients())
+        ParetoGradients().setup(trainer, model_of(), "fit")
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,25 @@ import copy
 import pickle
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler
 
-from lightning_crmt import CRMTModule, LinearFusion, Soundness, estimate_lipschitz, integration_objective
+from lightning_crmt import (
+    CRMTModule,
+    LinearFusion,
+    OrthogonalFusion,
+    ProbeSearch,
+    Soundness,
+    estimate_lipschitz,
+    integration_objective,
+)
 from lightning_crmt.attacks import PGD, Budget, MinimumNorm
 from lightning_crmt.callbacks import (
     AdversarialRobustness,
@@ -20,6 +30,7 @@ from lightning_crmt.callbacks import (
     IntegrationReweighting,
     MissingModalities,
 )
+from lightning_crmt.cli import command_line
 from lightning_crmt.encoders import LipschitzMLP
 from lightning_crmt.losses import true_class_radii
 
@@ -101,7 +112,7 @@ def test_everything_is_given_back(make_model, data, make_trainer):
     assert all(p.requires_grad for p in model.parameters() if p is not frozen)
     assert not model.encoders["fou"][1].training
     assert model.encoders["fou"][3].training
-    assert model.stage_objective is None
+    assert model.training_stage.objective is None
 
 
 def test_given_back_after_an_error_too(make_model, data, make_trainer):
@@ -114,7 +125,7 @@ def test_given_back_after_an_error_too(make_model, data, make_trainer):
     with pytest.raises(KeyError, match="on purpose"):
         make_trainer(IntegrationReweighting(last_epochs=1), Fail(), max_epochs=2).fit(model, datamodule=data)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert model.stage_objective is None
+    assert model.training_stage.objective is None
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -227,6 +238,7 @@ def test_observers_leave_no_trace(make_model, data, make_trainer):
         ({"last_epochs": 1, "start_epoch": 1}, "give one of `last_epochs` and `start_epoch`"),
         ({"last_epochs": 0}, "`last_epochs` must be at least 1, got 0"),
         ({"start_epoch": -1}, "`start_epoch` must be at least 0, got -1"),
+        ({"last_epochs": 1, "constants": "rigorous"}, "`constants` must be 'estimated' or 'sound', got 'rigorous'"),
         ({"last_epochs": 1, "lr": 0.0}, "`lr` must be above 0, got 0.0"),
         ({"last_epochs": 1, "objective": "median"}, "`objective` must be 'mean' or 'clipped', got 'median'"),
         ({"last_epochs": 1, "clip": -1.0}, "`clip` must be above 0, got -1.0"),
@@ -353,6 +365,41 @@ def test_sound_constants(data, make_trainer):
     assert float(step_2.lipschitz.values["fou"]) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_search_takes_fewer_gradients_and_finds_the_constants(make_model, data, make_trainer):
+    record, model = Record(), make_model(head=OrthogonalFusion)
+    step_2 = IntegrationReweighting(last_epochs=1, constants=ProbeSearch(pilots=16))
+    make_trainer(record, step_2, max_epochs=2).fit(model, datamodule=data)
+    assert step_2.constants is step_2.lipschitz.soundness is Soundness.ESTIMATED
+    model.load_state_dict(record.states[1])
+    all_taken = estimate_lipschitz(model, [data.parts["train"].inputs])
+    for name, value in all_taken.values.items():
+        assert (step_2.lipschitz.values[name] <= value * (1 + 1e-5)).all()
+        assert (step_2.lipschitz.values[name] >= value * 0.95).all()
+
+
+@pytest.mark.parametrize(
+    ("constants", "search"),
+    [
+        ({"class_path": "ProbeSearch", "init_args": {"pilots": 16}}, ProbeSearch(pilots=16)),
+        ({"class_path": "lightning_crmt.ProbeSearch"}, ProbeSearch()),
+        ("estimated", None),
+    ],
+)
+def test_a_search_is_chosen_from_yaml(constants, search, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-crmt"])
+    config = yaml.safe_load((Path(__file__).parent.parent / "examples" / "mfeat.yaml").read_text())
+    step_2 = {"class_path": "IntegrationReweighting", "init_args": {"last_epochs": 1, "constants": constants}}
+    config["trainer"]["callbacks"] = [step_2]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    words = ["--trainer.fast_dev_run=2", "--trainer.enable_progress_bar=false"]
+    cli = command_line(["fit", "--config", str(path), *words])
+    (callback,) = (each for each in cli.trainer.callbacks if isinstance(each, IntegrationReweighting))
+    assert callback.search == search
+    assert callback.lipschitz.soundness is Soundness.ESTIMATED
+
+
 def test_samples_that_training_leaves_out_are_not_read(make_model, data, make_trainer):
     data.setup()
     few = DataLoader(data.parts["train"], batch_size=50, sampler=SubsetRandomSampler(range(0, 1200, 10)))
@@ -374,7 +421,7 @@ def test_an_unknown_sampler_asks_for_batches(make_model, data, make_trainer):
     data.setup()
     loader = DataLoader(data.parts["train"], batch_size=50, sampler=Odd())
     with pytest.raises(TypeError, match="cannot know which samples a Odd leaves out; pass `dataloader=`"):
-        make_trainer(IntegrationReweighting(last_epochs=1), max_epochs=2).fit(
+        make_trainer(IntegrationReweighting(last_epochs=1), Never(), max_epochs=2).fit(
             make_model(), loader, data.val_dataloader()
         )
 
@@ -387,7 +434,7 @@ def test_a_generator_of_batches_is_refused():
 def test_step_two_without_its_loss_is_an_error(data, make_trainer, make_model):
     model = make_model()
     model.training_step = lambda batch, batch_idx: model(batch[0]).logits.square().mean()
-    with pytest.raises(RuntimeError, match="step 2 trains on what `crmt_loss` answers"):
+    with pytest.raises(RuntimeError, match="step 2 trains on what `crmt_loss` returns"):
         make_trainer(IntegrationReweighting(last_epochs=1), max_epochs=2).fit(model, datamodule=data)
 
 

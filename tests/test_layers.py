@@ -266,3 +266,27 @@ def test_lipschitz_encoders_learn():
             nn.functional.cross_entropy(model(x), target).backward()
             optimizer.step()
         assert (model(x).argmax(1) == target).float().mean() > 0.9
+
+
+class Doubling(OrthogonalLinear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Named(OrthogonalLinear):
+    """A subclass that computes the same."""
+
+
+def test_only_layers_that_compute_what_their_type_does_are_fixed():
+    x = torch.randn(2, 4)
+    layer = Named(4, 3)
+    assert torch.equal(with_fixed_weights(nn.Sequential(layer))(x), layer(x))
+    with pytest.raises(TypeError, match="Doubling must not override `forward` to be fixed, it does"):
+        with_fixed_weights(nn.Sequential(Doubling(4, 3)))
+
+
+def test_a_layer_in_two_places_is_fixed_once_and_stays_shared():
+    shared = OrthogonalLinear(4, 4)
+    fixed = with_fixed_weights(nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)}))
+    assert type(fixed["a"][0]) is nn.Linear
+    assert fixed["a"][0] is fixed["b"][0]

@@ -56,7 +56,7 @@ def test_dropping_is_leaving_out_of_the_fusion():
     attack = MissingModality("dropped")
     # Scores are linear without a bias of their own, so that an input of zeros is the same as no score.
     assert torch.allclose(attack.logits(model, x, y), MissingModality().logits(model, x, y), atol=1e-6)
-    with pytest.raises(TypeError, match="dropped from the fusion is no input; ask `logits`"):
+    with pytest.raises(TypeError, match="dropped from the fusion has no input; call `logits`"):
         attack(model, x, y)
     wrapped = nn.Module()
     wrapped.module = model
@@ -118,6 +118,21 @@ def test_batches_may_be_split():
         assert torch.allclose(part, whole[rows])
 
 
+def test_the_former_name_of_fill():
+    with pytest.warns(DeprecationWarning, match="`represent` is called `fill` now"):
+        assert MissingModality(represent={"audio": 0.5}).fill == {"audio": 0.5}
+
+
+def test_inputs_are_filled_and_subsets_go_by_name():
+    attack, x = MissingModality({"image": 0.5}), samples(sizes=THREE)
+    assert attack.subsets(["audio", "image"]) == [(), ("image",)]
+    filled = attack.filled(x, ["image"])
+    assert filled["audio"] is x["audio"]
+    assert (filled["image"] == 0.5).all()
+    model = Linear(sizes=THREE)
+    assert attack.logits_without(model, x, ["image"]).equal(model(filled))
+
+
 def test_means():
     loader = [({"audio": torch.ones(3, 2), "text": torch.ones(3, 2).long()}, torch.zeros(3))]
     loader += [({"audio": torch.full((1, 2), 5.0), "text": torch.ones(1, 2).long()}, torch.zeros(1))]
@@ -141,7 +156,6 @@ def test_means():
             "the shape \\(5,\\).*got \\(1,\\)",
         ),
         (lambda x, y: MissingModality()(Linear(), x, y + 9), ValueError, "class indices from 0 to 3"),
-        (lambda x, y: MissingModality().scaled(2.0), TypeError, "has no radius to scale"),
     ],
 )
 def test_bad_input(make, error, message):

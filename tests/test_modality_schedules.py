@@ -30,7 +30,6 @@ from lightning_crmt.methods import (
 )
 from lightning_crmt.methods.parts.clustering import k_means, purity
 from lightning_crmt.methods.parts.modality_parts import own_parameters
-from lightning_crmt.methods.parts.unimodal_validation import Unimodal
 
 
 @pytest.fixture
@@ -49,8 +48,8 @@ def fit(make_trainer):
 
 def scripted(method, numbers):
     """Makes validation t report the t-th numbers, whatever the model."""
-    given = iter(numbers)
-    method._validation.compute = lambda trainer: next(given)
+    given, learn = iter(numbers), method.learn
+    method.learn = lambda module, means: learn(module, next(given))
     return method
 
 
@@ -85,16 +84,15 @@ def test_what_belongs_to_a_modality(head):
 
 @pytest.mark.parametrize("names", ["ab", "abc"])
 def test_unimodal_numbers_are_over_all_samples(names, fit):
-    model, method = model_of(names), ModalityEarlyStopping()
-    seen = []
-    original = method._validation.compute
-    method._validation.compute = lambda trainer: seen.append(original(trainer)) or seen[-1]
-    fit(model, method, max_epochs=1, num_sanity_val_steps=2)
-    assert seen[0] is None, "not the sanity check"
+    model, methods, seen = model_of(names), (ModalityEarlyStopping(), ModalitySpecificRates()), []
+    for method in methods:
+        method.learn = lambda module, means: seen.append(means)
+    fit(model, *methods, max_epochs=1, num_sanity_val_steps=2)
+    losses, accuracies = seen  # and nothing of the sanity check
     inputs, target = whole(samples(names, 130, 1))
     for name, logits in model.head.unimodal_logits(model(inputs).scores).items():
-        assert seen[1].losses[name] == pytest.approx(nn.functional.cross_entropy(logits, target).item())
-        assert seen[1].accuracies[name] == pytest.approx((logits.argmax(dim=1) == target).double().mean().item())
+        assert losses[name] == pytest.approx(nn.functional.cross_entropy(logits, target).item())
+        assert accuracies[name] == pytest.approx((logits.argmax(dim=1) == target).double().mean().item())
 
 
 def test_without_validation_there_is_nothing_to_go_by(fit):
@@ -103,12 +101,19 @@ def test_without_validation_there_is_nothing_to_go_by(fit):
             fit(model_of(), method, limit_val_batches=0)
 
 
+def test_a_first_validation_after_several_epochs_is_validation(fit):
+    methods = ModalitySpecificRates(window=1), Relearning(epochs=(1,))
+    fit(model_of(optimizer=momentum), *methods, check_val_every_n_epoch=3)
+    assert len(methods[0].accuracies["a"]) == 1
+    assert 0 < methods[1].weights["a"] < 1
+
+
 # --- MSLR
 
 
 def test_who_gets_better_learns_faster(fit):
     accuracies = [(0.2, 0.6), (0.4, 0.6), (0.6, 0.3), (0.8, 0.0)]
-    numbers = [Unimodal({}, {"a": a, "b": b}) for a, b in accuracies]
+    numbers = [{"a": a, "b": b} for a, b in accuracies]
     method = scripted(ModalitySpecificRates(rates={"a": 1.3, "b": 0.5}, window=2), numbers)
     found = []
 
@@ -124,7 +129,7 @@ def test_who_gets_better_learns_faster(fit):
 
 
 def test_a_modality_that_is_never_right_keeps_its_rate(fit):
-    numbers = [Unimodal({}, {"a": a, "b": 0.5}) for a in (0.0, 0.0, 0.4)]
+    numbers = [{"a": a, "b": 0.5} for a in (0.0, 0.0, 0.4)]
     method = scripted(ModalitySpecificRates(window=2), numbers)
     fit(model_of(), method)
     assert method.trends == {"a": 1.0, "b": 1.0}
@@ -179,7 +184,7 @@ def test_rates_are_of_the_modalities(fit):
 
 
 def losses_of(a, b):
-    return [Unimodal({"a": each, "b": other}, {}) for each, other in zip(a, b, strict=True)]
+    return [{"a": each, "b": other} for each, other in zip(a, b, strict=True)]
 
 
 def test_who_overfits_goes_back_and_stays(fit):
@@ -358,7 +363,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make, done, fit, tmp_path):
 
 
 @pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
-def test_methods_rest_in_step_two(make, make_model, make_trainer, data):
+def test_methods_are_inactive_in_step_two(make, make_model, make_trainer, data):
     found = []
     for methods in ([], [make()]):
         model = make_model()
@@ -376,7 +381,7 @@ def test_in_bf16_with_mixed_samples_and_accumulation(make, make_model, make_trai
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert any(not p.equal(q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
     assert isinstance(model, LightningModule)
-    assert list(model.methods) == []
+    assert model.training_stage.methods == []
 
 
 def test_all_from_yaml(tmp_path, monkeypatch):

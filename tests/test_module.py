@@ -280,5 +280,41 @@ def test_encoders_in_a_plain_dict_are_refused(make_trainer, data):
 
 
 def test_the_mixin_goes_first():
-    with pytest.raises(TypeError, match="Wrong must have CRMTMixin before LightningModule among its bases"):
-        type("Wrong", (LightningModule, CRMTMixin), {})
+    class Yours(LightningModule):
+        pass
+
+    assert type("Right", (CRMTMixin, Yours), {}).forward is CRMTMixin.forward
+    assert type("Longer", (CRMTModule, Yours), {}).forward is CRMTMixin.forward
+    with pytest.raises(TypeError, match="Wrong must have CRMTMixin before Yours among its bases"):
+        type("Wrong", (Yours, CRMTMixin), {})
+    with pytest.raises(TypeError, match="for bases LightningModule, CRMTMixin"):
+        type("Wrong", (LightningModule, CRMTMixin), {})  # Python's own refusal
+
+
+def test_the_mixin_is_a_lightning_module_of_yours(data, make_trainer):
+    class Yours(LightningModule):
+        def __init__(self, lr):
+            super().__init__()
+            self.save_hyperparameters()
+            self.rates = []
+
+        def on_train_start(self):
+            self.rates.append(self.hparams.lr)
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("the mixin's is used")
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+    class Mine(CRMTMixin, Yours):
+        def __init__(self):
+            Yours.__init__(self, lr=0.1)  # around the mixin
+            self.encoders = nn.ModuleDict({"fou": MLP(76, 12), "mor": MLP(6, 12)})
+            self.head = OrthogonalFusion({"fou": 12, "mor": 12}, num_classes=10)
+
+    model = Mine()
+    assert isinstance(model, LightningModule)
+    make_trainer(max_epochs=1).fit(model, datamodule=data)
+    assert model.rates == [0.1]
+    assert model.rho == 0.5

@@ -81,6 +81,18 @@ def test_a_test_after_a_fit_logs_the_test_alone(make, data, make_trainer):
     assert {key.split for key in read_keys(found)} == {"test"}
 
 
+def test_a_rhythm_of_your_own_is_that_of_the_validations(data, make_trainer):
+    class Never(MissingModalities):
+        def due(self, trainer):
+            return False
+
+    module, trainer = model(), make_trainer(Never(), max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    assert not [key for key in trainer.callback_metrics if "zeroed" in key]
+    (found,) = trainer.test(module, datamodule=data, verbose=False)
+    assert "test/accuracy_zeroed/none" in found
+
+
 @pytest.mark.filterwarnings("ignore:AdversarialRobustness, attack")
 @pytest.mark.parametrize("name", ["a+b", "a=b", "a@b", "joint", "worst", "dataloader_idx_0"])
 def test_names_that_keys_cannot_carry_are_refused_before_training(name, data, make_trainer):

@@ -118,7 +118,7 @@ class Losses(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         assert torch.isfinite(outputs["loss"])
-        self.names.append("loss" if pl_module.stage_objective is None else pl_module.stage_objective.name)
+        self.names.append(pl_module.stage_objective.name)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
@@ -24,7 +25,9 @@ def model(names=("fou", "mor"), **settings):
     torch.manual_seed(0)
     sizes = {"fou": 76, "mor": 6, "zer": 47}
     settings = {"num_classes": 10, "rho": 0.0, "head": LinearFusion} | settings
-    return CRMTModule({name: MLP(sizes[name], 16) for name in names}, **settings)
+    module = CRMTModule({name: MLP(sizes[name], 16) for name in names}, **settings)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)  # until a test has its own
+    return module
 
 
 def slow_parts(features, prototypes, classes):
@@ -168,9 +171,9 @@ def test_prototypes_are_class_means_of_the_training_data(make_trainer):
 def test_the_entropy_counts_in_early_epochs_only(make_trainer, data):
     def fit(entropy_weight, epochs):
         module = model()
-        make_trainer(PrototypicalRebalancing(0.0, entropy_weight, entropy_epochs=epochs), max_epochs=1).fit(
-            module, data
-        )
+        make_trainer(
+            PrototypicalRebalancing(0.0, entropy_weight=entropy_weight, entropy_epochs=epochs), max_epochs=1
+        ).fit(module, data)
         return module.state_dict()
 
     without, late, early = fit(0.0, 5), fit(1.0, 0), fit(1.0, 1)
@@ -213,7 +216,7 @@ def test_measuring_leaves_no_trace(make_model, make_trainer, data):
         make_trainer(*callbacks, max_epochs=2).fit(module, data)
         return module.state_dict()
 
-    without, measured = fit(), fit(PrototypicalRebalancing(0.0, 0.0))
+    without, measured = fit(), fit(PrototypicalRebalancing(0.0, entropy_weight=0.0))
     assert all(value.equal(measured[name]) for name, value in without.items())
 
 
@@ -249,5 +252,5 @@ def test_bad_arguments(make, message):
 
 def test_one_modality_is_refused(make_trainer):
     data = UCIMultiFeatures(views=("mor",))
-    with pytest.raises(ValueError, match=r"compares modalities, `encoders` must hold two, got \['mor'\]"):
+    with pytest.raises(ValueError, match=r"compares modalities with each other and needs at least 2, got \['mor'\]"):
         make_trainer(PrototypicalRebalancing()).fit(model(("mor",)), data)

@@ -111,7 +111,7 @@ def test_it_trains_what_is_certified(data, make_trainer):
     def certified(*callbacks):
         trained = model(head=LinearFusion)
         make_trainer(*callbacks, max_epochs=30, limit_val_batches=0).fit(trained, datamodule=data)
-        assert trained.stage_objective is None
+        assert trained.training_stage.objective is None
         (found,) = make_trainer(CertifiedRobustness([0.3])).test(trained, datamodule=data, verbose=False)
         return found["test/certified_accuracy/joint@0.3"]
 

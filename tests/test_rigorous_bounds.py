@@ -403,3 +403,18 @@ def test_probes_at_the_edge_of_a_certificate():
                 flips[name] += int((net(probe).argmax(dim=1) != label)[inside].sum())
     assert flips["naive"] > 20
     assert flips["rigorous"] == 0
+
+
+def test_levels_are_given_by_name_or_as_what_they_are():
+    net = nn.Linear(3, 2)
+    assert lipschitz_bound(net, level=Soundness.RIGOROUS) == lipschitz_bound(net, level="rigorous")
+    assert lipschitz_bound(net, level=Soundness.SOUND) == lipschitz_bound(net)
+    assert encoder_bounds({"a": net}, level=Soundness.RIGOROUS).soundness is Soundness.RIGOROUS
+    with pytest.raises(ValueError, match="`level` must be 'sound' or 'rigorous', got 'estimated'"):
+        encoder_bounds({"a": net}, level=Soundness.ESTIMATED)
+
+
+def test_the_old_name_of_the_growth_of_the_magnitude():
+    error = forward_error(nn.Linear(3, 2), torch.ones(1, 3))
+    with pytest.warns(DeprecationWarning, match="`reach` is called `magnitude_growth` now"):
+        assert error.reach == error.magnitude_growth

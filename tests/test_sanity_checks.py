@@ -14,8 +14,8 @@ from lightning_crmt.attacks import (
     APGD,
     FGM,
     PGD,
-    Attack,
     Budget,
+    BudgetedAttack,
     Ensemble,
     MinimumNorm,
     MissingModality,
@@ -23,7 +23,7 @@ from lightning_crmt.attacks import (
     RandomSearch,
     suspicions,
 )
-from lightning_crmt.attacks.scoring import distance_by, fooled_by, has_budget, surviving
+from lightning_crmt.attacks.survival import distance_by, fooled_by, surviving
 
 SMALL = PGD(Budget(0.2), steps=10)
 
@@ -149,7 +149,7 @@ def test_a_modality_that_cannot_decide_is_mentioned():
     assert "at any distance, 32 of 32 samples are not fooled" in found
 
 
-class Changed(Attack):
+class Changed(BudgetedAttack):
     """Adds a given change, whatever its budget says."""
 
     def __init__(self, budget, **change):
@@ -171,7 +171,7 @@ def test_a_model_that_ignores_a_modality_is_a_possible_reason():
 @pytest.mark.parametrize("attack", [PGD(Budget({"adio": 0.1})), MissingModality(modalities=["adio"])])
 def test_a_budget_that_does_not_fit_is_named_as_it_was_given(attack):
     model, inputs, target = of(Net())
-    given = re.escape("Budget({'adio': 0.1}) must name") if has_budget(attack) else "must be among"
+    given = re.escape("Budget({'adio': 0.1}) must name") if isinstance(attack, BudgetedAttack) else "must be among"
     with pytest.raises(ValueError, match=given):
         suspicions(attack, model, inputs, (target + 1) % 4)
 

@@ -36,13 +36,13 @@ def slow_cross_entropy(logits, classes):
 @pytest.mark.parametrize("weight", [0.5, {"fou": 2.0, "mor": 0.25}])
 def test_separate_heads_by_hand(weight, make_model):
     module, method = make_model().eval(), UnimodalLosses(weight)
-    method.readout.attach(module)
+    method.readout.attach(module, method)
     inputs, y = batch()
     output = module(inputs)
     expected = 0.0
     for name, features in output.features.items():
         heads = method.readout.heads
-        logits = features @ heads.get_parameter(f"weight_{name}").T + heads.get_parameter(f"bias_{name}")
+        logits = features @ heads[name].weight.T + heads[name].bias
         expected += (weight if isinstance(weight, float) else weight[name]) * slow_cross_entropy(logits, y)
     assert method.term(module, output, y).item() == pytest.approx(expected, abs=1e-5)
     mixed = MixedTarget(y, y.flip(0), 0.3)
@@ -58,14 +58,14 @@ def test_own_logits_by_hand(make_model):
     output = module(inputs)
     parts = [z @ module.head.rows[name].T + module.head.bias / 2 for name, z in output.features.items()]
     expected = 2 * sum(slow_cross_entropy(logits, y) for logits in parts)
-    method.readout.attach(module)
+    method.readout.attach(module, method)
     assert method.term(module, output, y).item() == pytest.approx(expected, abs=1e-5)
     assert method.state_dict() == {}
 
 
 def test_the_loss_of_a_modality_trains_it_alone(make_model):
     module, method = make_model().eval(), UnimodalLosses({"fou": 1.0, "mor": 0.0})
-    method.readout.attach(module)
+    method.readout.attach(module, method)
     inputs, y = batch()
     method.term(module, module(inputs), y).backward()
     assert any(p.grad.any() for p in module.encoders["fou"].parameters())
@@ -77,11 +77,11 @@ def test_features_of_sequences_are_averaged():
     encoders = {"text": nn.Linear(5, 8), "audio": nn.Linear(3, 8)}
     module = CRMTModule(encoders, num_classes=3, rho=0.0, head=AttentionFusion)
     method = UnimodalLosses()
-    method.readout.attach(module)
+    method.readout.attach(module, method)
     output = module({"text": torch.randn(4, 6, 5), "audio": torch.randn(4, 3)})
     heads = method.readout.heads
-    text = output.features["text"].mean(dim=1) @ heads.weight_text.T + heads.bias_text
-    audio = output.features["audio"] @ heads.weight_audio.T + heads.bias_audio
+    text = output.features["text"].mean(dim=1) @ heads["text"].weight.T + heads["text"].bias
+    audio = output.features["audio"] @ heads["audio"].weight.T + heads["audio"].bias
     y = torch.tensor([0, 1, 2, 0])
     torch.testing.assert_close(method.term(module, output, y), cross(text, y) + cross(audio, y))
 
@@ -191,7 +191,7 @@ def test_what_a_fit_refuses(make_model, make_trainer, data):
     method = UnimodalLosses()
     with pytest.raises(RuntimeError, match="UnimodalLosses has its heads within a fit only"):
         method.term(module, output, torch.tensor([0]))
-    method.readout.attach(module)
+    method.readout.attach(module, method)
     with pytest.raises(ValueError, match="UnimodalLosses reads the features of each modality"):
         method.term(module, output, torch.tensor([0]))
 
@@ -202,4 +202,4 @@ def test_two_methods_have_heads_of_their_own(make_trainer, data):
     one, other = UnimodalLosses(), GradientBlending(super_epoch=1)
     make_trainer(one, other, max_epochs=1).fit(module, data)
     assert one.readout.heads is not other.readout.heads
-    assert not one.readout.heads.weight_fou.equal(other.readout.heads.weight_fou)
+    assert not one.readout.heads["fou"].weight.equal(other.readout.heads["fou"].weight)

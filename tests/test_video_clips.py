@@ -779,16 +779,16 @@ def test_pictures_of_others_are_taken_in_order(names, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FlowReader(8, bound=0.0), "`flow_bound` must be above 0 and finite, got 0.0"),
+        (lambda: FlowReader(8, bound=0.0), "`flow_bound` must be above 0, got 0.0"),
         (lambda: KineticsSounds("x", val_share=1.0), "`val_share` must be at least 0 and below 1, got 1.0"),
         (lambda: KineticsSounds("x", moments=0), "`moments` must be at least 1, got 0"),
         (lambda: KineticsSounds("x", size=0), "`size` must be at least 1, got 0"),
-        (lambda: KineticsSounds("x", audio_std=0), "`audio_std` must be above 0 and finite, got 0"),
+        (lambda: KineticsSounds("x", audio_std=0), "`audio_std` must be above 0, got 0"),
         (lambda: KineticsSounds("x", parts={"train": "train"}), "`parts` must say what 'train', 'test'"),
         (lambda: KineticsSounds("x", classes=["a", "a"]), "`classes` must be different names, got ['a', 'a']"),
         (lambda: UCF101("x", fold=4), "`fold` must be 1, 2 or 3, got 4"),
         (lambda: UCF101("x", flow_length=0), "`flow_length` must be at least 1, got 0"),
-        (lambda: UCF101("x", flow_std=-1), "`flow_std` must be above 0 and finite, got -1"),
+        (lambda: UCF101("x", flow_std=-1), "`flow_std` must be above 0, got -1"),
         (lambda: VGGSound("x", batch_size=0), "`batch_size` must be at least 1, got 0"),
     ],
 )

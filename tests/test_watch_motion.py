@@ -126,7 +126,7 @@ def test_longest_window():
         ({"window": 0.0}, "`window` must be at least 0.02 seconds, a sample, got 0.0"),
         ({"window": math.nan}, "got nan"),
         ({"step": -1.0}, "`step` must be at least 0.02 seconds, a sample, got -1.0"),
-        ({"norm": -1.0}, "`norm` must be above 0 and finite, got -1.0"),
+        ({"norm": -1.0}, "`norm` must be above 0, got -1.0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
     ],
 )

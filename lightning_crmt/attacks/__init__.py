@@ -1,33 +1,32 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks on several inputs: what a perturbation may be (the budget) apart from how one is searched for."""
+"""Attacks on several inputs. A budget says which perturbations are allowed; an attack says how to search for one."""
 
 from lightning_crmt.attacks.apgd import APGD
-from lightning_crmt.attacks.attack import Attack
+from lightning_crmt.attacks.attack import Attack, BudgetedAttack
 from lightning_crmt.attacks.ensemble import Ensemble, MinimumNormEnsemble
-from lightning_crmt.attacks.external.attacks import AutoAttack, FoolboxDDN
+from lightning_crmt.attacks.external.autoattack import AutoAttack
+from lightning_crmt.attacks.external.foolbox import FoolboxDDN
 from lightning_crmt.attacks.fgm import FGM
 from lightning_crmt.attacks.loss_ascent import LossAscent
-from lightning_crmt.attacks.minimum_norm import Adversarial, MinimumNorm
+from lightning_crmt.attacks.minimum_norm import Adversarial, MinimumNorm, MinimumNormAttack
 from lightning_crmt.attacks.missing import Fill, MissingModality, mean_inputs
 from lightning_crmt.attacks.pgd import PGD
 from lightning_crmt.attacks.presets import paper_fgm, paper_pgd, strongest
-from lightning_crmt.attacks.random_noise import RandomNoise
-from lightning_crmt.attacks.random_search import RandomSearch
+from lightning_crmt.attacks.random_search import RandomNoise, RandomSearch
 from lightning_crmt.attacks.sanity_checks import PROBABILITIES, suspicions
-from lightning_crmt.attacks.scoring import (
-    SearchesDistance,
-    check_fits,
-    distance_by,
-    has_budget,
+from lightning_crmt.attacks.search.attacked_model import (
+    AttackedModel,
+    Model,
     public_logits,
     right_answers,
-    surviving,
+    under_attack,
 )
-from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, under_attack
+from lightning_crmt.attacks.survival import check_fits, distance_by, surviving
 from lightning_crmt.attacks.threat.box import Box
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import Perturbation, like
+from lightning_crmt.attacks.threat.norms import Norm
+from lightning_crmt.attacks.threat.per_sample import Perturbation, like
 
 __all__ = [
     "APGD",
@@ -40,21 +39,22 @@ __all__ = [
     "AutoAttack",
     "Box",
     "Budget",
+    "BudgetedAttack",
     "Ensemble",
     "Fill",
     "FoolboxDDN",
     "LossAscent",
     "MinimumNorm",
+    "MinimumNormAttack",
     "MinimumNormEnsemble",
     "MissingModality",
     "Model",
+    "Norm",
     "Perturbation",
     "RandomNoise",
     "RandomSearch",
-    "SearchesDistance",
     "check_fits",
     "distance_by",
-    "has_budget",
     "like",
     "mean_inputs",
     "paper_fgm",

@@ -1,24 +1,25 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Projected gradient descent that finds its step sizes itself."""
+"""Projected gradient descent that chooses its own step sizes."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.fixed_budget import FixedBudget
-from lightning_crmt.attacks.search.ascent import Ascent, follow
-from lightning_crmt.attacks.search.attacked_model import AttackedModel
-from lightning_crmt.attacks.search.loss import Loss, Objective
+from lightning_crmt.attacks.attack import FixedBudget
+from lightning_crmt.attacks.search.ascent import Ascent, Start
+from lightning_crmt.attacks.search.attacked_model import Classes
+from lightning_crmt.attacks.search.loss import Loss
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import Perturbation, choose, times
-from lightning_crmt.modality import Inputs
+from lightning_crmt.attacks.threat.per_sample import choose, times
 
 
+@dataclass(eq=False)
 class APGD(FixedBudget):
     r"""Auto-PGD (Croce & Hein, ICML 2020) over several inputs.
 
@@ -28,16 +29,17 @@ class APGD(FixedBudget):
 
     with u and the projection in the budget. Each sample's step :math:`\eta`, at first twice the budget, is halved at
     checkpoints :math:`p_{j+1} = p_j + \max(p_j - p_{j-1} - 0.03, 0.06)`, in shares of ``steps``, where the loss rose in
-    less than three quarters of the steps since the last, or where neither the step was halved there nor a new best
-    found since; the walk then goes on from the best place so far.
+    less than three quarters of the steps since the last, or where at the last checkpoint the step was not halved and
+    no better point was reached since; the search then continues from the best point so far.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps per restart, at least 2.
         restarts: number of starts.
-        loss: what is raised: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
         targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost; not with ``"ce"``.
-        classes: with ``targeted``, aim at so many wrong classes with the largest logits; all by default.
+        classes: with ``targeted``, how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         random_start: begin the first start at random within the budget too, rather than at the clean input.
         seed: of the random starts.
 
@@ -52,33 +54,22 @@ class APGD(FixedBudget):
     True
     """
 
-    def __init__(
-        self,
-        budget: Budget,
-        steps: int = 50,
-        restarts: int = 1,
-        loss: Loss = "margin",
-        targeted: bool = False,
-        classes: int | None = None,
-        random_start: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(budget, loss=loss, targeted=targeted, classes=classes, restarts=restarts, seed=seed)
-        if steps < 2:
-            raise ValueError(f"`steps` must be at least 2, got {steps}")
-        self.steps = steps
-        self.random_start = random_start
+    budget: Budget
+    _: KW_ONLY
+    steps: int = 50
+    restarts: int = 1
+    loss: Loss = "margin"
+    targeted: bool = False
+    classes: int | None = None
+    towards: Classes | None = None
+    random_start: bool = False
+    seed: int = 0
+
+    least_steps = 2
 
     @override
-    def _search(
-        self,
-        oracle: AttackedModel,
-        budget: Budget,
-        delta: Perturbation,
-        objective: Objective,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        return follow(_Walk(budget, oracle.inputs, delta, checkpoints(self.steps)), oracle, objective, self.steps)
+    def _search(self, start: Start) -> dict[str, Tensor]:
+        return _AutoDescent(start, checkpoints(self.steps)).run(self.steps)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -87,72 +78,56 @@ def checkpoints(steps: int) -> list[int]:
     >>> checkpoints(100)
     [22, 41, 57, 70, 80, 87, 93, 99]
     """
-    shares, found = [0.0, 0.22], []
+    shares, steps_after = [0.0, 0.22], []
     while shares[-1] < 1:
-        found.append(math.ceil(round(shares[-1] * steps, 9)))
+        steps_after.append(math.ceil(round(shares[-1] * steps, 9)))
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    return sorted(set(found))
+    return sorted(set(steps_after))
 
 
-class _Walk(Ascent):
-    def __init__(self, budget: Budget, inputs: Inputs, delta: Perturbation, reviews: list[int]) -> None:
-        super().__init__(budget, inputs, delta)
+class _AutoDescent(Ascent):
+    """Steps with a size of its own for each sample, and momentum."""
+
+    def __init__(self, start: Start, reviews: list[int]) -> None:
+        super().__init__(start)
         self.reviews, self.steps, self.reviewed = set(reviews), 0, 0
         self.before = self.best = self.uphill = self.delta  # the last place, the best one and the gradient there
-        whole = next(iter(delta.values()))
-        start = torch.full((len(whole),), -torch.inf, dtype=torch.float64, device=whole.device)
-        #: Per sample: best loss, that at the last review, the last loss, rises since the last review, step size,
-        #: whether the size was halved in the last review.
-        self.each = {
-            "best": start,
-            "reviewed": start,
-            "last": -start,
-            "rises": torch.zeros_like(start),
-            "size": torch.full_like(start, 2.0),
-            "halved": torch.ones_like(start, dtype=torch.bool),
-        }
+        lowest = torch.full_like(self.attacked.target, -torch.inf, dtype=torch.float64)
+        self.best_loss = self.loss_reviewed = lowest  # the largest so far, and until the last review
+        self.last_loss = -lowest
+        self.rises = torch.zeros_like(lowest)  # since the last review
+        self.size = torch.full_like(lowest, 2.0)
+        self.halved = torch.ones_like(lowest, dtype=torch.bool)  # whether the last review halved the size
 
     @override
-    def advance(self, loss: Tensor, gradient: Perturbation) -> None:
-        each = self.each
-        loss = loss.nan_to_num(-torch.inf, torch.inf, -torch.inf)
-        each["rises"] = each["rises"] + (loss > each["last"])
-        each["last"] = loss
-        better = loss > each["best"]
-        each["best"] = torch.where(better, loss, each["best"])
-        self.best = {name: choose(better, d, self.best[name]) for name, d in self.delta.items()}
-        self.uphill = {name: choose(better, g, self.uphill[name]) for name, g in gradient.items()}
-        here = self.delta
+    def advance(self) -> None:
+        loss = self.loss.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        self.rises = self.rises + (loss > self.last_loss)
+        self.last_loss = loss
+        better = loss > self.best_loss
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        self.best = choose(better, self.delta, self.best)
+        self.uphill = choose(better, self.gradient, self.uphill)
+        here, gradient = self.delta, self.gradient
         if self.steps in self.reviews:
             halve = self._review()
-            here = {name: choose(halve, self.best[name], d) for name, d in here.items()}
-            gradient = {name: choose(halve, self.uphill[name], g) for name, g in gradient.items()}
-        ahead = self.budget.ahead(gradient, self.inputs)
+            here, gradient = choose(halve, self.best, here), choose(halve, self.uphill, gradient)
+        budget, inputs = self.attacked.budget, self.attacked.inputs
+        ahead = budget.steepest(gradient, inputs)
         share = 1.0 if self.steps == 0 else 0.75
-        aim = self.budget.project({name: d + times(ahead[name], each["size"]) for name, d in here.items()}, self.inputs)
+        aim = budget.project({name: d + times(ahead[name], self.size) for name, d in here.items()}, inputs)
         moved = {name: d + share * (aim[name] - d) + (1 - share) * (d - self.before[name]) for name, d in here.items()}
-        self.before, self.delta = here, self.budget.project(moved, self.inputs)
+        self.before, self.delta = here, budget.project(moved, inputs)
         self.steps += 1
 
     def _review(self) -> Tensor:
-        each = self.each
-        seldom = each["rises"] < 0.75 * (self.steps - self.reviewed)
-        stuck = ~each["halved"] & (each["best"] <= each["reviewed"])
-        halve = seldom | stuck
-        each["size"] = torch.where(halve, each["size"] / 2, each["size"])
-        each["halved"], each["reviewed"] = halve, each["best"]
-        each["rises"] = torch.zeros_like(each["rises"])
-        self.reviewed = self.steps
-        return halve
+        seldom = self.rises < 0.75 * (self.steps - self.reviewed)
+        stuck = ~self.halved & (self.best_loss <= self.loss_reviewed)
+        self.halved = seldom | stuck
+        self.size = torch.where(self.halved, self.size / 2, self.size)
+        self.loss_reviewed, self.rises, self.reviewed = self.best_loss, torch.zeros_like(self.rises), self.steps
+        return self.halved
 
     @override
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        self.before, self.best, self.uphill = (
-            {name: value[rows] for name, value in part.items()} for part in (self.before, self.best, self.uphill)
-        )
-        self.each = {name: value[rows] for name, value in self.each.items()}
-
-    @override
-    def end(self) -> Perturbation:
-        return self.best
+    def end(self) -> dict[str, Tensor]:
+        return self.place(self.best)

@@ -1,75 +1,119 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every attack is: settings, and a pure function of model, inputs and target."""
+"""The base classes of attacks: any attack, one within a budget, and one within a budget of fixed size."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse resolves subclasses' annotations in the modules where those are defined.
 import copy
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, override
 
-from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by, holder_of
-from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.radius import Radius
-from lightning_crmt.frozen_eval import frozen_eval
-from lightning_crmt.modality import Inputs, logits_of
+from lightning_crmt.attacks.search.ascent import Start
+from lightning_crmt.attacks.search.attacked_model import Classes, Model, public_logits, right_answers, under_attack
+from lightning_crmt.attacks.search.loss import Loss
+from lightning_crmt.attacks.search.worst_case import WorstCase
+from lightning_crmt.attacks.threat.budget import Budget, Radius
+from lightning_crmt.attacks.threat.per_sample import select
+from lightning_crmt.checks import check_at_least, check_positive, describe
+from lightning_crmt.modality import Inputs
 
 
 class Attack(ABC):
-    """Settings only; nothing of a model or of data stays in it.
-
-    Attributes:
-        budget: what a perturbation may be; for a minimum-norm attack the unit it is measured in.
-    """
-
-    _budget: Budget
-
-    @property
-    def budget(self) -> Budget:
-        """What a perturbation may be."""
-        return self._budget
-
-    @budget.setter
-    def budget(self, budget: Budget) -> None:
-        if not isinstance(budget, Budget):
-            raise TypeError(f"`budget` must be a Budget, as in {type(self).__name__}(Budget(0.1)), got {budget!r}")
-        self._budget = budget
+    """An attack holds settings only; it keeps nothing of the model or the data it is called with."""
 
     def __repr__(self) -> str:
-        settings = {name.removeprefix("_"): value for name, value in vars(self).items()}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     @abstractmethod
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Perturbed inputs that fool the model where such were found, within the budget.
+        """Perturbed inputs that fool the model wherever the attack succeeds.
 
-        In the precision of the model's parameters, and on its device; a modality that is not attacked is the very
-        tensor that was given. The model, ``inputs`` and the global random state are left as they were.
+        They have the precision of the model's parameters, and are on its device; a modality that is not attacked is the
+        same tensor object as before. The model, ``inputs`` and the global random state are left as they were.
 
         Args:
-            model: a module, or anything from inputs by name to logits; what a function calls cannot be put in
-                evaluation mode from here, so put it there before.
+            model: a module, or any function from inputs by name to logits. Modules that a function calls must be in
+                evaluation mode already: they cannot be reached from here.
             inputs: one tensor per modality.
-            target: class of each sample, ``(B,)``, that the attack leads away from.
+            target: true class of each sample, ``(B,)``, which the attack leads away from.
 
         Raises:
-            ValueError: if the budget does not fit the inputs, or inputs or logits are not finite.
+            ValueError: if the settings do not fit the inputs, or inputs or logits are not finite.
             TypeError: if a modality that is to be perturbed holds integers.
             RuntimeError: if the model detaches its logits from an attacked modality and the attack needs gradients.
         """
 
     def logits(self, model: Model, inputs: Inputs, target: Tensor) -> Tensor:
-        """What the model answers under the attack, ``(B, K)``, in evaluation mode and without autocast.
+        """Logits of the model under the attack, ``(B, K)``, in evaluation mode and without autocast.
 
-        By default its logits for the perturbed inputs. An attack on something else than inputs says here what it does:
+        By default these are its logits for the perturbed inputs. An attack that does not act on inputs overrides this:
         :class:`~lightning_crmt.attacks.MissingModality` may leave a modality out of the fusion.
         """
-        perturbed = self(model, inputs, target)
-        with frozen_eval(holder_of(model)), torch.no_grad():
-            return logits_of(model(as_taken_by(model, perturbed)))
+        return public_logits(model, self(model, inputs, target))
+
+    def succeeds(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Where these logits ``(B, K)`` mean success, ``(B,)``: the prediction is wrong, or they are not finite.
+
+        >>> from lightning_crmt.attacks import MissingModality
+        >>> MissingModality().succeeds(torch.eye(3), torch.tensor([0, 0, 2]))
+        tensor([False,  True, False])
+        """
+        return ~right_answers(logits, target)
+
+
+class BudgetedAttack(Attack):
+    """An attack within a budget, or one that measures distances in units of a budget.
+
+    Subclasses are dataclasses; each declares as fields those of the settings below that it uses.
+
+    Attributes:
+        budget: the allowed perturbations.
+        steps: number of steps, at least ``least_steps``.
+        restarts: number of starts.
+        loss: the loss to maximise, see :class:`~lightning_crmt.attacks.search.loss.Objective`.
+        targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost.
+        classes: how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, that the attack leads towards. It succeeds where the model answers
+            that class and is wrong; samples of that class are left alone. None for any wrong class.
+        step_size: in units of the budget's radius.
+        seed: of every random draw.
+
+    Raises:
+        TypeError: if ``budget`` is not a ``Budget``, or ``towards`` neither a class nor a tensor.
+        ValueError: if a setting is out of range, or settings exclude each other.
+    """
+
+    budget: Budget
+    steps: int = 1
+    restarts: int = 1
+    loss: Loss = "margin"
+    targeted: bool = False
+    classes: int | None = None
+    towards: Classes | None = None
+    step_size: float | None = None
+    seed: int = 0
+    least_steps: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.budget, Budget):
+            raise TypeError(f"`budget` must be a Budget, as in {type(self).__name__}(Budget(0.1)), got {self.budget!r}")
+        check_at_least(self.least_steps, steps=self.steps)
+        check_at_least(1, restarts=self.restarts, classes=self.classes)
+        if self.loss not in ("margin", "ce", "dlr"):
+            raise ValueError(f"`loss` must be 'margin', 'ce' or 'dlr', got {self.loss!r}")
+        if self.targeted and self.loss == "ce":
+            raise ValueError("`targeted` needs loss='margin' or 'dlr', got 'ce'")
+        check_positive(step_size=self.step_size)
+        if self.towards is None:
+            return
+        if isinstance(self.towards, bool) or not isinstance(self.towards, int | Tensor):
+            raise TypeError(f"`towards` must be a class or a tensor with one per sample, got {describe(self.towards)}")
+        if self.targeted or self.classes is not None:
+            raise ValueError(f"`towards` is the class to aim at: leave out `targeted` and `classes`, got {self}")
+        check_at_least(0, towards=int(torch.as_tensor(self.towards).min()))
 
     def scaled(self, factor: Radius) -> Self:
         """The same attack with all radii multiplied by ``factor``, a number or one per sample."""
@@ -78,7 +122,51 @@ class Attack(ABC):
         return other
 
     def select(self, rows: Tensor) -> Self:
-        """The same attack on some of the samples: radii given per sample are those of ``rows``."""
+        """The same attack on some of the samples: radii and classes given per sample are those of ``rows``."""
         other = copy.copy(self)
-        other.budget = self.budget.select(rows)
+        other.budget, other.towards = self.budget.select(rows), select(self.towards, rows)
         return other
+
+    @override
+    def succeeds(self, logits: Tensor, target: Tensor) -> Tensor:
+        wrong = super().succeeds(logits, target)
+        if self.towards is None:
+            return wrong
+        led = logits.argmax(dim=1) == torch.as_tensor(self.towards, device=logits.device)
+        return wrong & (led | ~logits.isfinite().all(dim=1))
+
+
+class FixedBudget(BudgetedAttack):
+    """A search for any input within the budget that fools the model; subclasses say how.
+
+    Attributes:
+        random_start: begin the first start at random within the budget too, rather than at the clean input.
+    """
+
+    random_start: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes is not None and not self.targeted:
+            raise ValueError(f"`classes` needs targeted=True, got classes={self.classes} without")
+
+    @override
+    def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        """Perturbed inputs within the budget: the first that fools the model, else the one that came nearest to it."""
+        with under_attack(model, inputs, target, self.budget, self.towards) as attacked:
+            worst = WorstCase(attacked)
+            generator = torch.Generator().manual_seed(self.seed)
+            objectives = attacked.objectives(self.loss, self.targeted, self.classes)
+            for restart in range(self.restarts):
+                clean = restart == 0 and not self.random_start
+                begin = self.budget.random(attacked.inputs, generator, factor=0.0 if clean else 1.0)
+                for objective in objectives:
+                    rows = worst.rows()
+                    if len(rows) > 0:
+                        start = Start(attacked, objective, begin, generator).select(rows)
+                        worst.take(rows, start.attacked, self._search(start))
+            return {**inputs, **worst.inputs}
+
+    @abstractmethod
+    def _search(self, start: Start) -> dict[str, Tensor]:
+        """Perturbed inputs, which fool the model wherever the search succeeds."""

@@ -4,33 +4,37 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import KW_ONLY, dataclass
+
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.fixed_budget import FixedBudget
-from lightning_crmt.attacks.search.attacked_model import AttackedModel
-from lightning_crmt.attacks.search.loss import Loss, Objective
+from lightning_crmt.attacks.attack import FixedBudget
+from lightning_crmt.attacks.search.ascent import Start
+from lightning_crmt.attacks.search.attacked_model import Classes
+from lightning_crmt.attacks.search.loss import Loss
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import Perturbation
 
 
+@dataclass(eq=False)
 class FGM(FixedBudget):
     r"""The fast gradient method (after Goodfellow et al., ICLR 2015) over several inputs.
 
     One step from the clean input, as far as the budget goes:
     :math:`\delta = \arg\max_\delta \langle \nabla L(x), \delta \rangle`; in l2 along the gradient, in l-infinity along
-    its sign. The weakest of all attacks on curved models, exact on linear ones.
+    its sign. Exact on linear models, the weakest of all attacks on others.
 
     Args:
-        budget: what a perturbation may be.
-        loss: what is raised: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        budget: the allowed perturbations.
+        loss: the loss to maximise: ``"ce"``, ``"margin"`` or ``"dlr"``.
         targeted: a step towards each wrong class in turn; needs another loss than ``"ce"``.
-        classes: with ``targeted``, so many wrong classes with the largest logits; all by default.
+        classes: with ``targeted``, how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
 
     Raises:
         ValueError: for settings out of range; on call, if the model has too few classes for ``"dlr"``.
 
+    >>> import torch
     >>> from lightning_crmt import LinearFusion
     >>> head = LinearFusion({"audio": 4}, num_classes=2)
     >>> x = {"audio": torch.randn(5, 4)}
@@ -39,17 +43,14 @@ class FGM(FixedBudget):
     True
     """
 
-    def __init__(self, budget: Budget, loss: Loss = "ce", targeted: bool = False, classes: int | None = None) -> None:
-        super().__init__(budget, loss=loss, targeted=targeted, classes=classes)
+    budget: Budget
+    _: KW_ONLY
+    loss: Loss = "ce"
+    targeted: bool = False
+    classes: int | None = None
+    towards: Classes | None = None
 
     @override
-    def _search(
-        self,
-        oracle: AttackedModel,
-        budget: Budget,
-        delta: Perturbation,
-        objective: Objective,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        gradient = oracle.gradient(oracle.inputs, objective)[2]
-        return budget.apply(budget.steepest(gradient, oracle.inputs)[0], oracle.inputs)
+    def _search(self, start: Start) -> dict[str, Tensor]:
+        attacked, budget, inputs = start.attacked, start.attacked.budget, start.attacked.inputs
+        return budget.apply(budget.steepest(attacked.gradient(inputs, start.objective)[2], inputs), inputs)

@@ -1,22 +1,25 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The attack to train on: as large a loss as a few steps find, for every sample."""
+"""The attack to train on: it raises the loss of every sample as far as a few steps can."""
 
 from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.fixed_budget import at_least_one
+from lightning_crmt.attacks.attack import BudgetedAttack
 from lightning_crmt.attacks.pgd import Descent
-from lightning_crmt.attacks.search.attacked_model import Model, under_attack
-from lightning_crmt.attacks.search.loss import Loss, Objective, check_classes, check_loss
+from lightning_crmt.attacks.search.ascent import Start
+from lightning_crmt.attacks.search.attacked_model import Classes, Model, under_attack
+from lightning_crmt.attacks.search.loss import Loss
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.modality import Inputs
 
 
-class LossAscent(Attack):
+@dataclass(eq=False)
+class LossAscent(BudgetedAttack):
     r"""Projected gradient ascent on the loss (Madry et al., ICLR 2018), to train on.
 
     .. math:: \delta \leftarrow \Pi\big(\delta + \eta \arg\max_u \langle \nabla L(x + \delta), u \rangle\big)
@@ -27,9 +30,10 @@ class LossAscent(Attack):
     train on: five steps of a fifth of the radius, the gradient normalised over all modalities together.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps.
-        loss: what is raised: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        towards: a class, or one per sample ``(B,)``, whose loss is lowered instead.
         step_size: in units of the budget's radius; 1 / steps by default.
 
     Raises:
@@ -45,29 +49,24 @@ class LossAscent(Attack):
     True
     """
 
-    def __init__(self, budget: Budget, steps: int = 5, loss: Loss = "ce", step_size: float | None = None) -> None:
-        at_least_one(steps=steps)
-        check_loss(loss, targeted=False)
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"`step_size` must be above 0, got {step_size}")
-        self.budget = budget
-        self.steps = steps
-        self.loss: Loss = loss
-        self.step_size = step_size
+    budget: Budget
+    _: KW_ONLY
+    steps: int = 5
+    loss: Loss = "ce"
+    towards: Classes | None = None
+    step_size: float | None = None
 
     @override
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
         """Inputs where the loss is large, within the budget, whether they fool the model or not."""
-        with under_attack(model, inputs, target, self.budget) as oracle:
-            check_classes(self.loss, False, oracle.clean_logits.shape[1])
-            objective = Objective(self.loss, oracle.target)
-            clean = {name: oracle.inputs[name].new_zeros(oracle.inputs[name].shape) for name in oracle.attacked}
+        with under_attack(model, inputs, target, self.budget, self.towards) as attacked:
+            clean = {name: attacked.inputs[name].new_zeros(attacked.inputs[name].shape) for name in attacked.modalities}
             sizes = [1 / self.steps if self.step_size is None else self.step_size] * self.steps
-            walk = Descent(self.budget, oracle.inputs, clean, sizes, momentum=0.0)
+            descent = Descent(Start(attacked, attacked.objectives(self.loss)[0], clean), sizes)
             for _ in sizes:
-                _, loss, gradient = oracle.gradient(walk.place(walk.delta), objective)
-                walk.advance(loss, gradient)
-            # Once more in double precision: the walk had no more digits than the model.
-            last = self.budget.project({name: each.double() for name, each in walk.end().items()}, oracle.inputs)
-            found = self.budget.apply(last, oracle.inputs)
-            return {name: found[name] if name in oracle.attacked else value for name, value in inputs.items()}
+                descent.look()
+                descent.advance()
+            # Once more in double precision: the descent had no more digits than the model.
+            last = {name: each.double() for name, each in descent.delta.items()}
+            moved = self.budget.apply(self.budget.project(last, attacked.inputs), attacked.inputs)
+            return {**inputs, **{name: moved[name] for name in attacked.modalities}}

@@ -6,42 +6,44 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Literal, NoReturn, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by, holder_of
-from lightning_crmt.attacks.search.loss import rival_margin
-from lightning_crmt.attacks.threat.geometry import choose
-from lightning_crmt.attacks.threat.radius import Radius
-from lightning_crmt.checks import check_batch, check_logits, check_target, describe, require_finite
-from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.attacks.search.attacked_model import Model, lent
+from lightning_crmt.attacks.search.loss import Objective, lead
+from lightning_crmt.attacks.threat.per_sample import choose
+from lightning_crmt.checks import check_at_least, check_batch, check_logits, check_target, describe, require_finite
+from lightning_crmt.deprecation import renamed_argument
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.modality import FusionOutput, Inputs, logits_of
 
-#: What stands for a missing input: one number for all entries, or a value of the shape of one sample.
+#: What replaces a missing input: one number for all entries, or a value with the shape of one sample.
 Fill: TypeAlias = float | Sequence[float] | Tensor
+#: How modalities are taken away: inputs of zeros, scores left out of the fusion, or values by modality.
+Filling: TypeAlias = Literal["zeroed", "dropped"] | Mapping[str, Fill]
 
 
 class MissingModality(Attack):
     """The attacker knows the model and picks, for each sample, which modalities to take away.
 
-    Every subset of at most ``max_missing`` is tried, the empty one too, leaving at least one modality; the one is kept
-    under which the strongest wrong class leads the target by most, among equals the smallest. What stands for a missing
-    modality is a part of the threat: a model may bear zeros well and the mean badly.
+    Every subset of at most ``max_missing`` is tried, the empty one too, leaving at least one modality; it keeps
+    the subset whose absence gives the strongest wrong class the largest lead over the target, the smallest of equals.
+    The filling is part of the threat: a model may cope well with zeros and badly with the mean.
 
-    It has no budget: a modality is there or not.
+    This attack has no budget: a modality is there or it is not.
 
     Args:
         fill: ``"zeroed"``, inputs of zeros; a value for each modality, such as :func:`mean_inputs` computes, only
-            those named are ever missing; or ``"dropped"``, the score is left out of the fusion. Dropping is no input:
-            ask :meth:`logits`, the call refuses. The model then must answer a ``FusionOutput`` and have a fusion head
-            as its attribute ``head``.
+            those named are ever missing; or ``"dropped"``, the score is left out of the fusion. A dropped modality has
+            no input, so calling the attack is an error: use :meth:`logits`. The model must then return a
+            ``FusionOutput`` and have a fusion head as its attribute ``head``.
         max_missing: largest number of modalities missing at once; all but one by default.
         modalities: those that may be missing; all by default, or all that ``fill`` names.
+        represent: the former name of ``fill``.
 
     Raises:
         ValueError: if an argument is out of range; on call, if a name is unknown or a value does not fit.
@@ -58,14 +60,16 @@ class MissingModality(Attack):
 
     def __init__(
         self,
-        fill: Literal["zeroed", "dropped"] | Mapping[str, Fill] = "zeroed",
+        fill: Filling = "zeroed",
+        *,
         max_missing: int | None = None,
         modalities: Sequence[str] | None = None,
+        represent: Filling | None = None,
     ) -> None:
+        fill = renamed_argument("represent", represent, "fill", fill)
         if not isinstance(fill, Mapping) and fill not in ("zeroed", "dropped"):
             raise ValueError(f"`fill` must be 'zeroed', 'dropped' or values by modality, got {fill!r}")
-        if max_missing is not None and max_missing < 1:
-            raise ValueError(f"`max_missing` must be at least 1, got {max_missing}")
+        check_at_least(1, max_missing=max_missing)
         if isinstance(modalities, str):
             raise TypeError(f"`modalities` must be a sequence of names, got the string {modalities!r}")
         if isinstance(fill, Mapping) and modalities is not None:
@@ -78,44 +82,37 @@ class MissingModality(Attack):
 
     @override
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Inputs without the modalities whose absence is worst; one that is missing nowhere is the very same tensor.
+        """Inputs without the modalities whose absence is worst; one that is never missing is the same tensor object.
 
         Raises:
             TypeError: for ``fill="dropped"``.
         """
         if self.fill == "dropped":
-            raise TypeError("a modality dropped from the fusion is no input; ask `logits` for what the model answers")
-        missing, _ = self._worst(model, inputs, target)
-        with frozen_eval(holder_of(model)):
-            known = as_taken_by(model, inputs)
-            return {
-                name: choose(missing[name], self._stand(name, known[name]), known[name])
-                if name in missing and bool(missing[name].any())
-                else value
-                for name, value in inputs.items()
+            raise TypeError("a modality dropped from the fusion has no input; call `logits` for the model's output")
+        missing = {name: rows for name, rows in self.missing(model, inputs, target).items() if bool(rows.any())}
+        with lent(model, inputs) as taken:
+            filled = {
+                name: choose(rows, self.filled(taken, [name]), {name: taken[name]})[name]
+                for name, rows in missing.items()
             }
+            return {**inputs, **filled}
 
     @override
     def logits(self, model: Model, inputs: Inputs, target: Tensor) -> Tensor:
-        """What the model answers without the modalities whose absence is worst, ``(B, K)``."""
+        """Logits of the model without the modalities whose absence is worst, ``(B, K)``."""
         return self._worst(model, inputs, target)[1]
 
     def missing(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """By modality that may be missing, for which samples its absence is part of the worst, ``(B,)``."""
+        """For each modality that may be missing, the samples in whose worst case it is, ``(B,)`` bool."""
         return self._worst(model, inputs, target)[0]
 
-    @override
-    def scaled(self, factor: Radius) -> NoReturn:
-        raise TypeError("a missing modality has no radius to scale")
+    def subsets(self, inputs: Collection[str]) -> list[tuple[str, ...]]:
+        """The sets of missing modalities that are tried, smallest first; of inputs, or of names of modalities.
 
-    @override
-    def select(self, rows: Tensor) -> MissingModality:
-        return self
+        Raises:
+            ValueError: if one that may be missing is unknown.
 
-    def subsets(self, inputs: Inputs) -> list[tuple[str, ...]]:
-        """The sets of missing modalities that are tried, smallest first.
-
-        >>> MissingModality(modalities=["audio"]).subsets({"audio": torch.zeros(1, 2), "image": torch.zeros(1, 2)})
+        >>> MissingModality(modalities=["audio"]).subsets(["audio", "image"])
         [(), ('audio',)]
         """
         names = list(self.fill) if isinstance(self.fill, dict) else list(inputs)
@@ -127,45 +124,54 @@ class MissingModality(Attack):
         largest = largest if self.max_missing is None else min(largest, self.max_missing)
         return [subset for size in range(largest + 1) for subset in combinations(names, size)]
 
-    def _worst(self, model: Model, inputs: Inputs, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        size = check_batch("inputs", inputs)
-        require_finite("inputs", inputs)
-        subsets = self.subsets(inputs)
-        with frozen_eval(holder_of(model)), torch.no_grad():
-            known = as_taken_by(model, inputs)
-            logits = {subset: self.logits_without(model, known, subset) for subset in subsets}
-            for subset, each in logits.items():
-                check_logits(each, f"the logits without {list(subset)}")
-            answers = torch.stack(list(logits.values()))
-            check_target(target, answers.shape[2], size)
-            leads = torch.stack([rival_margin(target.to(each.device))(each) for each in answers])
-            worst = leads.nan_to_num(-torch.inf, torch.inf, -torch.inf).argmax(dim=0)  # the first among equals
-            missing = {
-                name: torch.stack([torch.tensor(name in subset, device=worst.device) for subset in subsets])[worst]
-                for name in dict.fromkeys(name for subset in subsets for name in subset)
-            }
-            return missing, answers.gather(0, worst[None, :, None].expand(1, -1, answers.shape[2])).squeeze(0)
+    def filled(self, inputs: Inputs, missing: Collection[str]) -> dict[str, Tensor]:
+        """``inputs`` with the modalities in ``missing`` replaced by their filling; by zeros for ``"dropped"``.
+
+        Raises:
+            ValueError: if a value does not have the shape of a sample.
+
+        >>> MissingModality({"audio": 0.5}).filled({"audio": torch.ones(1, 2)}, ["audio"])
+        {'audio': tensor([[0.5000, 0.5000]])}
+        """
+        return {name: self._fill(name, value) if name in missing else value for name, value in inputs.items()}
 
     def logits_without(self, model: Model, inputs: Inputs, missing: Collection[str]) -> Tensor:
         """Logits ``(B, K)`` without the modalities in ``missing``, of a model as it is: put it in evaluation mode.
 
         Raises:
-            ValueError: if a value of ``fill`` does not fit.
-            TypeError: for ``fill="dropped"``, if the model has no fusion head.
+            TypeError: for ``fill="dropped"``, if the model is no late fusion, see :class:`MissingModality`.
+            ValueError: if a value has not the shape of a sample.
         """
         if self.fill != "dropped":
-            return logits_of(model({**inputs, **{name: self._stand(name, inputs[name]) for name in missing}}))
+            return logits_of(model(self.filled(inputs, missing)))
         # A wrapper, such as that of distributed training, keeps what it wraps as its attribute ``module``.
         head = getattr(model, "head", getattr(getattr(model, "module", None), "head", None))
         output = model(dict(inputs))
         if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
             raise TypeError(
-                "`fill='dropped'` needs a model with a fusion head as `head` that answers a FusionOutput, "
+                "`fill='dropped'` needs a model with a fusion head as `head` that returns a FusionOutput, "
                 f"got {describe(head)} and {describe(output)}; use 'zeroed'"
             )
         return head.fuse({name: score for name, score in output.scores.items() if name not in missing})
 
-    def _stand(self, name: str, value: Tensor) -> Tensor:
+    def _worst(self, model: Model, inputs: Inputs, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        size = check_batch("inputs", inputs)
+        require_finite("inputs", inputs)
+        subsets = self.subsets(inputs)
+        with lent(model, inputs) as taken, torch.no_grad():
+            answers = torch.stack([self.logits_without(model, taken, subset) for subset in subsets])
+            for subset, each in zip(subsets, answers, strict=True):
+                check_logits(each, f"the logits without {list(subset)}")
+            check_target(target, answers.shape[2], size)
+            margin = Objective("margin", target.to(answers.device))
+            worst = torch.stack([lead(margin, each) for each in answers]).argmax(dim=0)  # the first among equals
+            missing = {
+                name: torch.tensor([name in subset for subset in subsets], device=worst.device)[worst]
+                for name in dict.fromkeys(name for subset in subsets for name in subset)
+            }
+            return missing, answers.gather(0, worst[None, :, None].expand(1, -1, answers.shape[2])).squeeze(0)
+
+    def _fill(self, name: str, value: Tensor) -> Tensor:
         if not isinstance(self.fill, dict):
             return torch.zeros_like(value)
         given = torch.as_tensor(self.fill[name], dtype=value.dtype, device=value.device)
@@ -177,8 +183,8 @@ class MissingModality(Attack):
         return given.expand_as(value)
 
 
-def mean_inputs(batches: Iterable[Inputs | tuple[Inputs, Tensor] | list[Inputs | Tensor]]) -> dict[str, Tensor]:
-    """Mean of each floating point modality over batches, in float64: a stand for a missing one.
+def mean_inputs(batches: Iterable[Inputs | Sequence[Any]]) -> dict[str, Tensor]:
+    """Mean of each floating point modality over batches, in float64, to fill a missing one with.
 
     Args:
         batches: a data loader, or anything that yields inputs by modality, or pairs of them and a target.
@@ -192,9 +198,8 @@ def mean_inputs(batches: Iterable[Inputs | tuple[Inputs, Tensor] | list[Inputs |
     total: dict[str, Tensor] = {}
     samples = 0
     for batch in batches:
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        inputs: Inputs = batch if isinstance(batch, Mapping) else batch[0]
         samples += check_batch("batches", inputs)
-        assert isinstance(inputs, Mapping)
         for name, value in inputs.items():
             if value.is_floating_point():
                 total[name] = value.detach().double().sum(dim=0) + total.get(name, 0.0)

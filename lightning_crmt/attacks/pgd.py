@@ -4,19 +4,22 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.fixed_budget import FixedBudget, at_least_one
-from lightning_crmt.attacks.search.ascent import Ascent, follow
-from lightning_crmt.attacks.search.attacked_model import AttackedModel
-from lightning_crmt.attacks.search.loss import Loss, Objective
+from lightning_crmt.attacks.attack import FixedBudget
+from lightning_crmt.attacks.search.ascent import Ascent, Start
+from lightning_crmt.attacks.search.attacked_model import Classes
+from lightning_crmt.attacks.search.loss import Loss
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import Perturbation, norms_of, times
-from lightning_crmt.modality import Inputs
+from lightning_crmt.attacks.threat.norms import L2
+from lightning_crmt.attacks.threat.per_sample import Perturbation, times
 
 
+@dataclass(eq=False)
 class PGD(FixedBudget):
     r"""Projected gradient descent (after Madry et al., ICLR 2018) over several inputs.
 
@@ -24,20 +27,21 @@ class PGD(FixedBudget):
         g \leftarrow \mu g + \nabla L / \|\nabla L\|
 
     with u and the projection in the budget, so that a joint l2 ball takes the gradient normalised over all modalities
-    together, a product of balls each by itself, l-infinity its sign. Each sample keeps the first input found that fools
-    the model. The first restart begins at the clean input, the others at random within the budget.
+    together, a product of balls each by itself, l-infinity its sign. Each sample keeps the first input that fools the
+    model. The first restart begins at the clean input, the others at random within the budget.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps per restart.
         restarts: number of starts.
-        loss: what is raised: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
         targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost; not with ``"ce"``.
+        classes: with ``targeted``, how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         step_size: of the first step, in units of the budget's radius; 2.5 / steps by default.
-        seed: of the random starts.
-        classes: with ``targeted``, aim at so many wrong classes with the largest logits; all by default.
-        momentum: :math:`\mu`, below 1 (Dong et al., CVPR 2018).
         decay: step sizes fall linearly towards this share of the first; 1 keeps them constant.
+        momentum: :math:`\mu`, below 1 (Dong et al., CVPR 2018).
+        seed: of the random starts.
 
     Raises:
         ValueError: for settings out of range; on call, if the model has too few classes for ``"dlr"``.
@@ -50,70 +54,51 @@ class PGD(FixedBudget):
     True
     """
 
-    def __init__(
-        self,
-        budget: Budget,
-        steps: int = 40,
-        restarts: int = 1,
-        loss: Loss = "margin",
-        targeted: bool = False,
-        step_size: float | None = None,
-        seed: int = 0,
-        classes: int | None = None,
-        momentum: float = 0.0,
-        decay: float = 0.1,
-    ) -> None:
-        super().__init__(budget, loss=loss, targeted=targeted, classes=classes, restarts=restarts, seed=seed)
-        at_least_one(steps=steps)
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"`step_size` must be above 0, got {step_size}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must be at least 0 and below 1, got {momentum}")
-        if not 0 < decay <= 1:
-            raise ValueError(f"`decay` must be above 0 and at most 1, got {decay}")
-        self.steps = steps
-        self.step_size = step_size
-        self.momentum = momentum
-        self.decay = decay
+    budget: Budget
+    _: KW_ONLY
+    steps: int = 40
+    restarts: int = 1
+    loss: Loss = "margin"
+    targeted: bool = False
+    classes: int | None = None
+    towards: Classes | None = None
+    step_size: float | None = None
+    decay: float = 0.1
+    momentum: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"`decay` must be above 0 and at most 1, got {self.decay}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"`momentum` must be at least 0 and below 1, got {self.momentum}")
 
     @override
-    def _search(
-        self,
-        oracle: AttackedModel,
-        budget: Budget,
-        delta: Perturbation,
-        objective: Objective,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def _search(self, start: Start) -> dict[str, Tensor]:
         first = 2.5 / self.steps if self.step_size is None else self.step_size
         sizes = [first * (1 - (1 - self.decay) * step / self.steps) for step in range(self.steps)]
-        return follow(Descent(budget, oracle.inputs, delta, sizes, self.momentum), oracle, objective, self.steps)
+        return Descent(start, sizes, self.momentum).run(self.steps)
 
 
 class Descent(Ascent):
     """Steps of given sizes, in units of the budget's radius, along the steepest direction, with momentum."""
 
-    def __init__(
-        self, budget: Budget, inputs: Inputs, delta: Perturbation, sizes: list[float], momentum: float
-    ) -> None:
-        super().__init__(budget, inputs, delta)
+    def __init__(self, start: Start, sizes: list[float], momentum: float = 0.0) -> None:
+        super().__init__(start)
         self.sizes, self.momentum = iter(sizes), momentum
         self.velocity: Perturbation = {}
 
     @override
-    def advance(self, loss: Tensor, gradient: Perturbation) -> None:
+    def advance(self) -> None:
+        gradient, budget, inputs = self.gradient, self.attacked.budget, self.attacked.inputs
         if self.momentum > 0:
-            norm = norms_of(gradient, "l2", joint=True)[next(iter(gradient))].clamp(min=1e-300)
+            norm = L2().length(gradient).clamp(min=1e-300)
             fresh = {name: times(each.double(), 1 / norm).to(each.dtype) for name, each in gradient.items()}
             old = self.velocity or {name: torch.zeros_like(each) for name, each in fresh.items()}
             gradient = self.velocity = {name: self.momentum * old[name] + each for name, each in fresh.items()}
-        ahead = self.budget.ahead(gradient, self.inputs)
+        ahead = budget.steepest(gradient, inputs)
         size = next(self.sizes)
         # In place: fresh memory costs more than these sums.
         moved = {n: torch.add(self.delta[n], each, alpha=size, out=each) for n, each in ahead.items()}
-        self.delta = self.budget.project_(moved, self.inputs)
-
-    @override
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        self.velocity = {name: each[rows] for name, each in self.velocity.items()}
+        self.delta = budget.project(moved, inputs, in_place=True)

@@ -1,14 +1,17 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ready settings: the attacks of the paper, and the strongest that are here."""
+"""Ready-made settings: the attacks of the paper, and the strongest of this package."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from lightning_crmt.attacks.apgd import APGD
 from lightning_crmt.attacks.ensemble import Ensemble
 from lightning_crmt.attacks.fgm import FGM
 from lightning_crmt.attacks.minimum_norm import MinimumNorm
 from lightning_crmt.attacks.pgd import PGD
+from lightning_crmt.attacks.search.attacked_model import Classes
 from lightning_crmt.attacks.threat.budget import Budget
 
 
@@ -35,32 +38,43 @@ def paper_pgd(budget: Budget) -> PGD:
     return PGD(budget, steps=4, step_size=1 / 3, decay=1.0, loss="ce")
 
 
-def strongest(budget: Budget, steps: int = 40, classes: int | None = 9, restarts: int = 1, seed: int = 0) -> Ensemble:
-    """What to judge a model by: cheap attacks first, each on the samples that the ones before left standing.
+def strongest(
+    budget: Budget,
+    *,
+    steps: int = 40,
+    restarts: int = 1,
+    classes: int | None = 9,
+    towards: Classes | None = None,
+    seed: int = 0,
+) -> Ensemble:
+    """What to judge a model by: cheap attacks first, each on the samples that the ones before left.
 
     :class:`PGD` in ten steps; :class:`APGD` on the margin; on cross-entropy, whose gradient sees all classes; aimed at
-    each wrong class; from random starts at the four strongest; and :class:`MinimumNorm`, which walks along the boundary
-    instead of up the loss, towards these four. A sample that stands to the end costs some 17 gradients for each of
+    each wrong class; from random starts at the four strongest; and :class:`MinimumNorm`, which goes along the boundary
+    instead of up the loss, towards these four. A sample that no attack fools costs about 17 gradients for each of
     ``steps``.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: of each :class:`APGD`, and twice those of :class:`MinimumNorm`; at least 2.
-        classes: aim at so many wrong classes with the largest logits; all for None.
         restarts: number of the random starts.
+        classes: how many wrong classes to aim at, largest logits first; None for all.
+        towards: a class, or one per sample ``(B,)``, that all lead towards, instead of each wrong one.
         seed: of the random starts.
 
     >>> strongest(Budget(0.5)).budget
     Budget(0.5)
     """
-    few = 4 if classes is None else min(4, classes)
+    each = towards is None  # aim at each wrong class in turn
+    few = (4 if classes is None else min(4, classes)) if each else None
+    apgd = partial(APGD, budget, steps=steps, towards=towards)
     return Ensemble(
         [
-            PGD(budget, steps=10),
-            APGD(budget, steps=steps),
-            APGD(budget, steps=steps, loss="ce"),
-            APGD(budget, steps=steps, targeted=True, classes=classes),
-            APGD(budget, steps, restarts, targeted=True, classes=few, random_start=True, seed=seed),
-            MinimumNorm(budget, steps=max(1, steps // 2), restarts=1, classes=few, seed=seed),
+            PGD(budget, steps=10, towards=towards),
+            apgd(),
+            apgd(loss="ce"),
+            *([apgd(targeted=True, classes=classes)] if each else []),
+            apgd(restarts=restarts, targeted=each, classes=few, random_start=True, seed=seed),
+            MinimumNorm(budget, steps=max(1, steps // 2), restarts=1, classes=few, towards=towards, seed=seed),
         ]
     )

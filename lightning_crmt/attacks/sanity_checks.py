@@ -1,38 +1,30 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Does an attack's result deserve belief? The checks that a critical reader would run first."""
+"""Can the result of an attack be believed? The checks that a critical reader would run first."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.attacks.attack import Attack
-from lightning_crmt.attacks.scoring import (
-    SearchesDistance,
-    check_fits,
-    distance_by,
-    fooled_by,
-    has_budget,
-    public_logits,
-    right_answers,
-)
-from lightning_crmt.attacks.search.attacked_model import Model, as_taken_by
-from lightning_crmt.attacks.threat.geometry import Perturbation
-from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.attacks.attack import Attack, BudgetedAttack
+from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
+from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, right_answers
+from lightning_crmt.attacks.survival import check_fits, distance_by, fooled_by
 from lightning_crmt.modality import Inputs, logits_of
 
 #: Draws of noise that a search by gradients should not lose to.
 _DRAWS = 20
-#: Share of samples without a gradient that is worth a word; a ReLU network may have a few.
+#: The share of samples without a gradient from which on we warn; a ReLU network may have a few.
 _BLIND = 0.1
 #: Differences of logits below this, relative to the largest, may be rounding, of TF32 at worst.
 _ROUNDING = 5e-3
 #: Sums of probabilities may be this far from 1.
 _SUM = 1e-4
-#: Said of the model, whatever the attack.
+#: A warning about the model, the same for every attack.
 PROBABILITIES = (
     "the model returns probabilities, outputs that are at least 0 and sum to 1, which attacks take for logits; return "
     "logits, the values before softmax"
@@ -40,10 +32,10 @@ PROBABILITIES = (
 
 
 def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> list[str]:
-    """Reasons not to believe what this attack says of this model, a sentence each; none for a healthy pair.
+    """Reasons not to believe what this attack says about this model, a sentence each; none if all is well.
 
     After Carlini et al., *On Evaluating Adversarial Robustness* (2019), and Athalye et al. (ICML 2018), on samples that
-    are rightly predicted:
+    are predicted correctly:
 
     - the outputs are probabilities;
     - two forwards of the same inputs differ; predictions change with the batch that a sample is in; or the attack fools
@@ -52,15 +44,15 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     - random noise of the same size fools samples that the attack does not;
     - some are not fooled where the budget is large enough to turn any of these inputs into any other, ten times over.
 
-    The last three are asked of attacks that take gradients, the others of all. An attack that is kept to modalities
-    which cannot decide alone meets the last one by right: the sentence says so.
+    The last three are for attacks that take gradients, the others for all. The last may be no fault of the attack, if
+    its modalities cannot decide alone: the sentence says so.
 
-    Cost: three calls of the attack, one for those that search for the distance, and 24 forwards. Give it some 32
+    Cost: three calls of the attack (one if it searches for the distance) and 24 forward passes. Give it about 32
     samples, not a data set.
 
     Args:
         attack: settings of the attack.
-        model: a module, or anything from inputs by name to logits.
+        model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
         target: classes, ``(B,)``.
 
@@ -79,8 +71,8 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     '8 of 8 gradients are 0 or not finite in every attacked modality'
     """
     watched = _Watched(model, inputs)
-    with frozen_eval(watched):
-        clean, target = as_taken_by(watched, inputs), target.clone()
+    with lent(watched, inputs) as clean:
+        target = target.clone()
         check_fits([attack], watched, clean)
         with torch.no_grad():  # in one go: each `public_logits` begins with the same random state
             logits, again = logits_of(watched(clean)), logits_of(watched(clean))
@@ -91,29 +83,15 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
                 "draw of random numbers left on in evaluation mode?"
             ]
         right = right_answers(logits, target)
+        if isinstance(attack, BudgetedAttack) and attack.towards is not None:
+            right &= target != torch.as_tensor(attack.towards, device=target.device)  # those are left alone
         if not bool(right.any()):
             return []
-        found = [PROBABILITIES] if _sum_to_one(logits) else []
-        troubles = _without_a_change(attack, watched, clean, target, right, logits)
-        if troubles or not has_budget(attack):
-            return found + troubles
-        factor = _factors(attack, watched, clean, target)
-        if not watched.first:
-            return found
-        blind = watched.blind(right)
-        if blind >= max(1.0, _BLIND * int(right.sum())):
-            found.append(
-                f"{blind} of {int(right.sum())} gradients are 0 or not finite in every attacked modality, so the "
-                "search is blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large "
-                "margins, or does the model ignore these modalities?"
-            )
-        lost = _lost_to_noise(attack, watched, clean, target, factor) & right
-        if bool(lost.any()):
-            found.append(
-                f"random noise of the same size fools {_count(lost, right)} samples that the attack did not: its "
-                "gradients mislead it, or its steps are too few"
-            )
-        return found + _at_a_huge_radius(attack, watched, clean, target, right, factor)
+        doubts = [PROBABILITIES] if _sum_to_one(logits) else []
+        troubles = list(_without_a_change(attack, watched, clean, target, right, logits))
+        if troubles or not isinstance(attack, BudgetedAttack):
+            return doubts + troubles
+        return doubts + list(_of_the_search(attack, watched, clean, target, right))
 
 
 class _Watched(nn.Module):
@@ -150,66 +128,67 @@ class _Watched(nn.Module):
 
 def _without_a_change(
     attack: Attack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, logits: Tensor
-) -> list[str]:
+) -> Iterator[str]:
     halves = torch.empty_like(logits)
     for start in range(min(2, len(target))):
         halves[start::2] = public_logits(model, {name: value[start::2] for name, value in inputs.items()})
     gap = _gap(logits, halves)
     if gap > _ROUNDING:
-        return [
+        yield (
             f"logits change by {gap:.2g} of the largest with the batch that a sample is in, so an adversary may be no "
             "more than other neighbours: does evaluation mode still use statistics of the batch?"
-        ]
-    if isinstance(attack, SearchesDistance) or not has_budget(attack):
-        return []
-    fallen = right & fooled_by(attack.scaled(0.0), model, inputs, target)
-    if not bool(fallen.any()):
-        return []
-    return [
-        f"{_count(fallen, right)} samples are fooled at radius 0, without any change: what is attacked is not what is "
-        "evaluated"
-    ]
+        )
+    elif isinstance(attack, BudgetedAttack) and not isinstance(attack, MinimumNormAttack):
+        fallen = right & fooled_by(attack.scaled(0.0), model, inputs, target)
+        if bool(fallen.any()):
+            yield (
+                f"{_count(fallen, right)} samples are fooled at radius 0, without any change: what is attacked is not "
+                "what is evaluated"
+            )
 
 
-def _factors(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> Tensor:
-    """Factor of the budget at which each sample is fooled, as far as the attack tells; infinite where it is not."""
-    if isinstance(attack, SearchesDistance):
-        return distance_by(attack, model, inputs, target)
-    return torch.where(fooled_by(attack, model, inputs, target), 0.0, torch.inf).double()
-
-
-def _lost_to_noise(attack: Attack, model: Model, inputs: Inputs, target: Tensor, factor: Tensor) -> Tensor:
-    """Where noise fools the model within the budget, or nearer than the search found something."""
-    generator = torch.Generator().manual_seed(0)
-    lost = torch.zeros_like(target, dtype=torch.bool)
-    for _ in range(_DRAWS):
-        noise = attack.budget.random(inputs, generator, factor.nan_to_num(posinf=1.0))
-        lost |= ~right_answers(public_logits(model, attack.budget.apply(noise, inputs)), target)
-    return lost
-
-
-def _at_a_huge_radius(
-    attack: Attack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, needed: Tensor
-) -> list[str]:
-    left = right & needed.isinf()
-    if isinstance(attack, SearchesDistance):
-        where = "at any distance"
+def _of_the_search(
+    attack: BudgetedAttack, model: _Watched, inputs: Inputs, target: Tensor, right: Tensor
+) -> Iterator[str]:
+    budget = attack.budget
+    # The factor of the budget at which each sample is fooled, as far as the attack tells; infinite where it is not.
+    if isinstance(attack, MinimumNormAttack):
+        factor = distance_by(attack, model, inputs, target)
     else:
-        span: Perturbation = {}
-        for name in attack.budget.attacked(inputs):
-            value = inputs[name].double()
-            span[name] = torch.maximum(value.amax(0) - value.amin(0), value.abs().amax(0))[None]
-        factor = 10 * attack.budget.size(span).max().item()
-        if not 0 < factor < torch.inf:  # a radius of 0 stays 0
-            return []
-        left = left & ~fooled_by(attack.scaled(factor), model, inputs, target)
-        where = f"at {factor:.3g} times the budget, where any of these inputs could become any other"
-    if not bool(left.any()):
-        return []
-    return [
-        f"{where}, {_count(left, right)} samples are not fooled: either the attacked modalities cannot decide alone, "
-        "or the search fails"
-    ]
+        factor = torch.where(fooled_by(attack, model, inputs, target), 0.0, torch.inf).double()
+    if not model.first:
+        return
+    blind = model.blind(right)
+    if blind >= max(1.0, _BLIND * int(right.sum())):
+        yield (
+            f"{blind} of {int(right.sum())} gradients are 0 or not finite in every attacked modality, so the search is "
+            "blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large margins, or "
+            "does the model ignore these modalities?"
+        )
+    # Noise within the budget, or nearer than the result of the search.
+    generator, lost = torch.Generator().manual_seed(0), torch.zeros_like(right)
+    for _ in range(_DRAWS):
+        noise = budget.random(inputs, generator, factor.nan_to_num(posinf=1.0))
+        lost |= right & attack.succeeds(public_logits(model, budget.apply(noise, inputs)), target)
+    if bool(lost.any()):
+        yield (
+            f"random noise of the same size fools {_count(lost, right)} samples that the attack did not: its gradients "
+            "mislead it, or its steps are too few"
+        )
+    left, where = right & factor.isinf(), "at any distance"
+    if not isinstance(attack, MinimumNormAttack):
+        values = {name: inputs[name].double() for name in budget.names(inputs)}
+        span = {n: torch.maximum(v.amax(0) - v.amin(0), v.abs().amax(0))[None] for n, v in values.items()}
+        huge = 10 * budget.size(span).max().item()
+        if not 0 < huge < torch.inf:  # a radius of 0 stays 0
+            return
+        left &= ~fooled_by(attack.scaled(huge), model, inputs, target)
+        where = f"at {huge:.3g} times the budget, where any of these inputs could become any other"
+    if bool(left.any()):
+        yield (
+            f"{where}, {_count(left, right)} samples are not fooled: either the attacked modalities cannot decide "
+            "alone, or the search fails"
+        )
 
 
 def _sum_to_one(logits: Tensor) -> bool:

@@ -7,19 +7,21 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.lipschitz import encoder_bounds
+from lightning_crmt.checks import check_at_least, check_positive
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
 from lightning_crmt.losses import radius_loss
-from lightning_crmt.mixin import CRMTMixin, StageObjective
 from lightning_crmt.modality import FusionOutput
+from lightning_crmt.stage import StageObjective
 from lightning_crmt.targets import Target, mixed_loss
-from lightning_crmt.training import crmt_module, late_fusion
+from lightning_crmt.training import ReleasingCallback, crmt_module, late_fusion
 
 
-class RadiusTraining(Callback):
+class RadiusTraining(ReleasingCallback):
     """Step 1 on the certified radius itself: a hinge on sound radii in place of cross-entropy and margins.
 
     The loss is :func:`~lightning_crmt.losses.radius_loss`.
@@ -29,58 +31,53 @@ class RadiusTraining(Callback):
 
     Args:
         radius: the wanted radius, in units of the inputs, above 0.
-        temperature: how sharply the loss looks at the nearest rival, in 1 over units of the inputs, above 0.
+        temperature: how sharply the loss focuses on the nearest rival, in inverse units of the inputs, above 0.
         rho: weight of the modalities' own radii, at least 0; what keeps each of them useful when others are missing.
 
     Raises:
-        TypeError: before training, if the module is no CRMT module.
+        TypeError: before training, if the module is not a CRMT module.
         NoBoundError: a ``ValueError``, at the first batch, naming a layer of an encoder without a bound.
 
     >>> callback = RadiusTraining(radius=0.2)
     """
 
-    def __init__(self, radius: float = 0.2, temperature: float = 15.0, rho: float = 0.2) -> None:
-        for name, value in {"radius": radius, "temperature": temperature}.items():
-            if not value > 0:
-                raise ValueError(f"`{name}` must be above 0, got {value}")
-        if not rho >= 0:
-            raise ValueError(f"`rho` must be at least 0, got {rho}")
+    def __init__(self, radius: float = 0.2, *, temperature: float = 15.0, rho: float = 0.2) -> None:
+        check_positive(radius=radius, temperature=temperature)
+        check_at_least(0, rho=rho)
         self.radius = radius
         self.temperature = temperature
         self.rho = rho
-        self._own: StageObjective | None = None
+        self._objective: StageObjective | None = None
+        self._bounds: LipschitzConstants | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            module = crmt_module(pl_module, self)
-            module.check_parts()
-            late_fusion(module, self)
+        if stage != "fit":
+            return
+        module = crmt_module(pl_module, self)
+        module.check_parts()
+        loss = partial(self._loss, late_fusion(module, self))
+        self._objective = StageObjective("radius_loss", loss, with_methods=True)
+        module.training_stage.push(self, objective=self._objective)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         module = crmt_module(pl_module, self)
-        if module.stage_objective is not self._own:  # step 2 has begun
+        if module.training_stage.objective is not self._objective:  # step 2 has begun
             return
-        if batch_idx == 0 or self._own is None:
+        if batch_idx == 0 or self._bounds is None:
             inputs, _ = module.split_batch(batch)
-            bounds = encoder_bounds(module.encoders, {name: tuple(value.shape[1:]) for name, value in inputs.items()})
-            loss = partial(
-                _loss_of_mixture,
-                head=late_fusion(module, self),
-                lipschitz=bounds,
-                radius=self.radius,
-                temperature=self.temperature,
-                rho=self.rho,
-            )
-            self._own = module.stage_objective = StageObjective("radius_loss", loss, with_methods=True)
+            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
+            self._bounds = encoder_bounds(module.encoders, shapes)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(pl_module, CRMTMixin) and pl_module.stage_objective is self._own:
-            pl_module.stage_objective = None
-        self._own = None
+    def release(self, pl_module: LightningModule) -> None:
+        super().release(pl_module)
+        self._objective, self._bounds = None, None
 
-
-def _loss_of_mixture(output: FusionOutput, target: Target, **settings: Any) -> Tensor:
-    return mixed_loss(lambda classes: radius_loss(output, classes, **settings), target)
+    def _loss(self, head: LateFusion, output: FusionOutput, target: Target) -> Tensor:
+        if self._bounds is None:
+            raise RuntimeError("RadiusTraining has no bounds before the first batch of a fit: add it to a Trainer")
+        settings = {"radius": self.radius, "temperature": self.temperature, "rho": self.rho}
+        loss = partial(radius_loss, output, head=head, lipschitz=self._bounds)
+        return mixed_loss(partial(loss, **settings), target)

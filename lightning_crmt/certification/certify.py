@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import torch
@@ -17,7 +18,6 @@ from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
     BOUND_LEVELS,
-    Encoders,
     ForwardError,
     LipschitzConstants,
     NoBoundError,
@@ -39,7 +39,7 @@ def certify(
 ) -> Certificate:
     """Turn logits and Lipschitz constants into a :class:`Certificate`.
 
-    The form of the bound follows from what the constants are constants of (see :class:`LipschitzConstants`).
+    The form of the bound depends on what the constants describe, see :class:`LipschitzConstants`.
 
     Without ``errors``, it is about exact arithmetic, ``SOUND`` at best, and a float32 input very near the edge of the
     ball may still change the float32 prediction. With them and rigorous constants it is ``RIGOROUS``: about the
@@ -50,8 +50,8 @@ def certify(
         output: what the model returned, computed in evaluation mode and full precision.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights.
-        missing: modalities to certify without: dropped from the fusion, their score adding nothing.
-        errors: rounding errors of the features of these very samples, of every modality that is not missing, by
+        missing: modalities to certify without; their scores are dropped from the fusion.
+        errors: rounding errors of the features of the same samples, for every modality that is not missing, by
             :func:`~lightning_crmt.lipschitz.encoder_errors`. They need constants of encoders and a head of fixed
             numbers on the CPU, see :func:`~lightning_crmt.layers.with_fixed_weights`.
 
@@ -68,11 +68,9 @@ def certify(
     >>> bool((certificate.radius() <= certificate.radius(["audio"])).all())
     True
     """
-    logits = logits_of(output)
     pairs = sensitivities(lipschitz, head)
-    if missing:
-        logits, pairs = _without(missing, output, head, pairs)
-    logits = logits.detach()
+    present = [name for name in pairs if name not in missing]
+    logits = (_fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
         if pair.shape != (num_classes, num_classes):
@@ -82,19 +80,17 @@ def certify(
     prediction = logits.argmax(dim=1)
     if errors is None:
         margins = _margins(at_least_single(logits), prediction)
-        slopes = {name: pair.detach().to(margins)[prediction] for name, pair in pairs.items()}
+        slopes = {name: pairs[name].detach().to(margins)[prediction] for name in present}
         # Nothing here accounts for rounding, however rigorous the constants are.
-        soundness = min(lipschitz.soundness, Soundness.SOUND)
-        return Certificate(prediction, margins, slopes, soundness, tuple(missing))
-    present = [name for name in pairs if name not in missing]
-    errors = {name: error for name, error in errors.items() if name not in missing}
-    check_same_modalities("errors", errors, present)
-    slack, slopes = rounding(logits, head, lipschitz, errors)
-    margins = _margins(logits.double(), prediction) / UP - slack
+        soundness, limit = min(lipschitz.soundness, Soundness.SOUND), math.inf
+    else:
+        errors = {name: error for name, error in errors.items() if name not in missing}
+        check_same_modalities("errors", errors, present)
+        slack, slopes = rounding(logits, head, lipschitz, errors)
+        margins = _margins(logits.double(), prediction) / UP - slack
+        soundness, limit = lipschitz.soundness, ForwardError.LARGEST_RADIUS
     slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
-    return Certificate(
-        prediction, margins, slopes, lipschitz.soundness, tuple(missing), limit=ForwardError.LARGEST_RADIUS
-    )
+    return Certificate(prediction, margins, slopes, soundness, tuple(missing), limit)
 
 
 def certify_late_fusion(
@@ -108,10 +104,10 @@ def certify_late_fusion(
     """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
 
     Args:
-        model: answers ``head({m: encoders[m](inputs[m])})`` with its attributes ``encoders``, by modality, and
-            ``head``. A certificate covers nothing else that it may do to its inputs.
+        model: returns ``head({m: encoders[m](inputs[m])})`` with its attributes ``encoders``, by modality, and
+            ``head``. A certificate covers nothing else that the model may do.
         inputs: one batch by modality; run on the device and in the precision of the model's parameters.
-        lipschitz: constants of these very weights; with estimated ones the radii are estimates. By default
+        lipschitz: constants of the same weights; with estimated ones the radii are estimates. By default
             :func:`~lightning_crmt.lipschitz.encoder_bounds` computes them: for many batches, do that once.
         level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
             weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
@@ -119,7 +115,7 @@ def certify_late_fusion(
 
     Raises:
         NoBoundError: if an encoder has no bound at this level.
-        ValueError: at level rigorous, for weaker constants, and for a model that nothing is proved about.
+        ValueError: at level rigorous, for weaker constants, and for a model about which nothing can be proved.
         TypeError: if ``model`` has no encoders or head.
 
     >>> from lightning_crmt.fusion import LinearFusion
@@ -144,21 +140,18 @@ def certify_late_fusion(
     with frozen_eval(model), torch.no_grad():
         inputs = as_taken_by(model, inputs)
         if lipschitz is None:
-            lipschitz = _bounds(encoders, inputs, level)
+            try:
+                shapes = {name: value.shape[1:] for name, value in inputs.items()}
+                lipschitz = encoder_bounds(encoders, shapes, level=level)
+            except NoBoundError as error:
+                if rigorous:
+                    raise  # it says what to do
+                raise NoBoundError(
+                    f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
+                    "lipschitz=estimate_lipschitz(model, batches)"
+                ) from error
         errors = encoder_errors(encoders, inputs) if rigorous else None
         return certify(model(inputs), head, lipschitz, missing=missing, errors=errors)
-
-
-def _bounds(encoders: Encoders, inputs: Inputs, level: Soundness) -> LipschitzConstants:
-    try:
-        return encoder_bounds(encoders, {name: value.shape[1:] for name, value in inputs.items()}, level=level)
-    except NoBoundError as error:
-        if level is Soundness.RIGOROUS:
-            raise  # it says what to do
-        raise NoBoundError(
-            f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
-            "lipschitz=estimate_lipschitz(model, batches)"
-        ) from error
 
 
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
@@ -166,9 +159,10 @@ def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
 
 
-def _without(
-    missing: Collection[str], output: FusionOutput | Tensor, head: LateFusion | None, pairs: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _fused(
+    output: FusionOutput | Tensor, head: LateFusion | None, modalities: list[str], missing: Collection[str]
+) -> Tensor:
+    """Logits without the scores of those that are missing."""
     if isinstance(missing, str):
         raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
     if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
@@ -176,10 +170,7 @@ def _without(
             "`missing` needs a fusion head and a FusionOutput to drop scores from, "
             f"got {describe(head)} and {describe(output)}"
         )
-    unknown = [name for name in missing if name not in pairs]
-    present = [name for name in pairs if name not in missing]
-    if unknown or not present:
-        raise ValueError(f"`missing` must leave at least one of the modalities {list(pairs)}, got {list(missing)}")
-    check_same_modalities("output.scores", output.scores, pairs)
-    logits = head.fuse({name: output.scores[name] for name in present})
-    return logits, {name: pair if name in present else torch.zeros_like(pair) for name, pair in pairs.items()}
+    if not set(missing) < set(modalities):
+        raise ValueError(f"`missing` must leave at least one of the modalities {modalities}, got {list(missing)}")
+    check_same_modalities("output.scores", output.scores, modalities)
+    return head.fuse({name: output.scores[name] for name in modalities if name not in missing})

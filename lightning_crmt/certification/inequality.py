@@ -30,7 +30,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
       up to :math:`\sqrt 2` smaller than the paper's form at the same :math:`L_m`;
     - constants of margins are :math:`D^m` already.
 
-    Differentiable with respect to the integration weights. The diagonal means nothing.
+    Differentiable with respect to the integration weights. The diagonal has no meaning.
 
     Args:
         lipschitz: constants of encoders, scores or margins.
@@ -42,8 +42,8 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
     >>> from lightning_crmt import OrthogonalFusion, Soundness
     >>> head = OrthogonalFusion({"audio": 4}, num_classes=2)
     >>> one = LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND)
-    >>> round(float(sensitivities(one, head)["audio"][0, 1]), 4)  # the distance of two orthonormal rows
-    1.4142
+    >>> sensitivities(one, head)["audio"][0, 1].detach()  # the distance of two orthonormal rows
+    tensor(1.4142)
     """
     if lipschitz.of == "margins":
         return dict(lipschitz.values)
@@ -78,7 +78,7 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
     .. math:: r_j = m_j \Big/ \sqrt{\textstyle\sum_m (D_j^m)^2}
 
     by Cauchy-Schwarz, the sum over the modalities in ``slopes``. Infinite where no perturbation changes the margin, and
-    in the column of the own class, so that no minimum takes it; 0 for a tie.
+    in the column of the own class, which therefore never is the minimum; 0 for a tie.
 
     Args:
         margins: ``(B, K)``.
@@ -95,7 +95,7 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
 
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:
-    """Mask ``(B, K)`` of each sample's own class: the pair that no minimum over rivals may contain.
+    """Mask ``(B, K)`` of each sample's own class, which a minimum over rivals must leave out.
 
     >>> own_class(torch.tensor([1, 0]), num_classes=2)
     tensor([[False,  True],

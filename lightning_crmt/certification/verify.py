@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Try to disprove a certificate: attacks inside of what it claims, and the counterexample that they may find."""
+"""Try to disprove a certificate: attack inside the sets that it claims to be safe, and keep any counterexample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_crmt.attacks import PGD, AttackedModel, Budget, Model, Perturbation, under_attack
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.checks import check_at_least, check_batch
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, select
 from lightning_crmt.soundness import Soundness
 
 #: One l2 norm for a ball, or one by modality for separate budgets.
@@ -24,13 +24,13 @@ Norms: TypeAlias = float | dict[str, float]
 
 @dataclass(frozen=True)
 class Counterexample:
-    """What disproves a certificate for one sample.
+    """A perturbation that disproves a certificate for one sample.
 
     Attributes:
         sample: its index in the batch.
-        threat: what was allowed to change.
-        radius: what was claimed to be tolerated.
-        distance: what was changed, measured in float64 on the stored inputs; in the form of ``radius``.
+        threat: name of what was allowed to change, such as a modality.
+        radius: the l2 radius that was claimed to be tolerated.
+        distance: l2 norm of the perturbation, measured in float64 on the stored inputs; in the form of ``radius``.
         before: class that was certified.
         after: class predicted for the changed inputs.
         inputs: the clean sample by modality, with a batch dimension of 1.
@@ -70,7 +70,7 @@ class Counterexample:
         return path
 
 
-class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that something went wrong
+class CertificateViolation(AssertionError):  # noqa: N818 - named for what it is, not as an error
     """Raised where a certificate does not hold.
 
     Attributes:
@@ -86,7 +86,7 @@ class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that
 
 @dataclass(frozen=True)
 class Verification:
-    """What was tried against a certificate, in vain: evidence, not a proof.
+    """The failed attempts to disprove a certificate: evidence, not a proof.
 
     Attributes:
         soundness: level of the certificate.
@@ -117,7 +117,7 @@ def verify_certificate(
 
     The threats are the ball over all modalities, each modality alone, and random products of budgets on the border of
     what :meth:`Certificate.tolerates` accepts. Each is probed by random directions and by a gradient search towards
-    every class. What counts is the prediction of the public forward for what is stored, with norms measured in float64.
+    every class. Only predictions of the public forward pass for stored inputs count, with norms measured in float64.
 
     The claims of a ``RIGOROUS`` certificate are taken to the letter. All others are about exact arithmetic: there the
     radii are shortened by a millionth, and a rival that leads by no more than rounding explains
@@ -126,13 +126,13 @@ def verify_certificate(
     Args:
         model: the model in evaluation mode, or anything from inputs to logits; for a certificate with ``missing``
             modalities, one that goes without them. It stays as it is.
-        certificate: of these very weights and inputs, at whatever level: with estimated constants, this is how the
-            estimate is exposed.
+        certificate: of the same weights and inputs, at any level: a certificate from estimated constants may be
+            disproved.
         inputs: the clean inputs.
         probes: random directions for each threat.
         steps: of the gradient search, for each class.
         products: number of random products of budgets.
-        seed: of all that is random.
+        seed: of every random draw.
         save_to: file for the counterexample, if there is one.
 
     Raises:
@@ -166,11 +166,13 @@ def verify_certificate(
     if len(rows) == 0:
         return done
     generator = torch.Generator().manual_seed(seed)
-    chosen = {name: value[rows.to(value.device)] for name, value in inputs.items()}
-    with under_attack(model, chosen, certificate.prediction[rows], Budget(0.0, modalities=present)) as attacked:
+    with under_attack(
+        model, select(inputs, rows), certificate.prediction[rows], Budget(0.0, modalities=present)
+    ) as attacked:
         farthest = 10 * (1 + max(float(_norm([attacked.inputs[name].double()]).max()) for name in present))
         for threat, claimed in _threats(certificate, present, products, farthest, generator):
-            judge = _Judge(attacked, threat, claimed, rows, done, save_to)
+            radii = {group: radius[rows].to(attacked.target.device) for group, radius in claimed.items()}
+            judge = _Judge(attacked, threat, radii, rows, done, save_to)
             if threat == "clean":
                 judge(attacked.inputs)
                 continue
@@ -181,7 +183,7 @@ def verify_certificate(
                     for name, value in attacked.inputs.items()
                     if any(name in group for group in claimed)
                 }
-                judge(budget.apply(budget.steepest(noise, attacked.inputs)[0], attacked.inputs))
+                judge(budget.apply(budget.steepest(noise, attacked.inputs), attacked.inputs))
             judge(PGD(budget, steps=steps, targeted=True, seed=seed)(model, attacked.inputs, attacked.target))
     return done
 
@@ -213,21 +215,20 @@ def _threats(
         yield f"product {i}", {(name,): low * budget for name, budget in corner.items()}
 
 
+@dataclass(frozen=True)
 class _Judge:
     """Compares predictions inside one claim; raises where one changes that was claimed to stay."""
 
-    def __init__(
-        self,
-        attacked: AttackedModel,
-        threat: str,
-        claimed: _Radii,
-        rows: Tensor,
-        done: Verification,
-        save_to: str | Path | None,
-    ) -> None:
-        self.attacked, self.threat, self.rows, self.done, self.save_to = attacked, threat, rows, done, save_to
-        self.claimed = {group: radius[rows].to(attacked.target.device) for group, radius in claimed.items()}
-        self.rigorous = done.soundness is Soundness.RIGOROUS
+    attacked: AttackedModel
+    threat: str
+    claimed: _Radii
+    rows: Tensor
+    done: Verification
+    save_to: str | Path | None
+
+    @property
+    def rigorous(self) -> bool:
+        return self.done.soundness is Soundness.RIGOROUS
 
     def budget(self) -> Budget:
         """Just inside of what is claimed; double precision needs a little room to measure that."""
@@ -240,12 +241,12 @@ class _Judge:
     def __call__(self, perturbed: Inputs) -> None:
         norms = self._norms(_difference(perturbed, self.attacked))
         inside = torch.stack([norms[group] <= radius for group, radius in self.claimed.items()]).all(dim=0)
-        changed, beyond = self._changed(self.attacked, self.attacked.logits(perturbed))
+        beyond = self._beyond(self.attacked, self.attacked.logits(perturbed))
         self.done.probes[self.threat] = self.done.probes.get(self.threat, 0) + int(inside.sum())
-        explained = int((inside & changed & (beyond <= 0)).sum())
+        explained = int((inside & beyond.isfinite() & (beyond <= 0)).sum())
         if explained:
             self.done.rounding[self.threat] = self.done.rounding.get(self.threat, 0) + explained
-        wrong = inside & changed & (beyond > 0)
+        wrong = inside & (beyond > 0)
         if bool(wrong.any()):
             worst = beyond.masked_fill(~wrong, -torch.inf).argmax()
             raise CertificateViolation(self._counterexample(int(worst), perturbed), self.save_to)
@@ -253,28 +254,26 @@ class _Judge:
     def _norms(self, delta: Perturbation) -> _Radii:
         return {group: _norm([delta[name] for name in group]) for group in self.claimed}
 
-    def _changed(self, attacked: AttackedModel, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the prediction is another, and by how much its lead exceeds what rounding explains."""
-        own = logits.gather(1, attacked.target[:, None]).squeeze(1)
-        lead = logits.amax(dim=1) - own
+    def _beyond(self, attacked: AttackedModel, logits: Tensor) -> Tensor:
+        """By how much the lead of another class exceeds what rounding explains; minus infinity where none leads."""
+        lead = logits.amax(dim=1) - logits.gather(1, attacked.target[:, None]).squeeze(1)
         slack = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
-        # A rigorous claim is about the prediction itself; and logits that are not finite are beyond any excuse.
+        # A rigorous claim is about the prediction itself; and rounding never explains logits that are not finite.
         beyond = torch.full_like(lead, torch.inf) if self.rigorous else (lead - slack).nan_to_num(torch.inf, torch.inf)
-        return logits.argmax(dim=1) != attacked.target, beyond
+        return torch.where(logits.argmax(dim=1) != attacked.target, beyond, -torch.inf)
 
     def _counterexample(self, index: int, perturbed: Inputs) -> Counterexample:
         row = torch.tensor([index], device=self.attacked.target.device)
         attacked = self.attacked.select(row)
-        nearest = {name: value[row] for name, value in perturbed.items()}
+        nearest = select(perturbed, row)
         after = self.attacked.logits(perturbed)[row]
         whole, low, high = _difference(nearest, attacked), 0.0, 1.0
-        budget = Budget(1.0, modalities=attacked.attacked)
+        budget = Budget(1.0, modalities=attacked.modalities)
         for _ in range(30):  # nearer to the clean input it says more about how wrong the claim is
             middle = (low + high) / 2
             tried = budget.apply({name: middle * d for name, d in whole.items()}, attacked.inputs)
             logits = attacked.logits(tried)
-            changed, beyond = self._changed(attacked, logits)
-            if bool((changed & (beyond > 0)).all()):
+            if bool((self._beyond(attacked, logits) > 0).all()):
                 high, nearest, after = middle, tried, logits
             else:
                 low = middle
@@ -294,7 +293,7 @@ class _Judge:
 
 
 def _difference(perturbed: Inputs, attacked: AttackedModel) -> Perturbation:
-    return {name: perturbed[name].double() - attacked.inputs[name].double() for name in attacked.attacked}
+    return {name: perturbed[name].double() - attacked.inputs[name].double() for name in attacked.modalities}
 
 
 def _norm(parts: list[Tensor]) -> Tensor:

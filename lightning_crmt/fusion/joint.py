@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fusions whose logits are no sum of uni-modal scores, and where their scores come from instead."""
+"""Heads in which modalities interact, and where their uni-modal scores come from."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ Scores: TypeAlias = Literal["ablated", "auxiliary"]
 class JointFusion(FusionHead):
     """A head in which modalities interact before they are classified.
 
-    The scores of a modality are what the head answers when all others are absent (``scores="ablated"``, one more pass
-    through the head for each), or what a linear head of its own says about its features (``"auxiliary"``). Margin
-    regularisation and the methods that read scores work with either. The logits are no weighted sum of them, so there
-    are no integration weights for step 2, and no certificate from bounds of the encoders: radii can be estimated only.
+    The scores of a modality are the logits of the head when all others are absent (``scores="ablated"``, one more pass
+    through the head for each), or the output of a linear head of its own (``"auxiliary"``). Margin
+    regularisation and the methods that read scores work with either. The logits are not a weighted sum of scores, so
+    there are no integration weights for step 2, and no certificate from bounds of the encoders: radii can be estimated
+    only.
 
     Args:
         in_features: size of the features of each modality, by name.
@@ -60,7 +61,7 @@ class JointFusion(FusionHead):
 
 
 class GatedFusion(JointFusion):
-    r"""Gated multi-modal units (Arevalo et al., ICLR workshop 2017): what passes of each modality, all decide.
+    r"""Gated multi-modal units (Arevalo et al., ICLR workshop 2017): all modalities decide how much of each passes.
 
     .. math:: v = \sum_m \sigma(U^m [z^1, \dots, z^M]) \odot \tanh(V^m z^m), \qquad h = W v + b
 

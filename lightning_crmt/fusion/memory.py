@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A head that first draws features towards what was seen in training."""
+"""A head that first pulls features towards those of training samples."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class MemoryFusion(FusionHead):
     :func:`~lightning_crmt.fusion.sparse_coding.sparse_codes`, whose step size follows from the dictionary where the
     paper sets one by hand.
 
-    The gradient passes through the memory, so that attacks see the defence they are up against. The logits are no
-    bounded function of the features that certificates know of: nothing is certified for this head.
+    The gradient passes through the memory, so that attacks see the defence they are up against. No Lipschitz bound is
+    known for the memory, so nothing can be certified for this head.
 
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.
@@ -40,7 +40,7 @@ class MemoryFusion(FusionHead):
         blend: a in [0, 1]; the paper has 0.5 and 0.6.
         penalty: :math:`\lambda`, at least 0.
         steps: most iterations for a code, at least 1.
-        tolerance: see there, at least 0.
+        tolerance: at least 0, see ``sparse_codes``.
 
     Raises:
         ValueError: if an argument is out of range; in ``forward``, if features have another shape than ``(B, d_m)``.
@@ -85,10 +85,10 @@ class MemoryFusion(FusionHead):
         return {name: self.get_buffer(f"dictionary_{name}") for name in self.in_features}
 
     def fill(self, features: Inputs) -> None:
-        """Take features of training samples for the dictionaries, at most ``atoms`` of each modality.
+        """Store features of training samples in the dictionaries, at most ``atoms`` for each modality.
 
         Raises:
-            ValueError: if modalities or shapes are others, or there are too many.
+            ValueError: if modalities or shapes do not fit the head, or there are too many samples.
         """
         check_same_modalities("features", features, self.in_features)
         for name, dictionary in self.dictionaries.items():

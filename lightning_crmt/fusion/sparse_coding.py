@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse codes of features over a dictionary, and what the dictionary makes of the features."""
+"""Sparse codes of features over a dictionary, and the features that the dictionary reconstructs from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def sparse_codes(features: Tensor, atoms: Tensor, penalty: float, steps: int = 2
 
     .. math:: c_i = \arg\min_c \tfrac 1 2 \lVert z_i - D c \rVert^2 + \lambda \lVert c \rVert_1
 
-    with step size 1 over the largest eigenvalue of :math:`D^\top D`, so that no step goes up.
+    with step size 1 over the largest eigenvalue of :math:`D^\top D`, so that no step increases the error.
 
     Args:
         features: :math:`z_i`, ``(B, d)``.
@@ -37,7 +37,7 @@ def sparse_codes(features: Tensor, atoms: Tensor, penalty: float, steps: int = 2
         for step in range(steps):
             moved = codes + (cross - codes @ gram) / largest
             last, codes = codes, moved.sign() * (moved.abs() - threshold).clamp(min=0)
-            # Looking costs a synchronisation with the device.
+            # Checking costs a synchronisation with the device.
             if step % 10 == 9 and bool(((codes - last).norm(dim=1) <= tolerance * codes.norm(dim=1)).all()):
                 break
     return codes
@@ -46,11 +46,11 @@ def sparse_codes(features: Tensor, atoms: Tensor, penalty: float, steps: int = 2
 def reconstruction(
     features: Tensor, atoms: Tensor, penalty: float, steps: int = 2000, tolerance: float = 8e-4
 ) -> Tensor:
-    r"""What the dictionary makes of features, :math:`D c(z)`, ``(B, d)``, with its own gradient.
+    r"""Reconstruction of features by the dictionary, :math:`D c(z)`, ``(B, d)``, with its own gradient.
 
     While the same atoms are active, :math:`D c(z)` moves with the projection of z onto them. That projection is the
-    gradient given here, in place of one through all iterations, or of none: an attack that sees no gradient through a
-    defence finds it stronger than it is.
+    gradient given here, in place of one through all iterations, or of none: an attack without a gradient through a
+    defence makes it look stronger than it is.
 
     Args:
         features: z, ``(B, d)``.
@@ -71,7 +71,7 @@ def reconstruction(
         gram = atoms @ atoms.mT
         # One system per sample; rows of atoms that are not active are those of the identity.
         system = torch.where(active[:, :, None] & active[:, None, :], gram, 0.0)
-        # Atoms may repeat, or be more than dimensions: a little weight on the diagonal keeps the system solvable.
+        # Atoms may repeat, or outnumber the dimensions: a little weight on the diagonal keeps the system solvable.
         ridge = 1e-6 * gram.diagonal().amax().clamp(min=torch.finfo(gram.dtype).tiny)
         system = system + torch.diag_embed(torch.where(active, ridge, 1.0))
     projected = torch.linalg.solve(system, ((features @ atoms.mT) * active)[:, :, None])[:, :, 0] @ atoms

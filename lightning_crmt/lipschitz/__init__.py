@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lipschitz constants of encoders, scores and margins."""
+"""Lipschitz constants of encoders, scores and margins: estimated, bounded, or bounded with rounding counted."""
 
 from lightning_crmt.lipschitz.bounds import BOUND_LEVELS, Place, encoder_bounds, lipschitz_bound, lipschitz_rule
 from lightning_crmt.lipschitz.constants import LipschitzConstants

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lipschitz constants per modality, with what they are constants of and how far they can be trusted."""
+"""Lipschitz constants per modality, with the functions they belong to and how far they can be trusted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LipschitzConstants:
 
     Attributes:
         values: one tensor per modality; its shape follows from ``of``.
-        of: what the constants bound the speed of, per unit of l2 change in the modality's input:
+        of: whose change the constants bound, per unit of l2 change in the modality's input:
 
             - ``"encoder"``: the features :math:`x^m \mapsto z^m`; a scalar :math:`L_m`;
             - ``"scores"``: each uni-modal score :math:`x^m \mapsto s_k^m`; :math:`\tau^m`, shape ``(K,)``;
@@ -31,7 +31,7 @@ class LipschitzConstants:
 
     Raises:
         ValueError: if ``of`` is unknown, or a value has another number of dimensions, is negative or NaN.
-        TypeError: if ``soundness`` is no ``Soundness``.
+        TypeError: if ``soundness`` is not a ``Soundness``.
 
     >>> import torch
     >>> LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND).modalities

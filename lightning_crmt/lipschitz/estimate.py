@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lightning_crmt.checks import check_batch, describe, require_finite
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
-from lightning_crmt.lipschitz.gradients import class_gradients
-from lightning_crmt.lipschitz.screening.probes import ProbeSearch, probed_speeds
+from lightning_crmt.lipschitz.gradients import class_gradients, keep_largest
+from lightning_crmt.lipschitz.screening.probes import ProbeSearch, largest_norms
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
 
@@ -39,15 +39,17 @@ def estimate_lipschitz(
     .. math:: \max_i \left\| \partial (h_p - h_j) / \partial x^m \,(x_i) \right\|_2
 
     A maximum over samples is a *lower* bound of the true constant, so a radius computed from it is an estimate: on
-    :math:`f(x) = 3 - (x + 10\,\mathrm{relu}(x - 2))` with data in [-1.5, 1.5] it answers 3.0 where the truth is 2.09.
+    :math:`f(x) = 3 - (x + 10\,\mathrm{relu}(x - 2))` with data in [-1.5, 1.5] it gives 3.0 where the true radius is
+    2.09.
 
     Args:
         model: called with the inputs by name; returns a ``FusionOutput``, or for ``of="margins"`` anything with logits.
             Samples of a batch must not influence each other, as in evaluation mode they do not.
         batches: inputs by name; wrap the iterable to show progress.
         of: which constants.
-        search: for ``of="scores"``, how to find the largest gradients without taking all: never above what all give,
-            mostly equal, rarely a few percent below, in a time that grows less with the classes. None takes them all.
+        search: for ``of="scores"``, how to find the largest gradients without taking all. The result is never above
+            the exhaustive one, mostly equal to it and rarely a few percent below; the time grows less with the number
+            of classes. None takes all gradients.
 
     Returns:
         Constants with ``Soundness.ESTIMATED``, in the precision of the parameters, on their device.
@@ -88,24 +90,14 @@ def estimate_lipschitz(
                 _refuse_crossed(scores_of(x), x)
             yield x
 
-    # Speeds of some samples at a time, by modality: (n, K) of scores, (n, K, K) of margins.
-    speeds: Iterator[dict[str, Tensor]]
-    if search is not None:
-        speeds = probed_speeds(scores_of, leaves(), search)
-    elif of == "scores":
-        speeds = (_score_speeds(scores_of(x), x) for x in leaves())
-    else:
-        speeds = (margin_speeds(logits_of(model(x)), x) for x in leaves())
     largest: dict[str, Tensor] = {}
     with frozen_eval(model):
-        for name, value in (item for some in speeds for item in some.items()):
-            top = value.amax(dim=0)
-            if not top.isfinite().all():
-                raise ValueError(
-                    f"the gradients with respect to `inputs[{name!r}]` must be finite, got NaN or Inf: "
-                    "the model diverged"
-                )
-            largest[name] = torch.maximum(largest[name], top) if name in largest else top
+        if search is not None:
+            largest = largest_norms(scores_of, leaves(), search)
+        else:
+            for x in leaves():
+                speeds = _score_speeds(scores_of(x), x) if of == "scores" else margin_speeds(logits_of(model(x)), x)
+                keep_largest(largest, speeds)
     if not largest:
         raise ValueError("`batches` must hold at least one batch, got none")
     return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED)

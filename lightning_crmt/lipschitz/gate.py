@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What may be bounded and certified at all: checks of a model, its head, its modules and the arithmetic they run in."""
+"""Which models can be bounded and certified: checks of a model, its head, its modules, and their arithmetic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 #: One module per modality, by name.
 Encoders: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 
-#: The methods between calling a module and its answer.
+#: The methods between calling a module and its output.
 CODE = {"__call__", "__getattribute__", "__getattr__", "_call_impl", "_wrapped_call_impl", "forward", "_conv_forward"}
 # Environment variables that make libraries shorten the factors of products in single precision.
 _SHORTENING = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
@@ -41,10 +41,10 @@ def place_of(module: nn.Module, path: str) -> str:
 
 
 def encoders_and_head(model: nn.Module) -> tuple[Encoders, LateFusion]:
-    """The encoders and the head of a model that is these and nothing else.
+    """The encoders and the head of a model that consists of these alone.
 
     Raises:
-        TypeError: if it has none, or a head that is no late fusion.
+        TypeError: if it has none, or a head that is not a late fusion.
     """
     encoders, head = getattr(model, "encoders", None), getattr(model, "head", None)
     if not isinstance(encoders, Mapping | nn.ModuleDict) or not isinstance(head, LateFusion):
@@ -76,7 +76,7 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
     """``head``, if its numbers are stored and the rounding of its arithmetic is known.
 
     Raises:
-        ValueError: if it computes its numbers anew in every pass, does something else than its type, or runs where
+        ValueError: if it computes its numbers anew in every pass, does not run the code of its type, or runs where
             nothing is proved about rounding.
     """
     if not isinstance(head, LinearFusion | FixedFusion) or type(head) not in (LinearFusion, FixedFusion):
@@ -150,7 +150,7 @@ def _parametrised(module: nn.Module) -> dict[str, list[str]]:
 
 
 def exact_numbers(weight: object, name: str) -> Tensor:
-    """``weight`` in double precision on the CPU: exactly the numbers that run.
+    """``weight`` in double precision on the CPU: exactly the numbers that the network uses.
 
     Raises:
         ValueError: if they are not real and finite.
@@ -188,6 +188,6 @@ def _full_precision() -> bool:
         return False
     try:
         chosen = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by backend, the newer way, and not all to the same
+    except RuntimeError:  # precision was set by backend, the newer way, and differs among backends
         return False
     return chosen == "highest" and getattr(torch.backends, "fp32_precision", "none") in ("none", "ieee")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients with respect to every modality at once."""
+"""Gradients with respect to every modality at once, and the largest of their norms."""
 
 from __future__ import annotations
 
@@ -44,3 +44,22 @@ def class_gradients(scores: Sequence[Tensor], inputs: Inputs) -> Iterator[dict[s
     for k in range(num_classes):
         total = torch.stack([score[:, k].sum() for score in scores]).sum()
         yield input_gradients(total, inputs, last=k == num_classes - 1)
+
+
+def keep_largest(largest: dict[str, Tensor], speeds: Inputs) -> None:
+    """Raise ``largest`` to the maxima over some more samples.
+
+    Args:
+        largest: by modality, each of shape ``S``; empty at first.
+        speeds: gradient norms by modality, each ``(n, *S)``.
+
+    Raises:
+        ValueError: naming the modality, if one is not finite.
+    """
+    for name, value in speeds.items():
+        top = value.amax(dim=0)
+        if not top.isfinite().all():
+            raise ValueError(
+                f"the gradients with respect to `inputs[{name!r}]` must be finite, got NaN or Inf: the model diverged"
+            )
+        largest[name] = torch.maximum(largest[name], top) if name in largest else top

@@ -8,31 +8,29 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.methods.parts.batch_sums import BatchSums, losses
-from lightning_crmt.methods.parts.epoch_range import check_epochs, within
+from lightning_crmt.checks import check_positive
+from lightning_crmt.methods.parts.epoch_range import epoch_range
 from lightning_crmt.methods.parts.features import features_of
-from lightning_crmt.methods.parts.modality_parts import check_modalities_to_compare, check_steps_in_reach
+from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
-from lightning_crmt.targets import Target, mixed_loss, size_of
-from lightning_crmt.training import Method, crmt_module
+from lightning_crmt.targets import Target, size_of
+from lightning_crmt.training import BatchSums, Method, Needs, losses
 
-#: A probability below this counts as this, as in the released code.
+#: Smaller probabilities are raised to this one, as in the released code.
 _LEAST = 1e-8
-#: The largest difference of ratios that counts, as in the released code; the factor is exponential in it.
+#: Larger differences of ratios are cut to this one, as in the released code; the factor is exponential in them.
 _LARGEST = 10.0
 
 
-class AdaptiveGradientModulation(Method):
+class AdaptiveGradientModulation(Saved, Method):
     r"""Adaptive gradient modulation (AGM of Li et al., ICCV 2023): slows a modality that is ahead of its history.
 
     Li, Li, Hu, Lei, Li and Zhou, Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, ICCV 2023,
@@ -51,7 +49,7 @@ class AdaptiveGradientModulation(Method):
 
     As in the released code, for any number of modalities, with two differences. A present modality has the features
     of the training pass in every f(S), not those of another pass in evaluation mode, so that the responses are those of
-    one function; the zeros do pass their encoder, and the head that sees them, in evaluation mode, which leaves
+    one function; the zeros do pass through their encoder and the head, in evaluation mode, which leaves
     BatchNorm's statistics alone. And the released code then clips the norm of all gradients to 1 where the head's are
     large: choose ``Trainer(gradient_clip_val=1.0)``, which acts after this. Terms of the loss that do not go through
     the logits, such as CRMT's margin regularisation, are not modulated.
@@ -61,9 +59,10 @@ class AdaptiveGradientModulation(Method):
     fp16 the factors act on unscaled gradients, or on the loss itself; a step that the scaler skips counts in the means.
 
     Args:
-        alpha: how strongly, above 0; 2.5 on AV-MNIST and 1.5 on CREMA-D, as recalled from the experiments.
+        alpha: strength of the modulation, above 0; 2.5 on AV-MNIST and 1.5 on CREMA-D, as recalled from the
+            experiments.
         start_epoch: the first epoch that is modulated, counted from 0.
-        end_epoch: the last one; all to the end by default.
+        end_epoch: the last epoch that is modulated; by default the last of the fit.
 
     Raises:
         ValueError: if an argument is out of range; before training, if there is one modality only, or optimization is
@@ -72,30 +71,25 @@ class AdaptiveGradientModulation(Method):
     >>> method = AdaptiveGradientModulation(alpha=1.5)
     """
 
-    def __init__(self, alpha: float = 1.5, start_epoch: int = 0, end_epoch: int | None = None) -> None:
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise ValueError(f"`alpha` must be above 0, got {alpha}")
-        check_epochs(start_epoch, end_epoch)
+    source = "authors' code"
+    needs = Needs.MODALITIES | Needs.STEPS
+    saved = ("means", "steps")
+
+    def __init__(self, alpha: float = 1.5, *, start_epoch: int = 0, end_epoch: int | None = None) -> None:
+        check_positive(alpha=alpha)
         self.alpha = alpha
-        self.start_epoch = start_epoch
-        self.end_epoch = end_epoch
-        #: The factors :math:`\kappa_m` of the last step.
-        self.coefficients: dict[str, float] = {}
-        self._blank: dict[str, Tensor] = {}
-        self._sums = BatchSums()
-        self._flows = SeparateGradients()
-        self._means: dict[str, float] = {}
-        self._steps = 0
+        self.epochs = epoch_range(start_epoch, end_epoch)
+        self.reset()
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            check_modalities_to_compare(crmt_module(pl_module, self), self)
-            check_steps_in_reach(trainer, pl_module, self)
-            self._sums.clear()
-            self._flows.clear()
-            self._means, self._steps, self.coefficients = {}, 0, {}
+    def reset(self) -> None:
+        #: The factors :math:`\kappa_m` of the last step.
+        self.coefficients: dict[str, float] = {}
+        #: The mean losses :math:`\ell_m` over the steps so far, and the number of these steps.
+        self.means: dict[str, float] = {}
+        self.steps = 0
+        self._blank: dict[str, Tensor] = {}
+        self._sums, self._flows = BatchSums(), SeparateGradients()
 
     @override
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
@@ -104,14 +98,14 @@ class AdaptiveGradientModulation(Method):
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
-        assert isinstance(module, LightningModule)
         trainer = module.trainer
-        if not (torch.is_grad_enabled() and within(trainer.current_epoch, self.start_epoch, self.end_epoch)):
+        if not torch.is_grad_enabled() or trainer.current_epoch not in self.epochs:
             return None
         responses = self._responses(module, output)
         self._sums.add(losses(responses, target, least=_LEAST), size_of(target))
-        pull = _gradient_at_logits(module, output, target)
-        # The gradient of each is what flows through one response.
+        # The gradient of the stage's loss at the logits: what flows through each response.
+        logits = output.logits.detach().requires_grad_(True)
+        (pull,) = torch.autograd.grad(module.stage_objective.loss(output._replace(logits=logits), target), logits)
         flows = {name: (pull * response).sum() for name, response in responses.items()}
         if trainer.accumulate_grad_batches > 1:
             parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -123,36 +117,23 @@ class AdaptiveGradientModulation(Method):
         return excess - excess.detach()  # a gradient, and no loss
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def before_step(self, module: CRMTMixin) -> None:
         if not self._flows:
             return
-        self._advance(trainer)
-        for name, (parameters, gradients) in self._flows.take(trainer).items():
+        self._advance(module.trainer)
+        for name, (parameters, gradients) in self._flows.take(module.trainer).items():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if parameter.grad is not None:
                     parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=self.coefficients[name] - 1)
 
-    # --- state: plain numbers
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"means": dict(self._means), "steps": self._steps}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._means, self._steps = dict(state_dict["means"]), state_dict["steps"]
-
-    # --- parts
-
     def _advance(self, trainer: Trainer) -> None:
-        """From the losses of the effective batch to its factors; and the means take it in."""
-        sums, size = self._sums.take(trainer)
-        now = {name: value / size for name, value in sums.items()}
+        """Compute the factors from the losses of the effective batch, and update the means."""
+        now = self._sums.means(trainer)
         # Before the first step all means are 0: equal.
-        means = self._means or dict.fromkeys(now, 0.0)
+        means = self.means or dict.fromkeys(now, 0.0)
         self.coefficients = response_coefficients(now, means, self.alpha)
-        self._steps += 1
-        self._means = {name: means[name] + (value - means[name]) / self._steps for name, value in now.items()}
+        self.steps += 1
+        self.means = {name: means[name] + (value - means[name]) / self.steps for name, value in now.items()}
 
     def _responses(self, module: CRMTMixin, output: FusionOutput) -> dict[str, Tensor]:
         names = list(module.encoders.keys())
@@ -183,22 +164,22 @@ def shapley_responses(values: Mapping[frozenset[str], Tensor]) -> dict[str, Tens
     """
     everyone = sorted(frozenset().union(*values))
     count = len(everyone)
-    found = {}
+    responses = {}
     for name in everyone:
         parts = []
         for present, value in values.items():
             others = len(present) - 1 if name in present else len(present)
             weight = math.factorial(others) * math.factorial(count - others - 1) / math.factorial(count)
             parts.append(weight * value if name in present else -weight * value)
-        found[name] = torch.stack(parts).sum(dim=0)
-    return found
+        responses[name] = torch.stack(parts).sum(dim=0)
+    return responses
 
 
 def response_coefficients(now: Mapping[str, float], means: Mapping[str, float], alpha: float) -> dict[str, float]:
     r"""The factors :math:`\kappa_m` from the losses of a step and their means over the steps before it.
 
-    >>> found = response_coefficients({"audio": 1.0, "image": 2.0}, {"audio": 1.5, "image": 1.5}, alpha=0.5)
-    >>> found["audio"] == math.exp(0.5 * (1 - math.e)), found["image"] == math.exp(0.5 * (1 - math.exp(-1)))
+    >>> factors = response_coefficients({"audio": 1.0, "image": 2.0}, {"audio": 1.5, "image": 1.5}, alpha=0.5)
+    >>> factors["audio"] == math.exp(0.5 * (1 - math.e)), factors["image"] == math.exp(0.5 * (1 - math.exp(-1)))
     (True, True)
     """
     ratios, usual = _ratios(now), _ratios(means)
@@ -211,20 +192,9 @@ def _ratios(values: Mapping[str, float]) -> dict[str, float]:
     return {name: math.exp(count / (count - 1) * (mean - value)) for name, value in values.items()}
 
 
-def _gradient_at_logits(module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
-    """Gradient of the stage's loss with respect to the logits."""
-    logits = output.logits.detach().requires_grad_(True)
-    if module.stage_objective is None:
-        loss = mixed_loss(lambda y: nn.functional.cross_entropy(logits, y), target)
-    else:
-        loss = module.stage_objective.loss(output._replace(logits=logits), target)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    return gradient
-
-
 @contextmanager
 def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every part in its own mode again, which may differ among them."""
+    """Evaluation mode inside; afterwards each part is back in its own mode, which may differ among them."""
     training = [part for module in modules for part in module.modules() if part.training]
     try:
         for part in training:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import cast
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,13 +15,13 @@ from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import Target
-from lightning_crmt.training import Method, crmt_module
+from lightning_crmt.training import Method
 
 _ORDER = "AdversarialTraining must come before Mixup: an attack leads away from one class"
 
 
 class AdversarialTraining(Method):
-    r"""Adversarial training (Madry et al., ICLR 2018): every batch is replaced by what the attack makes of it.
+    r"""Adversarial training (Madry et al., ICLR 2018): every batch is replaced by adversarial examples.
 
     .. math:: \min_\theta \frac 1 N \sum_i L(x_i + \delta_i, y_i), \qquad
         \delta_i \approx \arg\max_{\delta \in \text{budget}} \mathrm{CE}(h(x_i + \delta), y_i)
@@ -31,11 +30,18 @@ class AdversarialTraining(Method):
     CRMT-AT under ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision.
 
     Args:
-        attack: any attack; one made for evaluation, that stops where a sample is fooled, makes weaker examples.
+        attack: any attack; one made for evaluation stops at the first input that fools the model, so its examples are
+            weaker.
+
+    Raises:
+        TypeError: if ``attack`` is not an attack.
+        ValueError: before training, if ``Mixup`` comes before this method.
 
     >>> from lightning_crmt.attacks import Budget, LossAscent
     >>> method = AdversarialTraining(LossAscent(Budget(0.1)))
     """
+
+    source = "paper"
 
     def __init__(self, attack: Attack) -> None:
         if isinstance(attack, type):
@@ -45,12 +51,9 @@ class AdversarialTraining(Method):
         self.attack = attack
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            methods = crmt_module(pl_module, self).methods
-            if any(isinstance(method, Mixup) for method in methods[: methods.index(self)]):
-                raise ValueError(_ORDER)
+    def begin(self, module: CRMTMixin) -> None:
+        if any(isinstance(method, Mixup) for method in module.training_stage.methods):  # those before this one
+            raise ValueError(_ORDER)
 
     @override
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:

@@ -1,11 +1,13 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""How much each head overfits and generalises, and the weights of the losses that follow from it."""
+"""Weights of losses from how much each head overfits and generalises."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+
+from lightning_crmt.checks import check_positive
 
 
 def blending_weights(
@@ -35,8 +37,7 @@ def blending_weights(
     >>> blending_weights({"audio": [2.0, 0.5], "joint": [2.0, 1.0]}, {"audio": [2.0, 1.0], "joint": [2.0, 1.25]})
     {'audio': 0.25, 'joint': 0.75}
     """
-    if not floor > 0:
-        raise ValueError(f"`floor` must be above 0, got {floor}")
+    check_positive(floor=floor)
     if train.keys() != val.keys() or not train:
         raise ValueError(f"`train` and `val` must be of the same heads, got {list(train)} and {list(val)}")
     worth = {}
@@ -50,6 +51,4 @@ def blending_weights(
         overfitting = abs((val[head][-1] - train[head][-1]) - (val[head][0] - train[head][0]))
         worth[head] = gain / max(overfitting, floor) ** 2
     total = sum(worth.values())
-    if not total > 0:
-        return {head: 1 / len(worth) for head in worth}
-    return {head: value / total for head, value in worth.items()}
+    return {head: value / total if total > 0 else 1 / len(worth) for head, value in worth.items()}

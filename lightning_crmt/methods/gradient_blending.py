@@ -1,43 +1,40 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weigh the losses of all heads by how they generalise."""
+"""Weight the losses of all heads by how well they generalise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_same_modalities, describe
-from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.checks import check_at_least, check_positive, check_same_modalities, describe
 from lightning_crmt.methods.blending_weights import blending_weights
 from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, at_least_single
-from lightning_crmt.targets import Target, mixed_loss
-from lightning_crmt.training import Method, TrainingPass, crmt_module
+from lightning_crmt.targets import Target, mixed_cross_entropy
+from lightning_crmt.training import BatchSums, Method, Needs, TrainingPass, ValidationPass, crmt_module
 
-#: Of the loss of the joint logits, beside those of the modalities.
+#: Name of the loss of the joint logits, next to those of the modalities.
 JOINT = "joint"
 
 
 class GradientBlending(Method):
-    r"""Gradient-Blending, after Wang, Tran and Feiszli, CVPR 2020 (arXiv 1905.12681): losses weighed by generalisation.
+    r"""Gradient-Blending, after Wang et al., CVPR 2020 (arXiv 1905.12681): losses weighted by how they generalise.
 
     .. math:: L = \sum_k w_k \, \mathrm{CE}(h_k, y), \qquad k \in \{\text{modalities}, \text{joint}\}
 
     with weights from :func:`~lightning_crmt.methods.blending_weights`. **Offline** (``super_epoch=None``) they are
-    given and stay. **Online**, losses of all heads are measured before the first epoch and after every super-epoch of n
-    epochs, on all training and all validation samples in evaluation mode, and the weights of the next super-epoch come
-    from the last two measurements. The paper's online variant trains a copy of the model for each head to see what it
-    would do alone; here the heads are watched while they are trained together, at the cost of the passes alone. Margin
-    regularisation (``rho`` above 0) is added as it is; take 0 for the method itself. Mixed samples get both classes'
-    losses by their shares, and the measurements are of unmixed ones.
+    given and never change. **Online**, losses of all heads are measured before the first epoch and after every
+    super-epoch of n epochs, on all training and all validation samples in evaluation mode, and the weights of the next
+    super-epoch come from the last two measurements. The paper's online variant trains a copy of the model for each head
+    to see what it would do alone; here the heads are watched while they are trained together, at the cost of the passes
+    alone. Margin regularisation (``rho`` above 0) is added as it is; take 0 for the method itself. The loss of a mixed
+    sample weights both classes by their shares; measurements use unmixed samples.
 
     The weights are logged as ``train/blending_weight/...``. Logits are ``(B, K)``, features ``(B, d_m)``.
 
@@ -51,16 +48,20 @@ class GradientBlending(Method):
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if the weights are not of the module's modalities;
-            before the first epoch, if there is no validation data to estimate weights from.
-        TypeError: if there is more than one validation loader.
+            before training, if there is no validation data to estimate weights from, or another loss replaces
+            cross-entropy.
+        TypeError: before training, if there is more than one validation loader.
 
     >>> offline = GradientBlending(weights={"audio": 0.1, "image": 0.6, "joint": 0.3}, super_epoch=None)
     >>> online = GradientBlending(super_epoch=10)
     """
 
+    source = "paper"
+
     def __init__(
         self,
         weights: Mapping[str, float] | None = None,
+        *,
         super_epoch: int | None = 10,
         heads: Readout = "separate",
         floor: float = 1e-4,
@@ -68,137 +69,95 @@ class GradientBlending(Method):
     ) -> None:
         if super_epoch is None and weights is None:
             raise ValueError("give `weights`, or `super_epoch` to estimate them; got neither")
-        if super_epoch is not None and super_epoch < 1:
-            raise ValueError(f"`super_epoch` must be at least 1, got {super_epoch}")
+        check_at_least(1, super_epoch=super_epoch)
         if weights is not None and not (all(w >= 0 for w in weights.values()) and sum(weights.values()) > 0):
             raise ValueError(f"`weights` must be at least 0, and not all 0, got {dict(weights)}")
-        if not floor > 0:
-            raise ValueError(f"`floor` must be above 0, got {floor}")
+        check_positive(floor=floor)
+        self.needs = Needs.NOTHING if super_epoch is None else Needs.VALIDATION
         self.super_epoch = super_epoch
         self.floor = floor
         self.dataloader = dataloader
-        self.readout = UnimodalReadout(heads, "GradientBlending")
+        self.readout = UnimodalReadout(heads)
         self._given = None if weights is None else dict(weights)
+        self.reset()
+
+    @override
+    def reset(self) -> None:
         #: Weights in use, by head.
         self.weights: dict[str, float] = {}
         self._losses: dict[str, dict[str, float]] = {}  # at the last measurement, on "train" and "val"
         self._measured_at: int | None = None
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        module = crmt_module(pl_module, self)
+    def begin(self, module: CRMTMixin) -> None:
         if JOINT in module.encoders:
-            raise ValueError(f"`encoders` must not hold a modality named {JOINT!r}: so the joint head is called")
+            raise ValueError(f"`encoders` must not hold a modality named {JOINT!r}: that is the name of the joint head")
         heads = [*module.encoders.keys(), JOINT]
         if self._given is not None:
             check_same_modalities("weights", self._given, heads)
-        # A resumed run gets these back after this; a callback that is used again must not keep them.
         self.weights = dict(self._given or {head: 1 / len(heads) for head in heads})
-        self._losses, self._measured_at = {}, None
-        self.readout.attach(module)
+        self.readout.attach(module, self)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self.readout.detach(pl_module)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.super_epoch is not None and len(trainer.num_val_batches) > 1:
+            raise TypeError(f"GradientBlending needs one validation loader, got {describe(trainer.val_dataloaders)}")
+        objective = crmt_module(pl_module, self).training_stage.objective
+        if objective is not None:
+            raise ValueError(
+                "GradientBlending weights cross-entropy, so it cannot be used where another loss replaces it: "
+                f"got {objective.name!r}"
+            )
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.active(pl_module):
-            return
-        epoch = trainer.current_epoch
+    def on_epoch(self, module: CRMTMixin) -> None:
+        epoch = module.current_epoch
         if self.super_epoch is not None and epoch % self.super_epoch == 0 and epoch != self._measured_at:
-            with isolate_rng():
-                losses = self._measure(trainer, crmt_module(pl_module, self))
+            train = self._mean_losses(module, TrainingPass(module.trainer, self.dataloader), "train")
+            val = self._mean_losses(module, ValidationPass(module.trainer), "val")
             if self._losses:
-                train, val = (
-                    {head: (self._losses[part][head], losses[part][head]) for head in self.weights}
-                    for part in ("train", "val")
-                )
-                self.weights = blending_weights(train, val, self.floor)
-            self._losses, self._measured_at = losses, epoch
+                curves = [
+                    {head: (before[head], after[head]) for head in self.weights}
+                    for before, after in ((self._losses["train"], train), (self._losses["val"], val))
+                ]
+                self.weights = blending_weights(curves[0], curves[1], self.floor)
+            self._losses, self._measured_at = {"train": train, "val": val}, epoch
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
         shown = {f"train/blending_weight/{head}": weight for head, weight in self.weights.items()}
-        pl_module.log_dict(shown, sync_dist=True)
+        module.log_dict(shown, sync_dist=True)
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
-        if module.stage_objective is not None:
-            raise ValueError(
-                "GradientBlending weighs cross-entropy, so it cannot be used where another loss has its place: "
-                f"got {module.stage_objective.name!r}"
-            )
         # The module's own loss holds the joint one already, once.
-        joint = (self.weights[JOINT] - 1) * _cross_entropy(output.logits, target)
+        joint = (self.weights[JOINT] - 1) * mixed_cross_entropy(output.logits, target)
         logits = self.readout.logits(module, output, self)
-        return sum((self.weights[name] * _cross_entropy(own, target) for name, own in logits.items()), start=joint)
+        return sum((self.weights[name] * mixed_cross_entropy(own, target) for name, own in logits.items()), start=joint)
+
+    def _mean_losses(self, module: CRMTMixin, data: TrainingPass, part: str) -> dict[str, float]:
+        """Mean loss of every head over the samples of all processes."""
+        sums = BatchSums()
+        with data.samples(module, f"Losses of each head, {part}") as samples:
+            for inputs, target in samples:
+                output = module(inputs)
+                logits = {**self.readout.logits(module, output, self), JOINT: output.logits}
+                # In half precision the differences that make up the weights would be lost.
+                own = {head: at_least_single(logits[head]) for head in self.weights}
+                sums.add({head: mixed_cross_entropy(each, target, "sum") for head, each in own.items()}, len(target))
+        if not sums:
+            raise ValueError(f"GradientBlending must see at least one {part} sample, got none")
+        return sums.means(module.trainer)
 
     # --- state: plain numbers and tensors, as resuming loads with weights_only
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "heads": self.readout.state_dict(),
-            "weights": self.weights,
-            "losses": self._losses,
-            "measured_at": self._measured_at,
-        }
+        state = {"weights": self.weights, "losses": self._losses, "measured_at": self._measured_at}
+        return {"heads": self.readout.state_dict(), **state}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.readout.load_state_dict(state_dict["heads"])
-        if self.super_epoch is not None:  # weights that are given stay
+        if self.super_epoch is not None:  # given weights never change
             self.weights = state_dict["weights"]
             self._losses, self._measured_at = state_dict["losses"], state_dict["measured_at"]
-
-    # --- measurement
-
-    def _measure(self, trainer: Trainer, module: CRMTMixin) -> dict[str, dict[str, float]]:
-        parts = {"train": TrainingPass(trainer, self.dataloader), "val": _validation_pass(trainer)}
-        return {part: self._mean_losses(trainer, module, data, part) for part, data in parts.items()}
-
-    def _mean_losses(self, trainer: Trainer, module: CRMTMixin, data: TrainingPass, part: str) -> dict[str, float]:
-        """Mean loss of every head over the samples of all processes."""
-        assert isinstance(module, LightningModule)
-        kept = torch.promote_types(torch.float32, next(module.parameters()).dtype)
-        totals = torch.zeros(len(self.weights) + 1, dtype=kept, device=module.device)
-        with frozen_eval(module), torch.no_grad():
-            for batch in data.batches(f"Losses of each head, {part}"):
-                inputs, target = module.split_batch(batch)
-                output = module(inputs)
-                logits = {**self.readout.logits(module, output, self), JOINT: output.logits}
-                # Sums in half precision would drown the differences that the weights are made of.
-                losses = [
-                    nn.functional.cross_entropy(at_least_single(logits[head]), target, reduction="sum").to(totals)
-                    for head in self.weights
-                ]
-                totals += torch.stack([*losses, totals.new_tensor(len(target))])
-        *sums, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
-        if not count > 0:
-            raise ValueError(f"GradientBlending must see at least one {part} sample, got none")
-        return {head: loss / count for head, loss in zip(self.weights, sums, strict=True)}
-
-
-def _cross_entropy(logits: Tensor, target: Target) -> Tensor:
-    return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y), target)
-
-
-def _validation_pass(trainer: Trainer) -> TrainingPass:
-    """The Trainer's own validation batches, which nothing else reads at the start of an epoch."""
-    trainer.fit_loop.epoch_loop.val_loop.setup_data()
-    loaders = trainer.val_dataloaders
-    if isinstance(loaders, list | tuple) and len(loaders) == 1:
-        (loaders,) = loaders
-    if loaders is None or loaders == [] or sum(trainer.num_val_batches) == 0:
-        raise ValueError(
-            "GradientBlending estimates its weights on validation data, got none; give `weights` and super_epoch=None"
-        )
-    if not isinstance(loaders, Iterable) or isinstance(loaders, list | tuple | Mapping):
-        raise TypeError(f"GradientBlending needs one validation loader, got {describe(loaders)}")
-    data = TrainingPass(trainer, loaders)
-    limit = trainer.num_val_batches[0]
-    data.limit = int(limit) if limit != float("inf") else None
-    return data

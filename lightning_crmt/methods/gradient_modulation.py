@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Slow the dominant modality down by the gradients of its encoder."""
+"""Slow the dominant modality down by scaling the gradients of its encoder."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.methods.parts.batch_sums import BatchSums, confidences
-from lightning_crmt.methods.parts.epoch_range import check_epochs, within
-from lightning_crmt.methods.parts.modality_parts import (
-    check_modalities_to_compare,
-    check_steps_in_reach,
-    encoder_parameters,
-)
+from lightning_crmt.checks import check_at_least, check_positive
+from lightning_crmt.methods.parts.epoch_range import epoch_range
+from lightning_crmt.methods.parts.modality_parts import encoder_parameters
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import Target, size_of
-from lightning_crmt.training import Method, crmt_module
+from lightning_crmt.training import BatchSums, Method, Needs, confidences
 
 #: Which tensors of an encoder: all, those of two dimensions and more, or those of convolutions over images.
 Modulated: TypeAlias = Literal["all", "matrices", "convolutions"]
-#: What a modality is compared with where there are several others.
+#: What a modality is compared with if there are several others: their mean, or their minimum.
 Others: TypeAlias = Literal["mean", "min"]
 
 _LEAST_DIMENSIONS = {"all": 0, "matrices": 2, "convolutions": 4}
@@ -48,23 +42,23 @@ class GradientModulation(Method):
     (GE, generalisation enhancement) is as large as the gradient before modulation, and every encoder gets it. The sums
     are over the effective batch, so that gradient accumulation and several processes change nothing.
 
-    As in the released code, but: it modulates the weights of 2D convolutions alone, which would leave other encoders as
-    they are, so that here by default all matrices are; and it knows two modalities, where here with more the
-    other is the mean, or the least, of the others. Under Adam, which divides by the size of the gradients, a constant
-    :math:`k_m` has no effect, only its changes and the noise do; the paper trains with SGD.
+    As in the released code, with two differences. That code modulates the weights of 2D convolutions alone, which would
+    leave other encoders unchanged; here all matrices are modulated by default. And it handles two modalities only;
+    here, with more, the other is the mean, or the minimum, of the others. Under Adam, which divides by the size of the
+    gradients, a constant :math:`k_m` has no effect, only its changes and the noise do; the paper trains with SGD.
 
     Mixed samples count with the shares of their two classes. Under fp16 the gradients are already unscaled, and a step
     that the scaler skips stays skipped.
 
     Args:
-        alpha: how strongly, above 0; recalled from the experiments: between 0.1 and 0.8.
+        alpha: strength of the modulation, above 0; 0.1 to 0.8, as recalled from the experiments.
         noise: whether to add the noise (OGM-GE) or not (OGM).
-        parameters: which tensors of an encoder: ``"matrices"``, of two dimensions and more, ``"convolutions"``, of
-            four, as released, or ``"all"``, biases too.
+        parameters: which tensors of an encoder: ``"matrices"``, those of two dimensions or more, ``"convolutions"``,
+            those of four, as released, or ``"all"``, biases too.
         others: with three modalities or more, compare with their ``"mean"``, or with the ``"min"``.
         start_epoch: the first epoch that is modulated, counted from 0.
-        end_epoch: the last one; all to the end by default. The released code has 50.
-        seed: of the noise, which depends on it and the step alone and is the same in every process.
+        end_epoch: the last epoch that is modulated, 50 in the released code; by default the last of the fit.
+        seed: of the noise, which depends on the seed and the step alone and is the same in every process.
 
     Raises:
         ValueError: if an argument is out of range; before training, if there is one modality only, an encoder has none
@@ -73,9 +67,13 @@ class GradientModulation(Method):
     >>> method = GradientModulation(alpha=0.8, noise=False)
     """
 
+    source = "authors' code"
+    needs = Needs.MODALITIES | Needs.STEPS
+
     def __init__(
         self,
         alpha: float = 0.3,
+        *,
         noise: bool = True,
         parameters: Modulated = "matrices",
         others: Others = "mean",
@@ -83,66 +81,56 @@ class GradientModulation(Method):
         end_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise ValueError(f"`alpha` must be above 0, got {alpha}")
+        check_positive(alpha=alpha)
         if parameters not in _LEAST_DIMENSIONS:
             raise ValueError(f"`parameters` must be among {list(_LEAST_DIMENSIONS)}, got {parameters!r}")
         if others not in ("mean", "min"):
             raise ValueError(f"`others` must be 'mean' or 'min', got {others!r}")
-        check_epochs(start_epoch, end_epoch)
-        if seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {seed}")
+        check_at_least(0, seed=seed)
         self.alpha = alpha
         self.noise = noise
         self.parameters: Modulated = parameters
         self.others: Others = others
-        self.start_epoch = start_epoch
-        self.end_epoch = end_epoch
+        self.epochs = epoch_range(start_epoch, end_epoch)
         self.seed = seed
+        self.reset()
+
+    @override
+    def reset(self) -> None:
         #: The factors :math:`k_m` of the last step.
         self.coefficients: dict[str, float] = {}
         self._sums = BatchSums()
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            module = crmt_module(pl_module, self)
-            check_modalities_to_compare(module, self)
-            check_steps_in_reach(trainer, pl_module, self)
-            for name, parameters in encoder_parameters(module).items():
-                if parameters and not self._modulated(parameters):
-                    raise ValueError(
-                        f"`parameters='{self.parameters}'` must leave something to modulate in every encoder, "
-                        f"but that of {name!r} has no such tensor; choose 'matrices' or 'all'"
-                    )
-            self._sums.clear()
-            self.coefficients = {}
+    def begin(self, module: CRMTMixin) -> None:
+        for name, parameters in encoder_parameters(module).items():
+            if parameters and not self._modulated(parameters):
+                raise ValueError(
+                    f"`parameters='{self.parameters}'` must leave something to modulate in every encoder, "
+                    f"but that of {name!r} has no such tensor; choose 'matrices' or 'all'"
+                )
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> None:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and module.current_epoch in self.epochs:
             with torch.no_grad():
                 logits = module.head.unimodal_logits(output.scores)
                 self._sums.add(confidences(logits, target), size_of(target))
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if not within(trainer.current_epoch, self.start_epoch, self.end_epoch):
-            self._sums.clear()
+    def before_step(self, module: CRMTMixin) -> None:
         if not self._sums:
             return
-        sums, _ = self._sums.take(trainer)
-        self.coefficients = modulation_coefficients(sums, self.alpha, self.others)
+        self.coefficients = modulation_coefficients(self._sums.means(module.trainer), self.alpha, self.others)
         drawing: dict[torch.device, torch.Generator] = {}
-        for name, parameters in encoder_parameters(crmt_module(pl_module, self)).items():
+        for name, parameters in encoder_parameters(module).items():
             for gradient in (parameter.grad for parameter in self._modulated(parameters)):
                 if gradient is None:
                     continue
                 spread = gradient.std() if gradient.numel() > 1 else None
                 gradient.mul_(self.coefficients[name])
                 if self.noise and spread is not None:
-                    gradient.add_(spread * self._noise(gradient, trainer.global_step, drawing))
+                    gradient.add_(spread * self._noise(gradient, module.trainer.global_step, drawing))
 
     def _modulated(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
         return [parameter for parameter in parameters if parameter.dim() >= _LEAST_DIMENSIONS[self.parameters]]
@@ -154,18 +142,18 @@ class GradientModulation(Method):
         return torch.randn(like.shape, generator=drawing[like.device], device=like.device, dtype=like.dtype)
 
 
-def modulation_coefficients(sums: Mapping[str, float], alpha: float, others: Others = "mean") -> dict[str, float]:
-    """The factors :math:`k_m` of :class:`GradientModulation` from the sums of confidence :math:`s_m`.
+def modulation_coefficients(confidence: Mapping[str, float], alpha: float, others: Others = "mean") -> dict[str, float]:
+    """The factors :math:`k_m` of :class:`GradientModulation` from the confidences :math:`s_m`.
 
-    >>> found = modulation_coefficients({"audio": 6.0, "image": 3.0}, alpha=0.5)
-    >>> found == {"audio": 1 - math.tanh(0.5 * 2), "image": 1.0}
+    >>> factors = modulation_coefficients({"audio": 6.0, "image": 3.0}, alpha=0.5)
+    >>> factors == {"audio": 1 - math.tanh(0.5 * 2), "image": 1.0}
     True
     """
-    found = {}
-    for name, own in sums.items():
-        rest = [value for other, value in sums.items() if other != name]
+    factors = {}
+    for name, own in confidence.items():
+        rest = [value for other, value in confidence.items() if other != name]
         compared = min(rest) if others == "min" else sum(rest) / len(rest)
         # Without confidence among the others the ratio is infinite.
         ratio = own / compared if compared > 0 else math.inf
-        found[name] = 1 - math.tanh(alpha * ratio) if ratio > 1 else 1.0
-    return found
+        factors[name] = 1 - math.tanh(alpha * ratio) if ratio > 1 else 1.0
+    return factors

@@ -1,21 +1,21 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the features of the modalities apart."""
+"""Keep the features of the modalities dissimilar."""
 
 from __future__ import annotations
 
 from itertools import combinations
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, at_least_single
 from lightning_crmt.targets import Target
-from lightning_crmt.training import Method, crmt_module
+from lightning_crmt.training import Method
 
 
 class MinimalSimilarity(Method):
@@ -24,8 +24,8 @@ class MinimalSimilarity(Method):
     .. math:: L = \mathrm{CE}(h, y) + w \, \frac 1 N \sum_i \frac 2 {M (M - 1)} \sum_{m < n} \cos(z_i^m, z_i^n)
 
     with features :math:`z^m` of shape ``(B, d)``. The paper has two modalities and weight 1; the mean over pairs is the
-    natural form for more. It does not look at targets, so mixed samples are like others. The other half of the paper's
-    defence is :class:`FeatureMemory`.
+    natural form for more. It does not use targets, so mixed samples need no special treatment. The other half of the
+    paper's defence is :class:`FeatureMemory`.
 
     Args:
         weight: w, at least 0.
@@ -36,16 +36,16 @@ class MinimalSimilarity(Method):
     >>> method = MinimalSimilarity(weight=1.0)
     """
 
+    source = "paper"
+
     def __init__(self, weight: float = 1.0) -> None:
-        if not weight >= 0:
-            raise ValueError(f"`weight` must be at least 0, got {weight}")
+        check_at_least(0, weight=weight)
         self.weight = weight
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        sizes = crmt_module(pl_module, self).head.in_features
-        if stage == "fit" and (len(sizes) < 2 or len(set(sizes.values())) != 1):
+    def begin(self, module: CRMTMixin) -> None:
+        sizes = module.head.in_features
+        if len(sizes) < 2 or len(set(sizes.values())) != 1:
             raise ValueError(
                 "MinimalSimilarity compares features by their angle: two modalities or more must have features of one "
                 f"size, got {sizes}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import describe
+from lightning_crmt.checks import check_positive, describe
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import MixedTarget, Target
@@ -26,14 +26,19 @@ class Mixup(Method):
     on ``CRMTModule(rho=...)`` this is CRMT-Mix (Yang et al., ICLR 2024).
 
     Args:
-        alpha: of the Beta distribution, above 0; 1 is uniform.
+        alpha: parameter of the Beta distribution, above 0; 1 is uniform.
+
+    Raises:
+        ValueError: if ``alpha`` is not above 0; in training, if a batch would be mixed twice.
+        TypeError: in training, if an input is not floating point.
 
     >>> method = Mixup(alpha=1.0)
     """
 
+    source = "paper"
+
     def __init__(self, alpha: float = 1.0) -> None:
-        if not alpha > 0:
-            raise ValueError(f"`alpha` must be above 0, got {alpha}")
+        check_positive(alpha=alpha)
         self.alpha = alpha
 
     @override

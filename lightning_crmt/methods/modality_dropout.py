@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from typing_extensions import override
 
 from lightning_crmt.attacks import like
+from lightning_crmt.deprecation import renamed_argument
+from lightning_crmt.methods.parts.by_modality import (
+    ByModality,
+    check_by_modality,
+    check_modalities_of,
+    of_modality,
+)
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.targets import Target
@@ -23,40 +28,41 @@ class ModalityDropout(Method):
 
     Args:
         probability: p, a number or one by modality, at least 0 and below 1.
-        value: what stands for an absent input, a number or one by modality; 0 is what ``MissingModalities`` puts there.
+        fill: what an absent input becomes, a number or one by modality; ``MissingModalities`` fills with 0 too.
+        value: the old name of ``fill``.
+
+    Raises:
+        ValueError: if a probability is out of range; before training, if a setting by name is not of the modalities of
+            the module.
 
     >>> method = ModalityDropout(probability={"audio": 0.5, "image": 0.1})
     """
 
+    source = "recalled"
+
     def __init__(
-        self, probability: float | Mapping[str, float] = 0.3, value: float | Mapping[str, float] = 0.0
+        self, probability: ByModality = 0.3, *, fill: ByModality = 0.0, value: ByModality | None = None
     ) -> None:
-        for each in probability.values() if isinstance(probability, Mapping) else [probability]:
-            if not 0 <= each < 1:
-                raise ValueError(f"`probability` must be at least 0 and below 1, got {probability}")
+        check_by_modality("probability", probability, below=1)
         self.probability = probability
-        self.value = value
+        self.fill = renamed_argument("value", value, "fill", fill)
+
+    @override
+    def begin(self, module: CRMTMixin) -> None:
+        check_modalities_of("probability", self.probability, module.encoders.keys())
+        check_modalities_of("fill", self.fill, module.encoders.keys())
 
     @override
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         names = list(inputs)
         first = inputs[names[0]]
-        chance = torch.tensor([_of(self.probability, name, "probability") for name in names], device=first.device)
+        chance = torch.tensor([of_modality(self.probability, name) for name in names], device=first.device)
         absent = torch.rand(len(first), len(names), device=first.device) < chance
         # Drawn again until one is left: that is the distribution given that one is.
         while bool((lost := absent.all(dim=1)).any()):
             absent[lost] = torch.rand(int(lost.sum()), len(names), device=first.device) < chance
-        blanked = {}
-        for column, name in enumerate(names):
-            value = inputs[name]
-            blank = torch.full_like(value, _of(self.value, name, "value"))
-            blanked[name] = torch.where(like(absent[:, column], value), blank, value)
-        return blanked, target
-
-
-def _of(setting: float | Mapping[str, float], name: str, argument: str) -> float:
-    if not isinstance(setting, Mapping):
-        return setting
-    if name not in setting:
-        raise ValueError(f"`{argument}` must be a number or hold every modality, got {dict(setting)} without {name!r}")
-    return setting[name]
+        filled = {}
+        for column, (name, value) in enumerate(inputs.items()):
+            fill = torch.full_like(value, of_modality(self.fill, name))
+            filled[name] = torch.where(like(absent[:, column], value), fill, value)
+        return filled, target

@@ -1,26 +1,26 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A learning rate for each modality, by how its accuracy fares."""
+"""A learning rate for each modality, by the trend of its accuracy."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.checks import check_same_modalities
-from lightning_crmt.methods.parts.modality_parts import check_steps_in_reach, own_parameters
-from lightning_crmt.methods.parts.unimodal_validation import Unimodal, ValidatedMethod
-from lightning_crmt.training import crmt_module
+from lightning_crmt.checks import check_at_least
+from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, check_modalities_of, of_modality
+from lightning_crmt.methods.parts.modality_parts import own_parameters
+from lightning_crmt.methods.parts.saved import Saved
+from lightning_crmt.methods.parts.validated_method import ValidatedMethod
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import Inputs
 
 
-class ModalitySpecificRates(ValidatedMethod):
+class ModalitySpecificRates(Saved, ValidatedMethod):
     r"""Modality-specific learning rates (MSLR, after Yao and Mihalcea, ACL Findings 2022), by each one's accuracy.
 
     After Yao and Mihalcea, Modality-specific Learning Rates for Effective Multimodal Additive Late-fusion, Findings of
@@ -30,15 +30,16 @@ class ModalitySpecificRates(ValidatedMethod):
         \theta_m \leftarrow \theta_m + \eta_m \Delta \theta_m
 
     with the accuracy :math:`a_m(t)` of the modality's own logits in validation t, and :math:`\eta_m = c_m` until there
-    are n earlier ones: who gets better faster learns faster. :math:`\Delta \theta_m` is the step that the optimizer
-    made, of the encoder and of its part of the head.
+    are n earlier ones: a modality that improves faster learns faster. :math:`\Delta \theta_m` is the step that the
+    optimizer made, of the encoder and of its part of the head.
 
     The formula is that of the released comparison in AGM's code (Li et al., ICCV 2023); the original paper was not
-    read. There the gradient is multiplied, which under Adam, which divides by the size of the gradients, has no effect.
-    Here the step is, right after the optimizer made it: where a step is proportional to the learning rate, as with SGD,
-    Adam and their kin, weight decay included, that is a learning rate of its own. Groups, schedulers and checkpoints of
-    the optimizer stay as they are. The price is a copy of the parameters whose factor is not 1. A callback that
-    averages weights should come behind this one. Mixed samples are no matter: accuracies are of the validation data.
+    read. That code scales the gradient, which has no effect under Adam, as Adam divides by the size of the gradients.
+    Here the step itself is scaled, right after the optimizer made it: where a step is proportional to the learning
+    rate, as with SGD, Adam and their kin, weight decay included, that is a learning rate of its own. Groups, schedulers
+    and checkpoints of the optimizer stay as they are. The price is a copy of the parameters whose factor is not 1. A
+    callback that averages weights should come after this one. Mixed samples make no difference: accuracies are of
+    validation data.
 
     Args:
         rates: the :math:`c_m`, a number or one by modality, at least 0; on AV-MNIST 1.3 for audio and 0.7 for images.
@@ -51,44 +52,41 @@ class ModalitySpecificRates(ValidatedMethod):
     >>> method = ModalitySpecificRates(rates={"audio": 1.3, "image": 0.7})
     """
 
-    def __init__(self, rates: float | Mapping[str, float] = 1.0, window: int = 5) -> None:
-        for each in rates.values() if isinstance(rates, Mapping) else [rates]:
-            if not (math.isfinite(each) and each >= 0):
-                raise ValueError(f"`rates` must be at least 0, got {rates}")
-        if window < 1:
-            raise ValueError(f"`window` must be at least 1, got {window}")
+    source = "others' code"
+    saved = ("accuracies", "trends")
+
+    def __init__(self, rates: ByModality = 1.0, *, window: int = 5) -> None:
+        check_by_modality("rates", rates)
+        check_at_least(1, window=window)
         self.rates = rates
         self.window = window
+        super().__init__()
+
+    @override
+    def reset(self) -> None:
         #: The accuracies of the last validations, the newest last.
         self.accuracies: dict[str, list[float]] = {}
         #: The trends, :math:`\eta_m / c_m`, of the running epoch.
         self.trends: dict[str, float] = {}
-        super().__init__()
         self._before: list[tuple[float, nn.Parameter, Tensor]] = []
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            check_steps_in_reach(trainer, pl_module, self)
-            names = list(crmt_module(pl_module, self).encoders.keys())
-            if isinstance(self.rates, Mapping):
-                check_same_modalities("rates", self.rates, names)
-            self.accuracies, self.trends = {name: [] for name in names}, dict.fromkeys(names, 1.0)
-            self._before = []
+    def begin(self, module: CRMTMixin) -> None:
+        names = module.encoders.keys()
+        check_modalities_of("rates", self.rates, names)
+        self.accuracies, self.trends = {name: [] for name in names}, dict.fromkeys(names, 1.0)
 
     def factor(self, name: str) -> float:
         r"""The factor :math:`\eta_m` of a modality."""
-        return (self.rates[name] if isinstance(self.rates, Mapping) else self.rates) * self.trends[name]
+        return of_modality(self.rates, name) * self.trends[name]
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # An optimizer that evaluates several times a step, as LBFGS does, starts it from the first.
-        if self._before or not self.active(pl_module):
+    def before_step(self, module: CRMTMixin) -> None:
+        if self._before:  # an optimizer that evaluates several times a step, as LBFGS does, starts it from the first
             return
         self._before = [
             (self.factor(name), parameter, parameter.detach().clone())
-            for name, parameters in own_parameters(crmt_module(pl_module, self)).items()
+            for name, parameters in own_parameters(module).items()
             if self.factor(name) != 1
             for parameter in parameters
         ]
@@ -106,22 +104,15 @@ class ModalitySpecificRates(ValidatedMethod):
     # --- the trend
 
     @override
-    def learn(self, trainer: Trainer, pl_module: LightningModule, found: Unimodal) -> None:
-        for name, accuracy in found.accuracies.items():
+    def measure(self, logits: Inputs, target: Tensor) -> dict[str, Tensor]:
+        return {name: (each.argmax(dim=1) == target).float().sum() for name, each in logits.items()}
+
+    @override
+    def learn(self, module: CRMTMixin, means: dict[str, float]) -> None:
+        for name, accuracy in means.items():
             earlier = self.accuracies[name]
             usual = sum(earlier) / self.window
             if len(earlier) == self.window:
-                # A modality that never got anything right has no trend.
+                # A modality without a single right answer has no trend.
                 self.trends[name] = accuracy / usual if usual > 0 else 1.0
             self.accuracies[name] = [*earlier, accuracy][-self.window :]
-
-    # --- state: plain numbers
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"accuracies": {name: list(each) for name, each in self.accuracies.items()}, "trends": dict(self.trends)}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.accuracies = {name: list(each) for name, each in state_dict["accuracies"].items()}
-        self.trends = dict(state_dict["trends"])

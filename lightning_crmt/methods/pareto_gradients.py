@@ -7,22 +7,20 @@ from __future__ import annotations
 import math
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_crmt.methods.parts.batch_sums import losses
-from lightning_crmt.methods.parts.modality_parts import check_steps_in_reach, encoder_parameters
+from lightning_crmt.checks import check_positive
+from lightning_crmt.methods.parts.modality_parts import encoder_parameters
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import Target, size_of
-from lightning_crmt.training import Method
+from lightning_crmt.training import Method, Needs, losses
 
 
 class ParetoGradients(Method):
-    r"""Pareto gradients (MMPareto of Wei and Hu, ICML 2024): uni-modal losses that help the joint one, or do not harm.
+    r"""Pareto gradients (MMPareto of Wei and Hu, ICML 2024): uni-modal losses that help the joint one, or do no harm.
 
     Wei and Hu, MMPareto: Boosting Multimodal Learning with Innocent Unimodal Assistance, ICML 2024.
 
@@ -34,8 +32,8 @@ class ParetoGradients(Method):
         \dfrac{\|u\|^2 - g \cdot u}{\|g - u\|^2} & \text{else} \end{cases}, \qquad
         \text{gradient} = \lambda \max\left( 1, \frac{\|g + u\|}{\|2 d\|} \right) 2 d
 
-    where the norms of the last are of each tensor. In conflict d is the shortest convex combination, which descends on
-    both losses, and lies strictly between them; the factor gives it back the size that it lost. The head keeps
+    where the norms of the last are of each tensor. In a conflict d is the shortest convex combination, which lies
+    strictly between both gradients and lowers both losses; the factor restores the size that it lost. The head keeps
     the plain sum.
 
     As in the released code. Here the joint gradient is all of the loss but this modality's own term: also CRMT's margin
@@ -53,36 +51,33 @@ class ParetoGradients(Method):
     >>> method = ParetoGradients()
     """
 
+    source = "authors' code"
+    needs = Needs.STEPS
+
     def __init__(self, rescale: float = 1.5) -> None:
-        if not (math.isfinite(rescale) and rescale > 0):
-            raise ValueError(f"`rescale` must be above 0, got {rescale}")
+        check_positive(rescale=rescale)
         self.rescale = rescale
+        self.reset()
+
+    @override
+    def reset(self) -> None:
         #: The shares :math:`\gamma` of the joint gradient in the last step.
         self.shares: dict[str, float] = {}
         self._own = SeparateGradients()
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            check_steps_in_reach(trainer, pl_module, self)
-            self._own.clear()
-            self.shares = {}
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
         sums = losses(module.head.unimodal_logits(output.scores), target)
         means = {name: value / size_of(target) for name, value in sums.items()}
         if torch.is_grad_enabled():
-            assert isinstance(module, LightningModule)
             for name, parameters in encoder_parameters(module).items():
                 if parameters:
                     self._own.add(name, means[name], parameters, module.trainer)
         return torch.stack(list(means.values())).sum()
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        for name, (parameters, gradients) in self._own.take(trainer).items():
+    def before_step(self, module: CRMTMixin) -> None:
+        for name, (parameters, gradients) in self._own.take(module.trainer).items():
             pairs = [(p.grad, own) for p, own in zip(parameters, gradients, strict=True) if p.grad is not None]
             joint = [total.to(own.dtype) - own for total, own in pairs]
             share = joint_share(joint, [own for _, own in pairs])
@@ -92,7 +87,7 @@ class ParetoGradients(Method):
             for (total, own), rest in zip(pairs, joint, strict=True):
                 mixed = 2 * (share * rest + (1 - share) * own)
                 size = mixed.norm()
-                # Where the two cancel exactly there is no direction to enlarge.
+                # Where the two cancel exactly there is no direction to rescale.
                 longer = torch.where(size > 0, (rest + own).norm() / size, size).clamp(min=1)
                 total.copy_(self.rescale * longer * mixed)
 

@@ -8,18 +8,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.methods.parts.prototypes import Prototypes
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import MixedTarget, Target, mixed_loss
-from lightning_crmt.training import Method, TrainingPass, crmt_module
+from lightning_crmt.training import Method, Needs, TrainingPass
 
 
 class PrototypicalRebalancing(Method):
@@ -32,10 +30,10 @@ class PrototypicalRebalancing(Method):
         \beta_m = \mathrm{clip}(\bar s_m / s_m - 1, 0, 1), \quad \gamma_m = \mathrm{clip}(s_m / \bar s_m - 1, 0, 1)
 
     where :math:`s_m = \sum_i q^m_{y_i}(x_i)` is summed over the batch on all processes, and :math:`\bar s_m` is the
-    mean of the other modalities'. The modality that does worse than the others is drawn to its prototypes; the one that
-    does better is kept uncertain in the first epochs. For two modalities :math:`\bar s_m / s_m` is the paper's ratio;
-    the mean is our generalisation to more. The entropy term and both clipped coefficients are recalled, not read: the
-    released code has no entropy, and 1 in place of a :math:`\beta_m` above 0.
+    mean of the other modalities'. The modality that does worse than the others is pulled towards its prototypes; the
+    one that does better is kept uncertain in the first epochs. For two modalities :math:`\bar s_m / s_m` is the paper's
+    ratio; the mean is our generalisation to more. The entropy term and both clipped coefficients are recalled, not
+    read: the released code has no entropy, and 1 in place of a :math:`\beta_m` above 0.
 
     Prototypes are measured before every epoch, in evaluation mode, on unmixed training samples. Of mixed samples
     :math:`s_m` and the loss take both classes by their shares. Where gradients are accumulated, :math:`s_m` is of each
@@ -50,24 +48,25 @@ class PrototypicalRebalancing(Method):
             tenth of a shuffled epoch: for large data give such batches.
 
     Raises:
-        ValueError: if an argument is out of range; on ``setup``, for a single modality; in training, if the output
+        ValueError: if an argument is out of range; before training, for a single modality; in training, if the output
             holds no features.
 
     >>> method = PrototypicalRebalancing(weight=1.0, entropy_weight=0.01, entropy_epochs=5)
     """
 
+    source = "recalled"
+    needs = Needs.MODALITIES
+
     def __init__(
         self,
         weight: float = 1.0,
+        *,
         entropy_weight: float = 0.01,
         entropy_epochs: int = 5,
         momentum: float = 0.2,
         dataloader: Iterable[Any] | None = None,
     ) -> None:
-        settings = {"weight": weight, "entropy_weight": entropy_weight, "entropy_epochs": entropy_epochs}
-        for name, value in settings.items():
-            if not value >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {value}")
+        check_at_least(0, weight=weight, entropy_weight=entropy_weight, entropy_epochs=entropy_epochs)
         if not 0 <= momentum < 1:
             raise ValueError(f"`momentum` must be at least 0 and below 1, got {momentum}")
         self.weight = weight
@@ -75,32 +74,19 @@ class PrototypicalRebalancing(Method):
         self.entropy_epochs = entropy_epochs
         self.momentum = momentum
         self.dataloader = dataloader
+        self.reset()
+
+    @override
+    def reset(self) -> None:
         #: Prototypes in use, by modality; empty before the first epoch.
         self.prototypes: dict[str, Prototypes] = {}
         self._measured_at: int | None = None
-        self._trainer: Trainer | None = None
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            names = list(crmt_module(pl_module, self).encoders.keys())
-            if len(names) < 2:
-                raise ValueError(f"PrototypicalRebalancing compares modalities, `encoders` must hold two, got {names}")
-            # A resumed run gets its own back after this; a callback that is used again must not keep them.
-            self.prototypes, self._measured_at, self._trainer = {}, None, trainer
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._trainer = None
-
-    @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.active(pl_module) and self._measured_at != trainer.current_epoch:
-            with isolate_rng():
-                self._measure(trainer, crmt_module(pl_module, self))
-            self._measured_at = trainer.current_epoch
+    def on_epoch(self, module: CRMTMixin) -> None:
+        if self._measured_at != module.current_epoch:
+            self._measure(module)
+            self._measured_at = module.current_epoch
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
@@ -109,12 +95,10 @@ class PrototypicalRebalancing(Method):
         features = as_vectors(features_of(output, self))
         logits = {name: prototypes.logits(features[name]) for name, prototypes in self.prototypes.items()}
         scores = torch.stack([self._score(name, own, target) for name, own in logits.items()])
-        if self._trainer is not None:
-            scores = self._trainer.strategy.reduce(scores, reduce_op="sum").to(scores)
+        scores = module.trainer.strategy.reduce(scores, reduce_op="sum").to(scores)
         stimulus, restraint = coefficients(scores)
         losses = torch.stack([self._prototypical_loss(name, own, target) for name, own in logits.items()])
         total: Tensor = self.weight * (stimulus * losses).sum()
-        assert isinstance(module, LightningModule)
         if module.current_epoch < self.entropy_epochs:
             entropies = torch.stack([-(own.softmax(1) * own.log_softmax(1)).sum(1).mean() for own in logits.values()])
             total = total - self.entropy_weight * (restraint * entropies).sum()
@@ -124,37 +108,30 @@ class PrototypicalRebalancing(Method):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        states = {name: prototypes.state_dict() for name, prototypes in self.prototypes.items()}
+        states = {name: {"means": p.means.cpu(), "known": p.known.cpu()} for name, p in self.prototypes.items()}
         return {"prototypes": states, "measured_at": self._measured_at}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        states = state_dict["prototypes"]
+        self.prototypes = {name: Prototypes(self.momentum, **state) for name, state in states.items()}
         self._measured_at = state_dict["measured_at"]
-        for name, state in state_dict["prototypes"].items():
-            self.prototypes[name] = Prototypes(self.momentum)
-            self.prototypes[name].load_state_dict(state)
 
     # --- parts
 
-    def _measure(self, trainer: Trainer, module: CRMTMixin) -> None:
-        assert isinstance(module, LightningModule)
-        classes, device = module.head.num_classes, module.device
+    def _measure(self, module: CRMTMixin) -> None:
+        classes, reduce = module.head.num_classes, module.trainer.strategy.reduce
         kept = torch.promote_types(torch.float32, next(module.parameters()).dtype)
-        sums = {
-            name: torch.zeros(classes, size, dtype=kept, device=device)
-            for name, size in module.head.in_features.items()
-        }
-        counts = torch.zeros(classes, dtype=kept, device=device)
-        data = TrainingPass(trainer, self.dataloader)
-        with frozen_eval(module), torch.no_grad():
-            for batch in data.batches("Prototypes"):
-                inputs, target = module.split_batch(batch)
+        counts = torch.zeros(classes, dtype=kept, device=module.device)
+        sums = {name: counts.new_zeros(classes, size) for name, size in module.head.in_features.items()}
+        with TrainingPass(module.trainer, self.dataloader).samples(module, "Prototypes") as samples:
+            for inputs, target in samples:
                 for name, value in as_vectors(features_of(module(inputs), self)).items():
                     sums[name].index_add_(0, target.long(), value.to(sums[name]))
                 counts += torch.bincount(target.long(), minlength=classes)
-        counts = trainer.strategy.reduce(counts, reduce_op="sum").to(counts)
+        counts = reduce(counts, reduce_op="sum").to(counts)
         for name, each in sums.items():
-            total = trainer.strategy.reduce(each, reduce_op="sum").to(each)
+            total = reduce(each, reduce_op="sum").to(each)
             self.prototypes.setdefault(name, Prototypes(self.momentum)).update(total, counts)
 
     def _score(self, name: str, logits: Tensor, target: Target) -> Tensor:
@@ -163,8 +140,8 @@ class PrototypicalRebalancing(Method):
 
         def of_class(classes: Tensor) -> Tensor:
             column, known = self.prototypes[name].columns(classes)
-            found: Tensor = (probabilities.gather(1, column[:, None])[:, 0] * known).sum()
-            return found
+            total: Tensor = (probabilities.gather(1, column[:, None])[:, 0] * known).sum()
+            return total
 
         return mixed_loss(of_class, target)
 
@@ -176,7 +153,7 @@ class PrototypicalRebalancing(Method):
 
         def of_class(classes: Tensor) -> Tensor:
             column, _ = self.prototypes[name].columns(classes)
-            # The sum over none is 0, and keeps the graph.
+            # An empty sum is 0, and keeps the graph.
             return nn.functional.cross_entropy(logits[counted], column[counted], reduction="sum")
 
         return mixed_loss(of_class, target) / counted.sum().clamp(min=1)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stay near what encoders learned that were trained alone."""
+"""Keep features close to those of encoders that were trained alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.checks import describe
+from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, of_modality
 from lightning_crmt.methods.parts.features import features_of
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
 from lightning_crmt.targets import MixedTarget, Target
-from lightning_crmt.training import Method, crmt_module
+from lightning_crmt.training import Method
 
 
 class TeacherFeatures(Method):
@@ -29,8 +30,8 @@ class TeacherFeatures(Method):
     :math:`d_m` as well.) Teachers are copies, frozen, in evaluation mode, on the module's device; they are no part of
     it and are not saved.
 
-    Teachers see the batch as it is at this callback's place: before ``AdversarialTraining`` the clean one, after it the
-    attacked. After ``Mixup`` they see the mixed one, as they must.
+    Teachers see the batch as it is at this callback's place in the list: clean if before ``AdversarialTraining``,
+    attacked if after it. The callback must come after ``Mixup``, so that they see the mixed batch.
 
     Args:
         teachers: encoders by modality, for all of them or some.
@@ -41,16 +42,19 @@ class TeacherFeatures(Method):
     Raises:
         ValueError: if an argument is out of range, or a modality has no teacher or two; on ``setup``, if it is unknown,
             or the checkpoint does not hold its encoder; in training, if features have different shapes.
-        TypeError: if a teacher is no module.
+        TypeError: if a teacher is not a module.
 
     >>> method = TeacherFeatures(checkpoints={"audio": "audio.ckpt", "image": "image.ckpt"}, weight=0.1)
     """
 
+    source = "paper"
+
     def __init__(
         self,
         teachers: Mapping[str, nn.Module] | None = None,
+        *,
         checkpoints: Mapping[str, str] | None = None,
-        weight: float | Mapping[str, float] = 1.0,
+        weight: ByModality = 1.0,
     ) -> None:
         self.teachers = dict(teachers or {})
         self.checkpoints = dict(checkpoints or {})
@@ -63,25 +67,23 @@ class TeacherFeatures(Method):
             raise ValueError(f"give one teacher per modality, in `teachers` or `checkpoints`; got {names}")
         if isinstance(weight, Mapping) and set(weight) != set(names):
             raise ValueError(f"`weight` must be a number or hold the modalities with a teacher {names}, got {weight}")
-        for each in weight.values() if isinstance(weight, Mapping) else [weight]:
-            if not each >= 0:
-                raise ValueError(f"`weight` must be at least 0, got {weight}")
+        check_by_modality("weight", weight)
+        self.reset()
+
+    @override
+    def reset(self) -> None:
         self._frozen: dict[str, nn.Module] = {}
         self._wanted: dict[str, Tensor] = {}
         self._saw_mixture = False
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        encoders = crmt_module(pl_module, self).encoders
-        unknown = [name for name in [*self.teachers, *self.checkpoints] if name not in encoders]
+    def begin(self, module: CRMTMixin) -> None:
+        unknown = [name for name in [*self.teachers, *self.checkpoints] if name not in module.encoders]
         if unknown:
-            raise ValueError(f"teachers must be of the modalities {list(encoders.keys())}, got {unknown}")
+            raise ValueError(f"teachers must be of the modalities {list(module.encoders.keys())}, got {unknown}")
         self._frozen = {name: deepcopy(teacher) for name, teacher in self.teachers.items()}
         for name, path in self.checkpoints.items():
-            self._frozen[name] = _encoder_of_checkpoint(deepcopy(encoders[name]), name, path)
+            self._frozen[name] = _encoder_of_checkpoint(deepcopy(module.encoders[name]), name, path)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,8 +92,8 @@ class TeacherFeatures(Method):
             self._frozen[name] = teacher.to(pl_module.device).eval().requires_grad_(False)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
+    def release(self, pl_module: LightningModule) -> None:
+        super().release(pl_module)
         self._frozen, self._wanted = {}, {}
 
     @override
@@ -117,14 +119,13 @@ class TeacherFeatures(Method):
                     f"the teacher of {name!r} must give features of shape {tuple(features[name].shape)}, as the "
                     f"encoder does, got {describe(wanted)}"
                 )
-            weight = self.weight[name] if isinstance(self.weight, Mapping) else self.weight
             distance = at_least_single(features[name]) - at_least_single(wanted)
-            losses.append(weight * distance.flatten(1).square().sum(dim=1).mean())
+            losses.append(of_modality(self.weight, name) * distance.flatten(1).square().sum(dim=1).mean())
         return torch.stack(losses).sum()
 
 
 def _encoder_of_checkpoint(encoder: nn.Module, name: str, path: str) -> nn.Module:
-    """``encoder`` with the values that a checkpoint has for the modality."""
+    """``encoder`` with the parameters and buffers of the modality in a checkpoint."""
     state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
     prefix = f"encoders.{name}."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What all metrics of this room are: a mean over samples."""
+"""The base of all metrics in this package: a mean over samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SampleMean(Metric):
     """Mean over samples of one value each, from sums in double precision.
 
     Args:
-        settings: what makes the values of two metrics of one class differ.
+        settings: the settings by which two metrics of one class differ.
         kwargs: those of ``torchmetrics.Metric``.
     """
 
@@ -39,7 +39,7 @@ class SampleMean(Metric):
     @abstractmethod
     @override
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Take in a batch."""
+        """Add a batch."""
 
     def _add(self, values: Tensor) -> None:
         setattr(self, self._state, getattr(self, self._state) + total_and_count(values.double()))
@@ -55,7 +55,7 @@ class SampleMean(Metric):
         """The value, or several of them in their order, in a matplotlib figure.
 
         Args:
-            val: what ``forward`` or ``compute`` gave, or a list of such; what ``compute`` gives now by default.
+            val: a result of ``forward`` or ``compute``, or a list of these; by default that of ``compute`` now.
             ax: matplotlib axes to draw into; new ones by default.
 
         Returns:

@@ -1,15 +1,20 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over the training data from within a callback, beside the Trainer's own loader."""
+"""One pass over the training data from within a callback, apart from the Trainer's own loader."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -24,18 +29,21 @@ from torch.utils.data import (
 
 from lightning_crmt.checks import describe
 from lightning_crmt.data import EpochShuffle
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import Inputs
 
 
 class TrainingPass:
     """The training data once, in order, each rank its share, on the rank's device, under a progress bar.
 
-    Never iterates the Trainer's own loader: with persistent workers the epoch under way would lose its batches. The
+    Never iterates the Trainer's own loader: with persistent workers the current epoch would lose batches. The
     loader is built anew from the data set and loads in the main process, so that no random state is drawn from workers.
-    Under DDP samples may repeat to even out the ranks, which no maximum minds.
+    Under DDP samples may repeat to even out the ranks, which does not change a maximum.
 
     Args:
         trainer: the running Trainer.
-        dataloader: batches to use instead of the training data; they are taken as they come, on every rank.
+        dataloader: batches to use instead of the training data; every rank reads all of them.
     """
 
     def __init__(self, trainer: Trainer, dataloader: Iterable[Any] | None = None) -> None:
@@ -58,6 +66,30 @@ class TrainingPass:
                 yield self.trainer.strategy.batch_to_device(batch)
                 progress.update()
 
+    @contextmanager
+    def samples(self, module: CRMTMixin, description: str) -> Iterator[Iterator[tuple[Inputs, Tensor]]]:
+        """Inputs and target of each batch; inside, the module is frozen and in evaluation mode, without gradients.
+
+        The pass leaves no trace in any random state, as loaders draw a seed, and augmentations draw what they like.
+        """
+        with isolate_rng(), frozen_eval(module), torch.no_grad():
+            yield (module.split_batch(batch) for batch in self.batches(description))
+
+
+class ValidationPass(TrainingPass):
+    """The first validation loader of the fit, up to the Trainer's ``limit_val_batches``.
+
+    Args:
+        trainer: the running Trainer, whose validation loaders are set up.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        loaders, limit = trainer.val_dataloaders, trainer.num_val_batches[0]
+        if isinstance(loaders, Mapping):
+            loaders = list(loaders.values())
+        super().__init__(trainer, loaders[0] if isinstance(loaders, list | tuple) else loaders)
+        self.limit = int(limit) if math.isfinite(limit) else None
+
 
 #: Samplers that pass over every sample.
 _ALL_SAMPLES = (SequentialSampler, RandomSampler, DistributedSampler, EpochShuffle)
@@ -65,34 +97,26 @@ _ALL_SAMPLES = (SequentialSampler, RandomSampler, DistributedSampler, EpochShuff
 
 def _copy_of_training_loader(trainer: Trainer) -> DataLoader[Any]:
     loader = trainer.train_dataloader
+    begins, ends = "a pass over the training data", "pass `dataloader=` with batches like those of training"
     if not isinstance(loader, DataLoader):
-        raise TypeError(
-            "a pass over the training data can rebuild a single DataLoader for training, "
-            f"got {describe(loader)}; pass `dataloader=` with batches like those of training"
-        )
+        raise TypeError(f"{begins} can rebuild a single DataLoader for training, got {describe(loader)}; {ends}")
     dataset: Dataset[Any] = loader.dataset
     if isinstance(loader.sampler, SubsetRandomSampler):
         dataset = Subset(dataset, list(loader.sampler.indices))
     elif not isinstance(loader.sampler, _ALL_SAMPLES) and not isinstance(dataset, IterableDataset):
-        raise TypeError(
-            f"a pass over the training data cannot know which samples a {type(loader.sampler).__name__} leaves out; "
-            "pass `dataloader=` with batches like those of training"
-        )
-    sampler: Sampler[int] | None = None
+        kind = type(loader.sampler).__name__
+        raise TypeError(f"{begins} cannot know which samples a {kind} leaves out; {ends}")
+    sampler: Sampler[int] | None = None  # in order
     if trainer.world_size > 1 and not isinstance(dataset, IterableDataset):
-        sampler = DistributedSampler(
-            dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False, drop_last=False
-        )
+        ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+        sampler = DistributedSampler(dataset, **ranks, shuffle=False, drop_last=False)
     if loader.batch_sampler is not None and not hasattr(loader.batch_sampler, "batch_size"):
-        raise TypeError(
-            f"a pass over the training data cannot rebuild a {type(loader.batch_sampler).__name__}; "
-            "pass `dataloader=` with batches like those of training"
-        )
+        raise TypeError(f"{begins} cannot rebuild a {type(loader.batch_sampler).__name__}; {ends}")
     batch_size = getattr(loader.batch_sampler, "batch_size", None)  # None: the data set yields whole batches
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=sampler if sampler is not None or isinstance(dataset, IterableDataset) else SequentialSampler(dataset),  # type: ignore[arg-type]
+        sampler=sampler,
         collate_fn=loader.collate_fn,
     )
 

@@ -1,73 +1,138 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every method of training is: a callback that takes part in the steps of a CRMT module."""
+"""The base of training methods: a callback that takes part in the steps of a CRMT module."""
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Flag, auto
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_crmt.checks import describe
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.targets import Target
 from lightning_crmt.training.named_model import crmt_module
+from lightning_crmt.training.releasing import ReleasingCallback
+
+#: The source of a method's formula: read in its paper, read in code of its authors or of a published comparison, or
+#: recalled from memory.
+Source: TypeAlias = Literal["paper", "authors' code", "others' code", "recalled"]
 
 
-class Method(Callback):
-    """A way of training, put under a CRMT module by adding the callback; several compose, in their order.
+class Needs(Flag):
+    """What a method needs of a fit, checked before training."""
+
+    NOTHING = 0
+    #: Two modalities or more, to compare them with each other.
+    MODALITIES = auto()
+    #: Whole gradients before every optimizer step, and whole parameters after it.
+    STEPS = auto()
+    #: Validation data.
+    VALIDATION = auto()
+
+
+class Method(ReleasingCallback):
+    """A training method: add the callback to train a CRMT module with it. Several compose, in the order of the list.
 
     A method changes the batch (:meth:`transform`), adds to the loss (:meth:`term`), or changes gradients or learning
-    rates in the hooks of a callback. It rests in step 2 of CRMT.
+    rates (:meth:`before_step`, :meth:`on_epoch`, or any hook of a callback). It is inactive during step 2 of CRMT.
 
     Raises:
-        TypeError: on ``setup``, if the module is no CRMT module.
+        TypeError: on ``setup``, if the module is not a CRMT module.
+        ValueError: before training, if the fit lacks what the method needs.
     """
 
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        module = crmt_module(pl_module, self)
-        if stage == "fit" and self not in module.methods:
-            module.check_parts()
-            module.methods = [*module.methods, self]
+    #: How its formula was obtained.
+    source: ClassVar[Source]
+    #: What it needs of a fit.
+    needs: Needs = Needs.NOTHING
 
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(pl_module, CRMTMixin):
-            pl_module.methods = [method for method in pl_module.methods if method is not self]
+    def reset(self) -> None:
+        """Forget the fits so far; called at the start of each."""
 
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The Trainer does not tear down what failed, and the module may be trained again.
-        self.teardown(trainer, pl_module, "fit")
+    def begin(self, module: CRMTMixin) -> None:
+        """Get ready to train ``module``, or refuse it; called before training."""
 
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # A run that looks like the method and is not would end up in a table.
-        module, kind, name = crmt_module(pl_module, self), type(self), type(self).__name__
-        if self.active(pl_module) and kind.transform is not Method.transform and not module.training_batch_called:
-            raise RuntimeError(
-                f"{name} has no effect: `training_step` of {type(pl_module).__name__} must begin with "
-                "`inputs, target = self.training_batch(batch)`"
-            )
-        if self.active(pl_module) and kind.term is not Method.term and not module.crmt_loss_called:
-            raise RuntimeError(
-                f"{name} has no effect: `training_step` of {type(pl_module).__name__} must return "
-                "`self.crmt_loss(self(inputs), target)`, alone or among other terms"
-            )
+    def on_epoch(self, module: CRMTMixin) -> None:
+        """Act at the start of a training epoch."""
 
-    def active(self, pl_module: LightningModule) -> bool:
-        """Whether the method takes part in the current stage."""
-        return self in crmt_module(pl_module, self).active_methods()
+    def before_step(self, module: CRMTMixin) -> None:
+        """Act right before a step of the optimizer, on gradients that are accumulated and unscaled."""
 
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         """Inputs and targets to train on, by default those given."""
         return inputs, target
 
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
-        """What is added to the loss of a batch, by default nothing."""
+        """A term to add to the loss of a batch, by default none."""
         return None
+
+    def active(self, pl_module: LightningModule) -> bool:
+        """Whether the method takes part in the current stage."""
+        return any(method is self for method in crmt_module(pl_module, self).training_stage.methods)
+
+    # --- the hooks of a callback
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module, name = crmt_module(pl_module, self), type(self).__name__
+        if stage != "fit":
+            return
+        module.check_parts()
+        if Needs.MODALITIES in self.needs and len(module.encoders) < 2:
+            raise ValueError(
+                f"{name} compares modalities with each other and needs at least 2, got {list(module.encoders)}"
+            )
+        if Needs.STEPS in self.needs and not module.automatic_optimization:
+            raise ValueError(
+                f"{name} acts on the optimizer steps that Lightning makes: `automatic_optimization` must be True, got "
+                "False"
+            )
+        if Needs.STEPS in self.needs and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+            raise RuntimeError(
+                f"{name} reads whole parameters and gradients, which every process has on a single device and under "
+                f"DDP, got {describe(trainer.strategy)}"
+            )
+        self.reset()
+        self.begin(module)
+        module.training_stage.push(self, method=self)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if Needs.VALIDATION in self.needs:
+            # Lightning sets the loaders up before the first validation, which may be epochs away.
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            if not sum(trainer.num_val_batches):
+                raise ValueError(f"{type(self).__name__} needs validation data in the fit, got none")
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.active(pl_module):
+            self.on_epoch(crmt_module(pl_module, self))
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self.active(pl_module):
+            self.before_step(crmt_module(pl_module, self))
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Otherwise a run without the method would be reported as one with it.
+        calls, kind = crmt_module(pl_module, self).training_stage.calls, type(self)
+        must = None
+        if kind.transform is not Method.transform and "training_batch" not in calls:
+            must = "begin with `inputs, target = self.training_batch(batch)`"
+        elif kind.term is not Method.term and "crmt_loss" not in calls:
+            must = "return `self.crmt_loss(self(inputs), target)`, alone or among other terms"
+        if must is not None and self.active(pl_module):
+            raise RuntimeError(
+                f"{kind.__name__} has no effect: `training_step` of {type(pl_module).__name__} must {must}"
+            )

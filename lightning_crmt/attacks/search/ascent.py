@@ -1,74 +1,109 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Following a gradient through a budget, sample by sample until it is fooled."""
+"""Searches that go step by step, and stop for each sample at the first input that fools the model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_crmt.attacks.search.attacked_model import AttackedModel
 from lightning_crmt.attacks.search.loss import Objective
-from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import Perturbation
-from lightning_crmt.modality import Inputs, at_least_single
+from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation, select
+from lightning_crmt.modality import at_least_single
 
 
-class Ascent(ABC):
-    """Where a search stands, and where it goes from there.
+@dataclass
+class Start(PerSample):
+    """Where a search begins.
 
-    Args:
-        budget: within which it walks.
-        inputs: the clean inputs.
-        delta: where it begins.
+    Attributes:
+        attacked: the model and its clean inputs.
+        objective: what is raised.
+        delta: the first perturbation.
+        generator: makes all random draws; they are the same for all samples, so that the result for one does not
+            depend on the others in the batch.
     """
 
-    def __init__(self, budget: Budget, inputs: Inputs, delta: Perturbation) -> None:
-        self.budget, self.inputs = budget, inputs
-        # A search needs no more digits than the model has; what it finds is measured in double precision.
-        self.delta = {name: each.to(at_least_single(inputs[name]).dtype) for name, each in delta.items()}
-        self.coarse = budget.is_coarse(inputs)
+    attacked: AttackedModel
+    objective: Objective
+    delta: Perturbation
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+
+class Search(ABC):
+    """A search in progress: where it is, what it remembers about each sample, and how it goes on.
+
+    Attributes:
+        delta: the perturbation where the search is.
+        tried: the inputs there.
+    """
+
+    tried: dict[str, Tensor]
+
+    def __init__(self, start: Start) -> None:
+        self.attacked, self.objective, self.delta = start.attacked, start.objective, start.delta
+
+    @abstractmethod
+    def look(self) -> Tensor:
+        """Put the current inputs into ``tried``, and say where they fool the model, ``(B,)``."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Go one step further."""
+
+    @abstractmethod
+    def end(self) -> dict[str, Tensor]:
+        """The inputs at the end of the search."""
+
+    def run(self, steps: int) -> dict[str, Tensor]:
+        """For each sample the first inputs that fool the model, else those where the search ends."""
+        stops = {name: self.attacked.inputs[name].clone() for name in self.attacked.modalities}
+        rows = torch.arange(len(self.attacked.target), device=self.attacked.target.device)
+        for _ in range(steps):
+            fooled = self.look()
+            if bool(fooled.any()):
+                on = (~fooled).nonzero().squeeze(1)
+                for name, value in stops.items():
+                    value[rows[fooled]] = self.tried[name][fooled]
+                if len(on) == 0:
+                    return stops
+                rows = rows[on]
+                vars(self).update(select(vars(self), on))
+            self.advance()
+        last = self.end()
+        for name, value in stops.items():
+            value[rows] = last[name]
+        return stops
+
+
+class Ascent(Search):
+    """A search that follows the gradient; subclasses say how far it goes."""
+
+    loss: Tensor
+    gradient: Perturbation
+
+    def __init__(self, start: Start) -> None:
+        super().__init__(start)
+        inputs = self.attacked.inputs
+        self.delta = {name: each.to(at_least_single(inputs[name]).dtype) for name, each in self.delta.items()}
+        self.coarse = self.attacked.budget.is_coarse(inputs)
+
+    @override
+    def look(self) -> Tensor:
+        self.tried = self.place(self.delta)
+        logits, self.loss, self.gradient = self.attacked.gradient(self.tried, self.objective)
+        return self.attacked.fooled(logits)
+
+    @override
+    def end(self) -> dict[str, Tensor]:
+        return self.place(self.delta)
 
     def place(self, delta: Perturbation) -> dict[str, Tensor]:
         """Inputs that are ``delta`` away."""
-        return (self.budget.apply if self.coarse else self.budget.near)(delta, self.inputs)
-
-    @abstractmethod
-    def advance(self, loss: Tensor, gradient: Perturbation) -> None:
-        """Move ``delta``, knowing the loss ``(B,)`` and its gradient there."""
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with some of the samples."""
-        self.budget = self.budget.select(rows)
-        self.inputs = {name: value[rows] for name, value in self.inputs.items()}
-        self.delta = {name: each[rows] for name, each in self.delta.items()}
-
-    def end(self) -> Perturbation:
-        """What the walk has come to."""
-        return self.delta
-
-
-def follow(walk: Ascent, oracle: AttackedModel, objective: Objective, steps: int) -> dict[str, Tensor]:
-    """For each sample the first place on the walk where the model is fooled, else where it ends."""
-    stops = {name: oracle.inputs[name].clone() for name in oracle.attacked}
-    rows = torch.arange(len(oracle.target), device=oracle.target.device)
-    for _ in range(steps):
-        tried = walk.place(walk.delta)
-        logits, loss, gradient = oracle.gradient(tried, objective)
-        fooled = oracle.fooled(logits)
-        if bool(fooled.any()):
-            on = (~fooled).nonzero().squeeze(1)
-            for name, value in stops.items():
-                value[rows[fooled]] = tried[name][fooled]
-            if len(on) == 0:
-                return stops
-            rows, oracle, objective = rows[on], oracle.select(on), objective.select(on)
-            loss, gradient = loss[on], {name: each[on] for name, each in gradient.items()}
-            walk.select(on)
-        walk.advance(loss, gradient)
-    last = walk.place(walk.end())
-    for name, value in stops.items():
-        value[rows] = last[name]
-    return stops
+        budget = self.attacked.budget
+        return (budget.apply if self.coarse else budget.near)(delta, self.attacked.inputs)

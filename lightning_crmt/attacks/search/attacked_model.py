@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -12,49 +11,50 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_crmt.attacks.search.loss import Loss, Objective
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import Perturbation
+from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation
 from lightning_crmt.checks import check_batch, check_logits, check_target, require_finite
 from lightning_crmt.frozen_eval import device_of, differentiable, frozen_eval
 from lightning_crmt.modality import Inputs, at_least_single, logits_of
 
 #: Anything from inputs by name to logits, in one of the forms that ``logits_of`` knows.
 Model: TypeAlias = Callable[[dict[str, Tensor]], Any]
+#: Classes that an attack leads towards: one for all samples, or one per sample ``(B,)``.
+Classes: TypeAlias = int | Tensor
 
 
-class AttackedModel:
-    """A model under attack, with clean inputs in its own precision.
+class AttackedModel(PerSample):
+    """A model under attack, with clean inputs in its own precision. The arguments of attacks are checked here, once.
 
     Attributes:
         inputs: the clean inputs on the model's device, those that are attacked in the precision of its parameters.
-        attacked: names of the modalities that are attacked.
-        target: classes, ``(B,)``.
+        budget: the allowed perturbations.
+        modalities: names of those that are attacked.
+        target: right classes, ``(B,)``.
+        towards: classes to lead towards, ``(B,)``; None for any wrong one.
         clean_logits: logits of the clean inputs, ``(B, K)``.
     """
 
-    def __init__(self, model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> None:
+    def __init__(
+        self, model: Model, inputs: Inputs, target: Tensor, budget: Budget, towards: Classes | None = None
+    ) -> None:
         self.model = model
+        self.budget = budget
         size = check_batch("inputs", inputs)
         require_finite("inputs", inputs)
-        self.attacked = budget.attacked(inputs)
+        self.modalities = budget.attacked(inputs)
         self.inputs = as_taken_by(model, inputs)
         self.clean_logits = self.logits(self.inputs)
         check_logits(self.clean_logits, "the logits of clean inputs")
         check_target(target, self.clean_logits.shape[1], size)
         self.target = target.detach().clone().to(self.clean_logits.device)
+        if isinstance(towards, int):
+            towards = torch.full_like(self.target, towards)
+        if towards is not None:
+            check_target(towards, self.clean_logits.shape[1], size, "towards")
+        self.towards = None if towards is None else towards.to(self.target)
         self._unused: set[str] = set()
-
-    def select(self, rows: Tensor) -> AttackedModel:
-        """The same model with some of the samples."""
-        part = copy.copy(self)
-        part.inputs = {name: value[rows] for name, value in self.inputs.items()}
-        part.target, part.clean_logits = self.target[rows], self.clean_logits[rows]
-        return part
-
-    def rivals(self) -> list[Tensor]:
-        """For each sample the wrong classes, those with the largest logits first: ``K - 1`` tensors ``(B,)``."""
-        order = self.clean_logits.scatter(1, self.target[:, None], -torch.inf).argsort(dim=1, descending=True)
-        return list(order[:, :-1].unbind(dim=1))
 
     @torch.no_grad()
     def logits(self, inputs: Inputs) -> Tensor:
@@ -62,26 +62,57 @@ class AttackedModel:
         return logits_of(self.model(dict(inputs))).detach()
 
     def fooled(self, logits: Tensor) -> Tensor:
-        """Where the prediction is not the target, ``(B,)``; NaN logits predict nothing, so they do not count."""
-        return (logits.argmax(dim=1) != self.target) & logits.isfinite().all(dim=1)
+        """Where the prediction is wrong, and the class to lead towards if there is one, ``(B,)``.
+
+        NaN logits predict no class, so they do not count.
+        """
+        predicted = logits.argmax(dim=1)
+        wrong = (predicted != self.target) & logits.isfinite().all(dim=1)
+        return wrong if self.towards is None else wrong & (predicted == self.towards)
+
+    def objective(self, loss: Loss, rival: Tensor | None = None) -> Objective:
+        """The objective to raise: towards the given classes if any, else ``rival``, else any wrong class."""
+        if self.towards is not None:
+            return Objective(loss, self.towards, towards=True)
+        return Objective(loss, self.target, rival)
+
+    def objectives(self, loss: Loss, targeted: bool = False, classes: int | None = None) -> list[Objective]:
+        """The objectives to raise in turn: with ``targeted`` one for each of the ``classes`` strongest wrong classes.
+
+        Raises:
+            ValueError: if the model has too few classes for the denominator of the DLR loss.
+        """
+        each = targeted and self.towards is None
+        least, num_classes = 4 if each else 3, self.clean_logits.shape[1]
+        if loss == "dlr" and num_classes < least:
+            how = " with `targeted`" if each else ""
+            raise ValueError(
+                f"`loss='dlr'`{how} needs a model of at least {least} classes, got {num_classes}; use 'margin'"
+            )
+        return [self.objective(loss, rival) for rival in (self.rivals()[:classes] if each else [None])]
+
+    def rivals(self) -> list[Tensor]:
+        """For each sample the wrong classes, those with the largest logits first: ``K - 1`` tensors ``(B,)``."""
+        order = self.clean_logits.scatter(1, self.target[:, None], -torch.inf).argsort(dim=1, descending=True)
+        return list(order[:, :-1].unbind(dim=1))
 
     def gradient(self, moved: Inputs, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Perturbation]:
         """Logits at ``moved``, losses ``(B,)``, and gradients with respect to the attacked modalities.
 
-        A gradient that is not finite says nothing and counts as 0.
+        A gradient that is not finite counts as 0.
 
         Raises:
             RuntimeError: if a modality changes the logits but gets no gradient, because the model detaches: a search
                 would find nothing, and the model would look robust.
         """
-        leaves = {name: moved[name].detach().requires_grad_(True) for name in self.attacked}
+        leaves = {name: moved[name].detach().requires_grad_(True) for name in self.modalities}
         logits = logits_of(self.model({name: leaves.get(name, value) for name, value in moved.items()}))
         losses = loss(logits)
-        found: Sequence[Tensor | None] = [None] * len(leaves)
+        slopes: Sequence[Tensor | None] = [None] * len(leaves)
         if losses.requires_grad:
-            found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+            slopes = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         gradient = {}
-        for (name, leaf), each in zip(leaves.items(), found, strict=True):
+        for (name, leaf), each in zip(leaves.items(), slopes, strict=True):
             if each is None:
                 self._check_unused(name)
             slope = torch.zeros_like(leaf) if each is None else each
@@ -97,16 +128,36 @@ class AttackedModel:
         if not self.logits(changed).equal(self.logits(self.inputs)):
             raise RuntimeError(
                 f"the model's logits depend on {name!r} but carry no gradient to it: something in it detaches them; "
-                "a search by gradients would find nothing and prove nothing"
+                "a gradient search would fail and prove nothing"
             )
         self._unused.add(name)
 
 
 @contextmanager
-def under_attack(model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> Iterator[AttackedModel]:
+def under_attack(
+    model: Model, inputs: Inputs, target: Tensor, budget: Budget, towards: Classes | None = None
+) -> Iterator[AttackedModel]:
     """Lend ``model`` to a search; a callable that is no module is taken as it is."""
     with frozen_eval(holder_of(model)):
-        yield AttackedModel(model, inputs, target, budget)
+        yield AttackedModel(model, inputs, target, budget, towards)
+
+
+@contextmanager
+def lent(model: Model, inputs: Inputs) -> Iterator[dict[str, Tensor]]:
+    """Inside, ``model`` is in evaluation mode and frozen; gives copies of ``inputs`` as the model takes them."""
+    with frozen_eval(holder_of(model)):
+        yield as_taken_by(model, inputs)
+
+
+def public_logits(model: Model, inputs: Inputs) -> Tensor:
+    """Logits ``(B, K)`` of a plain forward in evaluation mode, in the precision of the parameters."""
+    with lent(model, inputs) as taken, torch.no_grad():
+        return logits_of(model(taken)).detach()
+
+
+def right_answers(logits: Tensor, target: Tensor) -> Tensor:
+    """Where the prediction is the target, ``(B,)`` bool; never where the logits are not finite."""
+    return (logits.argmax(dim=1) == target.to(logits.device)) & logits.isfinite().all(dim=1)
 
 
 def as_taken_by(model: Model, inputs: Inputs) -> dict[str, Tensor]:
@@ -115,10 +166,9 @@ def as_taken_by(model: Model, inputs: Inputs) -> dict[str, Tensor]:
     device = device_of(holder) if isinstance(model, nn.Module) else next(iter(inputs.values())).device
     floating = {name: value for name, value in inputs.items() if value.is_floating_point()}
     copies = {name: leaf.detach().to(device) for name, leaf in differentiable(floating, holder).items()}
-    copies |= {name: value.to(device, copy=True) for name, value in inputs.items() if name not in copies}
-    return {name: copies[name] for name in inputs}
+    return {name: copies[name] if name in copies else value.to(device, copy=True) for name, value in inputs.items()}
 
 
 def holder_of(model: Model) -> nn.Module:
-    """What ``frozen_eval`` can take: the module, or an empty one for a callable that is none."""
+    """A module for ``frozen_eval``: the model itself, or an empty module in place of a plain function."""
     return model if isinstance(model, nn.Module) else nn.Module()

@@ -1,6 +1,10 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Who still stands, and the worst input found for each sample within a budget."""
+"""The best results of searches so far: the worst input within a budget, or the nearest that fools the model.
+
+Only stored inputs count, judged by the public forward pass: the logits that a search saw came with a graph, for which
+some layers take another path.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +12,78 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.attacks.search.attacked_model import AttackedModel
-from lightning_crmt.attacks.search.loss import rival_margin
-from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import choose
+from lightning_crmt.attacks.search.loss import lead
+from lightning_crmt.attacks.threat.per_sample import choose
 from lightning_crmt.modality import Inputs
 
 
 class WorstCase:
-    """The first input found for each sample that fools the model, else the one that came nearest to it.
-
-    What counts is what is stored, under the public forward: logits that a search saw came with a graph, for which some
-    layers take another path.
+    """For each sample the first input within the budget that fools the model, else the one that came nearest to it.
 
     Attributes:
-        robust: which samples nothing was found for, ``(B,)``.
+        inputs: these inputs, of the attacked modalities.
     """
 
-    def __init__(self, oracle: AttackedModel, budget: Budget) -> None:
-        self.oracle, self.budget = oracle, budget
-        self.found = {name: oracle.inputs[name].clone() for name in oracle.attacked}
-        self.robust = ~oracle.fooled(oracle.clean_logits)
-        self.lead = self._lead(oracle, oracle.clean_logits)
+    def __init__(self, attacked: AttackedModel) -> None:
+        self.attacked = attacked
+        self.inputs = {name: attacked.inputs[name].clone() for name in attacked.modalities}
+        self._left = ~attacked.fooled(attacked.clean_logits)
+        if attacked.towards is not None:
+            self._left &= attacked.towards != attacked.target  # the true class cannot be aimed for
+        self._lead = lead(attacked.objective("margin"), attacked.clean_logits)
 
     def rows(self) -> Tensor:
-        """Indices of the robust ones: what fell already costs nothing more."""
-        return self.robust.nonzero().squeeze(1)
+        """Indices of the samples still to attack; those already fooled cost nothing more."""
+        return self._left.nonzero().squeeze(1)
 
-    def take(self, rows: Tensor, part: AttackedModel, budget: Budget, tried: Inputs) -> None:
-        """Judge what was tried for the samples in ``rows``, of which ``part`` and ``budget`` are.
+    def take(self, rows: Tensor, part: AttackedModel, tried: Inputs) -> None:
+        """Judge the inputs tried for the samples in ``rows``; ``part`` is the attacked model for these samples.
 
-        What lies outside of the budget is first pulled back into it.
+        Inputs outside of the budget are first projected into it.
         """
-        delta = budget.difference(tried, part.inputs)
-        outside = budget.size(delta) > 1
+        delta = part.budget.difference(tried, part.inputs)
+        outside = part.budget.size(delta) > 1
+        tried = {name: tried[name] for name in part.modalities}
         if bool(outside.any()):
-            inside = budget.apply(budget.project(delta, part.inputs), part.inputs)
-            tried = {name: choose(outside, inside[name], tried[name]) for name in part.attacked}
-        logits = part.logits({**part.inputs, **{name: tried[name] for name in part.attacked}})
-        fooled, lead = part.fooled(logits), self._lead(part, logits)
-        nearer = fooled | (lead > self.lead[rows])
-        for name, value in self.found.items():
-            value[rows] = choose(nearer, tried[name], value[rows])
-        self.lead[rows] = torch.where(nearer, lead, self.lead[rows])
-        self.robust[rows] = ~fooled
+            inside = part.budget.apply(part.budget.project(delta, part.inputs), part.inputs)
+            tried = choose(outside, inside, tried)
+        logits = part.logits({**part.inputs, **tried})
+        fooled, ahead = part.fooled(logits), lead(part.objective("margin"), logits)
+        nearer = fooled | (ahead > self._lead[rows])
+        kept = choose(nearer, tried, {name: value[rows] for name, value in self.inputs.items()})
+        for name, value in self.inputs.items():
+            value[rows] = kept[name]
+        self._lead[rows] = torch.where(nearer, ahead, self._lead[rows])
+        self._left[rows] = ~fooled
 
-    def answer(self, inputs: Inputs) -> dict[str, Tensor]:
-        """``inputs`` with those modalities replaced that were attacked."""
-        return {name: self.found.get(name, value) for name, value in inputs.items()}
 
-    def _lead(self, oracle: AttackedModel, logits: Tensor) -> Tensor:
-        return rival_margin(oracle.target)(logits).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+class Nearest:
+    """For each sample the smallest perturbation that fools the model, measured on the stored inputs.
+
+    Attributes:
+        inputs: the attacked modalities; clean where no perturbation fooled the model.
+        factor: size in units of the budget, ``(B,)``, float64: 0 where the clean input fools the model already,
+            infinite where no perturbation did.
+    """
+
+    def __init__(self, attacked: AttackedModel) -> None:
+        self.attacked = attacked
+        self.inputs = {name: attacked.inputs[name] for name in attacked.modalities}
+        self.factor = torch.where(attacked.fooled(attacked.clean_logits), 0.0, torch.inf).double()
+
+    def moved(self) -> dict[str, Tensor]:
+        """All inputs, with these perturbations."""
+        return {**self.attacked.inputs, **self.inputs}
+
+    def take(self, moved: Inputs, fooled: Tensor) -> None:
+        """Keep what fools the model and is smaller."""
+        size = self.attacked.budget.size(self.attacked.budget.difference(moved, self.attacked.inputs))
+        better = fooled & (size < self.factor)
+        self.inputs = choose(better, dict(moved), self.inputs)
+        self.factor = torch.where(better, size, self.factor)
+
+    def confirm(self) -> None:
+        """Forget what does not fool the public forward."""
+        fooled = self.attacked.fooled(self.attacked.logits(self.moved()))
+        self.inputs = choose(fooled, self.inputs, {name: self.attacked.inputs[name] for name in self.inputs})
+        self.factor = torch.where(fooled, self.factor, torch.inf)

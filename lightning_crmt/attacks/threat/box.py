@@ -50,6 +50,9 @@ class Box:
             raise ValueError(f"`std` must be above 0 and finite, a number or one for each channel, got {self.std}")
         if mean.dim() == std.dim() == 1 and len(mean) != len(std):
             raise ValueError(f"`mean` and `std` must be for one number of channels, got {len(mean)} and {len(std)}")
+        # Lists would make a box unhashable.
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            object.__setattr__(self, name, tuple(given) if isinstance(given, Sequence) else given)
 
     def bounds(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Lowest and highest value of the model's input, in float64, in a shape that broadcasts with ``value``.
@@ -61,7 +64,7 @@ class Box:
         return (self.low - mean) / std, (self.high - mean) / std
 
     def contains(self, value: Tensor) -> bool:
-        """Whether all of ``value`` is in the box, but for what rounding to single precision, or its own, explains."""
+        """Whether all of ``value`` is in the box, up to rounding to single precision or to its own."""
         low, high = self.bounds(value)
         mean, std = (self._broadcast(_numbers(given), value) for given in (self.mean, self.std))
         largest = max((abs(bound) for bound in (self.low, self.high) if abs(bound) < torch.inf), default=0.0)

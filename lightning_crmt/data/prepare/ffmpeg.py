@@ -27,7 +27,7 @@ HARMLESS = re.compile(
     "|first frame is no keyframe|Invalid frame dimensions 0x0|Last message repeated"
 )
 
-_STREAMS = {"video": ("0:V:0", "-an"), "audio": ("0:a:0", "-vn")}  # V is any video but covers and thumbnails
+_STREAMS = {"video": ("0:V:0", "-an"), "audio": ("0:a:0", "-vn")}  # V is any video except covers and thumbnails
 
 
 class BrokenVideoError(Exception):
@@ -50,7 +50,7 @@ def ffmpeg_program() -> str:
 
 
 class FFmpeg:
-    """Runs ffmpeg, any number at a time, each in one thread, until told to stop.
+    """Runs ffmpeg, any number of times at once, each in one thread, until it is stopped.
 
     Raises:
         FileNotFoundError: if there is no ffmpeg.
@@ -65,17 +65,17 @@ class FFmpeg:
     def decode(
         self, video: Path, stream: Literal["video", "audio"], output: Sequence[str], folder: Path | None = None
     ) -> Iterator[IO[bytes]]:
-        """What ffmpeg writes to its standard output; when all is read, whether the video was whole.
+        """Read what ffmpeg writes to its standard output, then check that the video was whole.
 
-        A video counts as broken if ffmpeg fails, if it reports any error but those of ``HARMLESS``, even if it has
-        made something of the rest, or if an AVI is shorter than it says. Formats without lengths, such as MPEG streams,
+        A video counts as broken if ffmpeg fails, if it reports any error except those of ``HARMLESS``, even if it could
+        decode the rest, or if an AVI is shorter than its header says. Formats without lengths, such as MPEG streams,
         can be cut where no error shows.
 
         Args:
             video: the file.
             stream: decode its first stream of this kind.
             output: ffmpeg's options for what to write, and where.
-            folder: relative paths in ``output`` start here.
+            folder: where relative paths in ``output`` start.
 
         Raises:
             BrokenVideoError: if the video is broken.
@@ -152,6 +152,6 @@ def _check_length(video: Path) -> None:
         raise BrokenVideoError("the file is empty")
     if head[:4] == b"RIFF" and head[8:] == b"AVI ":
         said = int.from_bytes(head[4:8], "little")
-        # a recorder that could not go back left 0 or the most there is; an odd length may leave out the padding byte
+        # A recorder that could not seek back left 0 or the maximum; an odd length may leave out the padding byte.
         if said != 0xFFFFFFFF and said + 8 > length + 1:
             raise BrokenVideoError(f"the file ends after {length} of {said + 8} bytes")

@@ -26,7 +26,7 @@ Method: TypeAlias = Literal["dis", "tvl1"]
 
 @dataclass(frozen=True)
 class Frames:
-    """Pictures ``000001.jpg``, ``000002.jpg``, ...: each from the middle of the ``1 / fps`` seconds it stands for.
+    """Pictures ``000001.jpg``, ``000002.jpg``, ...: each from the middle of the ``1 / fps`` seconds that it shows.
 
     A video of :math:`D` seconds has ``D * fps`` of them, rounded, and at least one.
 
@@ -54,7 +54,7 @@ class Frames:
             if any(target.iterdir()):
                 raise
         if not any(target.iterdir()):
-            # Shorter than half of 1 / fps, or broken: the whole is decoded again to tell.
+            # Shorter than half of 1 / fps, or broken: decoding all of it tells which.
             self._write(ffmpeg, video, target, "select=eq(n\\,0)")
         if not any(target.iterdir()):
             raise BrokenVideoError("no picture")
@@ -91,7 +91,7 @@ class Spectrograms:
             BrokenVideoError: if the video is broken, has no sound, or less than a frame of it.
         """
         most = round(self.sample_rate * (_FRAME + (self.longest - 1) * _SHIFT))
-        # 16 bits, because ffmpeg mixes floating point channels to a sum, 3 dB louder, and not to a mean
+        # 16 bits, because of floating point channels ffmpeg makes a sum, 3 dB louder, and not a mean
         form = ["-ac", "1", "-ar", str(self.sample_rate), "-t", str(most / self.sample_rate), "-f", "s16le", "pipe:1"]
         with ffmpeg.decode(video, "audio", form) as pipe:
             samples = np.frombuffer(pipe.read(), dtype="<i2")[:most]
@@ -106,7 +106,7 @@ class Spectrograms:
 class Flow:
     r"""Flow from each picture to the next, ``u/000001.jpg`` to the right and ``v/000001.jpg`` downwards, ...
 
-    A displacement of :math:`d` pixels of the scaled picture, between plus and minus ``bound``, becomes the grey value
+    A displacement of :math:`d` pixels of the scaled picture, within plus and minus ``bound``, becomes the grey value
 
     .. math:: g = \mathrm{round}(128 + 127.5 d / \mathrm{bound})
 
@@ -115,7 +115,7 @@ class Flow:
 
     Args:
         size: shorter side, pixels.
-        fps: pictures per second; by default every picture of the video once, at whatever rate.
+        fps: pictures per second; by default every picture of the video once.
         bound: the largest displacement that is kept, pixels.
         method: ``dis``, dense inverse search (Kroeger et al., 2016), or ``tvl1``, duality-based TV-L1 (Zach et al.,
             2007), which needs ``opencv-contrib-python-headless`` and takes more than a hundred times as long.
@@ -137,8 +137,8 @@ class Flow:
         """
         cv2, estimate = _opencv(), flow_estimator(self.method)
         chosen = "" if self.fps is None else f"fps=fps={self.fps!r},"
-        # Pictures numbered evenly, for ffmpeg repeats or drops none of those, and its option that says just that has
-        # changed its name. A second apart, since a picture shown for longer than it lasts here would be repeated.
+        # Pictures are numbered evenly, so that ffmpeg repeats or drops none; its own option for that has changed its
+        # name. They are a second apart, since a picture shown for longer than it lasts here would be repeated.
         form = ["-vf", f"{chosen}settb=1,setpts=N,{_scale(self.size)}", "-r", "1", "-pix_fmt", "gray", "-c:v", "pgm"]
         for name in ("u", "v"):
             (target / name).mkdir(parents=True)
@@ -205,5 +205,5 @@ def _pictures(pipe: IO[bytes]) -> Iterator[Array]:
             yield np.frombuffer(pixels, np.uint8).reshape(height, width)
 
 
-#: What makes one kind of output.
+#: A maker of one kind of output.
 Maker: TypeAlias = Frames | Spectrograms | Flow

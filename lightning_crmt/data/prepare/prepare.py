@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of videos becomes frames, spectrograms and optical flow, once: the function, its report, its command."""
+"""Turn a folder of videos into frames, spectrograms and optical flow: the function, its report and its command."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.data.prepare.ffmpeg import BrokenVideoError, FFmpeg
 from lightning_crmt.data.prepare.kinds import Flow, Frames, Maker, Method, Spectrograms, flow_estimator
 from lightning_crmt.data.prepare.videos import find_videos
-from lightning_crmt.data.settings import above_zero, at_least, chosen
+from lightning_crmt.data.settings import chosen
 
 Kind = Literal["frames", "spectrograms", "flow"]
 
@@ -54,7 +55,7 @@ class Report:
     Args:
         output: folder that was written to.
         videos: how many there are.
-        already: of each kind, how many had it before.
+        already: how many had each kind before.
         skipped: videos that were broken.
     """
 
@@ -65,13 +66,13 @@ class Report:
 
     @property
     def made(self) -> dict[str, int]:
-        """Of each kind, how many have it since this run."""
+        """How many have each kind since this run."""
         skipped = Counter(each.kind for each in self.skipped)
         return {kind: self.videos - already - skipped[kind] for kind, already in self.already.items()}
 
     @property
     def nothing(self) -> list[str]:
-        """Kinds that not a single video has."""
+        """Kinds that no video has."""
         return [kind for kind, made in self.made.items() if not made + self.already[kind]]
 
     @property
@@ -80,7 +81,7 @@ class Report:
         return self.output / "skipped.csv"
 
     def write(self) -> None:
-        """List the skipped videos; of the kinds that this run was not about, those that were listed."""
+        """List the skipped videos; for kinds that this run did not make, keep those that were listed."""
         rows = list(self.skipped)
         # surrogateescape: names of files need not be UTF-8
         if self.path.exists():
@@ -129,9 +130,9 @@ def prepare(
         OUTPUT/skipped.csv                 videos that are broken: video, kind, reason
         OUTPUT/frames.json ...             the settings of each kind
 
-    What is there is not made again, and a run that was stopped goes on where it was, with the same settings. A video
+    What is there is not made again, and a run that was stopped goes on from there, with the same settings. A video
     that is cut off, damaged, or has no picture or no sound is skipped and listed, and tried again in the next run.
-    A video that was replaced is not noticed: delete what was made of it to have it made anew. Only one run at a time
+    A video that was replaced is not noticed: delete its output to have it made again. Only one run at a time
     may write to OUTPUT.
 
     Args:
@@ -140,10 +141,10 @@ def prepare(
         kinds: what to make, among frames, spectrograms and flow.
         fps: pictures per second in frames.
         size: shorter side of the pictures in frames and flow, pixels.
-        flow_fps: pictures per second that flow is taken between; by default all that the video has.
-        flow_bound: the largest motion that flow tells, pixels; who reads the flow finds it in OUTPUT/flow.json.
+        flow_fps: pictures per second between which flow is taken; by default all that the video has.
+        flow_bound: the largest motion that flow keeps, pixels; who reads the flow finds it in OUTPUT/flow.json.
         flow_method: dis, or tvl1, which takes a hundred times as long and needs opencv-contrib-python-headless.
-        workers: videos worked on at a time; by default one per processor.
+        workers: files made at a time; by default one per processor.
 
     Returns:
         What was made, was there already, and was skipped.
@@ -156,8 +157,8 @@ def prepare(
     """
     videos, output = Path(videos), Path(output)
     names = chosen("kinds", kinds, get_args(Kind))
-    above_zero(fps=fps, flow_fps=flow_fps, flow_bound=flow_bound)
-    at_least(1, size=size, workers=workers)
+    check_positive(fps=fps, flow_fps=flow_fps, flow_bound=flow_bound)
+    check_at_least(1, size=size, workers=workers)
     if videos.resolve() == output.resolve():
         raise ValueError(f"`output` must be another folder than `videos`, got {str(output)!r} for both")
     every = Frames(fps, size), Spectrograms(), Flow(size, flow_fps, flow_bound, flow_method)
@@ -171,16 +172,16 @@ def prepare(
     already = {each.kind: len(clips) - sum(maker is each for _, maker in lacking) for each in makers}
     report = Report(output, len(clips), already)
     with ExitStack() as stack:
-        # Files are the unit of work: torch in many threads at a time must not start many of its own.
+        # Many files are made at a time: torch must not start threads of its own for each.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
-        # In the same file system as what is finished; whatever a killed run has left there goes.
+        # On the same file system as the finished files, so that they can be renamed; what a killed run left is removed.
         unfinished = output / ".unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         stack.callback(shutil.rmtree, unfinished)
         bar = stack.enter_context(Tqdm(total=len(lacking), unit="file", disable=None))
-        # Threads do: the work is that of ffmpeg, OpenCV and torch, which let other threads run.
+        # Threads are enough: the work is done by ffmpeg, OpenCV and torch, which let other threads run.
         pool = stack.enter_context(ThreadPoolExecutor(workers or _processors()))
         try:
             running = {
@@ -220,7 +221,7 @@ def _target(output: Path, maker: Maker, clip: str) -> Path:
 
 
 def _keep_settings(output: Path, makers: Sequence[Maker]) -> None:
-    """Refuse to mix what was made with different settings."""
+    """Write the settings of each kind; refuse to mix files that were made with different ones."""
     for maker in makers:
         path, folder = output / f"{maker.kind}.json", output / maker.kind
         made = f"was not made by this command: there is no {path.name}"
@@ -239,7 +240,7 @@ def _keep_settings(output: Path, makers: Sequence[Maker]) -> None:
 
 
 def _processors() -> int:
-    """Those this process may use, where the system tells."""
+    """How many processors this process may use, where the system says."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -251,7 +252,7 @@ def prepare_command(words: Sequence[str]) -> int:
     """Prepare videos as the words of a command line say, and print a summary.
 
     Returns:
-        The exit status: 1 if there is a kind that not a single video has, else 0, whatever was skipped.
+        The exit status: 1 if some kind could be made of no video at all, else 0.
 
     Raises:
         SystemExit: with status 2 and an explanation, if a word is wrong; with status 130, if interrupted.
@@ -260,8 +261,8 @@ def prepare_command(words: Sequence[str]) -> int:
     parser = ArgumentParser(
         prog="lightning-crmt prepare",
         description=what,
-        epilog="Exit status: 0 if something was made or is there of each kind, though videos be skipped; 1 if of some "
-        "kind there is nothing; 2 if nothing was tried because a word of the command is wrong.",
+        epilog="Exit status: 0 if there is something of each kind, even if videos were skipped; 1 if there is nothing "
+        "of some kind; 2 if nothing was tried because a word of the command is wrong.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )

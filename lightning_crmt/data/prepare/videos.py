@@ -15,22 +15,22 @@ SUFFIXES = (
 
 
 def find_videos(folder: Path, leave_out: Path | None = None) -> dict[str, Path]:
-    """Videos in a folder and the folders below it, by the names of their clips: the path below it without suffix.
+    """Videos in a folder and its subfolders, by clip name: the path below the folder without suffix.
 
-    Names that start with a dot are left out: they are what other programs hide.
+    Names that start with a dot are left out: they are hidden files of other programs.
 
     Args:
-        folder: where to look; links are followed, but for those that lead back to a folder they are in.
+        folder: where to look; links are followed, except those that lead back to a folder they are in.
         leave_out: a folder not to look into.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no video, a folder that may not be read, or videos whose clips would be mixed.
+        ValueError: if it holds no video, a folder that cannot be read, or videos whose clips would be mixed.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"`videos` must be a folder, got {str(folder)!r}, and there is none")
-    found: dict[str, list[Path]] = {}
-    # what each folder must not lead into: what it lies in, for a link may lead back there
+    clips: dict[str, list[Path]] = {}
+    # The folders that each folder lies in, which a link must not lead back to.
     above = {str(folder): {os.path.realpath(each) for each in (folder, leave_out) if each is not None}}
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         closed = above.pop(place)
@@ -40,20 +40,20 @@ def find_videos(folder: Path, leave_out: Path | None = None) -> dict[str, Path]:
         for file in sorted(files):
             path = Path(place, file)
             if not file.startswith(".") and path.suffix.lower() in SUFFIXES:
-                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    if not found:
+                clips.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    if not clips:
         raise ValueError(f"`videos` must hold files that end with {', '.join(SUFFIXES)}, got {str(folder)!r} with none")
-    if twins := [(first, other) for first, *others in found.values() for other in others]:
+    if twins := [(first, other) for first, *others in clips.values() for other in others]:
         raise ValueError(
             f"`videos` must have names that differ without suffix, got {len(twins)} pair{'s' * (len(twins) > 1)} that "
             f"do not, such as {twins[0][0]} and {twins[0][1]}"
         )
-    for clip, (path,) in found.items():
+    for clip, (path,) in clips.items():
         for parent in map(Path.as_posix, Path(clip).parents):
-            if parent in found:
-                both = f"{found[parent][0]} and {path}"
+            if parent in clips:
+                both = f"{clips[parent][0]} and {path}"
                 raise ValueError(f"`videos` must not have a folder named as a video without suffix, got {both}")
-    return {clip: path for clip, (path,) in found.items()}
+    return {clip: path for clip, (path,) in clips.items()}
 
 
 def _refuse(error: OSError) -> NoReturn:

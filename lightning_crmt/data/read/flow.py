@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self, override
 
+from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.data.read.frames import pictures, read_jpeg
 from lightning_crmt.data.read.looks import Look, Reader, stack_at
-from lightning_crmt.data.settings import above_zero, at_least
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class FlowReader(Reader):
     bound: float = 20.0
 
     def __post_init__(self) -> None:
-        at_least(1, size=self.size, flow_length=self.length)
-        above_zero(flow_std=self.std, flow_bound=self.bound)
+        check_at_least(1, size=self.size, flow_length=self.length)
+        check_positive(flow_std=self.std, flow_bound=self.bound)
 
     @override
     def __call__(self, clip: str, look: Look) -> Tensor:
@@ -63,7 +63,7 @@ class FlowReader(Reader):
 
     @override
     def for_folder(self, folder: Path, root: Path) -> Self:
-        """With the bound in the settings beside the folder, or beside one that it lies in; as it is without any.
+        """For a folder, with the bound in the settings beside it or beside a folder around it, if there are settings.
 
         Raises:
             ValueError: if there is a file of settings without a valid bound.

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.data.read.looks import Look, Reader, frame_at
-from lightning_crmt.data.settings import at_least
 
 #: Mean and deviation of the channels of ImageNet, pixels in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,7 +37,7 @@ class FrameReader(Reader):
     size: int
 
     def __post_init__(self) -> None:
-        at_least(1, size=self.size)
+        check_at_least(1, size=self.size)
 
     @override
     def __call__(self, clip: str, look: Look) -> Tensor:

@@ -55,7 +55,7 @@ def fetch_recordings(folder: str | Path, url: str | None = None) -> None:
     """Fetch the archive and unpack its recordings into ``folder / "recordings"``, unless something is there already.
 
     Everything is prepared beside the folder, which is then renamed, so that a folder with something in it is complete:
-    whatever goes wrong on the way leaves nothing behind.
+    a failure on the way leaves nothing behind.
 
     Args:
         folder: where to; made, with its parents.
@@ -118,7 +118,7 @@ def read_recordings(path: str | Path) -> Recordings:
 
     Raises:
         FileNotFoundError: if there is no such path.
-        ValueError: if no recording is found, or one is broken or not as expected; the message names the file.
+        ValueError: if there is no recording, or one is broken or not as expected; the message names the file.
     """
     path = Path(path)
     if path.suffix == ".npz" and path.is_file():
@@ -126,7 +126,7 @@ def read_recordings(path: str | Path) -> Recordings:
     elif path.is_dir():
         files = list(path.glob("*.wav")) or list((path / "recordings").glob("*.wav"))
         if not files:
-            raise ValueError(f"{path} must hold files {{digit}}_{{speaker}}_{{index}}.wav, found none")
+            raise ValueError(f"{path} must hold files {{digit}}_{{speaker}}_{{index}}.wav, got none")
         rows = [(*_parse(file), _read_wave(file)) for file in files]
     else:
         raise FileNotFoundError(
@@ -145,7 +145,7 @@ def read_recordings(path: str | Path) -> Recordings:
 def spectrograms(recordings: Recordings, frames: int, n_mels: int, dynamic_range: float | None = None) -> Tensor:
     r"""Log-mel spectrograms of one size, ``(N, 1, frames, n_mels)``.
 
-    What a recording lacks at its end is silence, the floor of ``log_mel``; what it has beyond ``frames`` is dropped.
+    A short recording ends in silence, the floor of ``log_mel``; a long one loses what is beyond ``frames``.
     A ``dynamic_range`` :math:`R` takes the loudness of voice and microphone out of the energies :math:`L`,
 
     .. math:: x_{tb} = \max(L_{tb} - \max_{t'b'} L_{t'b'}, -R)
@@ -156,7 +156,7 @@ def spectrograms(recordings: Recordings, frames: int, n_mels: int, dynamic_range
         recordings: what to transform.
         frames: frames of 25 ms, 10 ms from start to start.
         n_mels: bands.
-        dynamic_range: from the loudest moment to silence, in log energy, above 0; 10 are 43 decibels.
+        dynamic_range: from the loudest moment to silence, in log energy, above 0; 10 is 43 decibels.
 
     Raises:
         ValueError: if a recording is shorter than a frame; the message names it.
@@ -169,7 +169,7 @@ def spectrograms(recordings: Recordings, frames: int, n_mels: int, dynamic_range
             raise ValueError(f"{name}: {error}") from None
     length = SAMPLE_RATE * 25 // 1000 + (frames - 1) * SAMPLE_RATE * 10 // 1000
     even = torch.stack([F.pad(each[:length], (0, max(0, length - len(each)))) for each in recordings.waveforms])
-    # In portions, which fit the cache of the processor.
+    # In portions that fit the cache of the processor.
     whole = torch.cat([log_mel(part, SAMPLE_RATE, n_mels, 25.0, 10.0) for part in torch.split(even, 64)])
     # Frames that reach into the padding are not the recording's.
     beyond = torch.arange(frames) >= torch.tensor(counts).unsqueeze(1)
@@ -220,6 +220,6 @@ def _read_archive(path: Path) -> list[tuple[int, str, int, np.ndarray]]:
         )
     pieces = np.split(audio, np.cumsum(length)[:-1])
     return [
-        (int(label[i]), str(names[speaker[i]]), int(index[i]), pieces[i])  # as the names of the files would say
+        (int(label[i]), str(names[speaker[i]]), int(index[i]), pieces[i])  # as in the names of the files
         for i in range(len(pieces))
     ]

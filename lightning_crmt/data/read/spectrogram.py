@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_crmt.checks import describe
+from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.data.read.looks import Look, Reader
-from lightning_crmt.data.settings import above_zero, at_least
 
-#: Energies below this count as this; the single precision epsilon, in whatever precision is computed.
+#: The smallest energy that differs from silence: the single precision epsilon, also in double precision.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
 #: What silence looks like in a spectrogram.
 LOG_FLOOR = math.log(ENERGY_FLOOR)
@@ -40,8 +39,8 @@ def log_mel(
     .. math:: L_{tb} = \log \max\Bigl(\epsilon, \sum_k w_b(k) P_t(k)\Bigr), \qquad
         \mathrm{mel}(f) = 1127 \ln(1 + f / 700)
 
-    The triangles :math:`w_b` are linear in mel, with equidistant corners from 20 Hz to half the sample rate, each up
-    from the centre of the one before and down to that of the next; the bin of half the sample rate itself is left out.
+    The triangles :math:`w_b` are linear in mel, with equidistant corners from 20 Hz to half the sample rate; each rises
+    from the centre of the one before and falls to that of the next. The bin at half the sample rate is left out.
     A triangle so narrow that no bin falls into it, as one of 128 at 16 kHz, always gives :math:`\log \epsilon`, as in
     torchaudio, where Kaldi itself refuses. :math:`\epsilon` is the single precision epsilon.
 
@@ -70,7 +69,7 @@ def log_mel(
     """
     if not isinstance(waveform, Tensor) or not waveform.is_floating_point() or waveform.dim() < 1:
         raise TypeError(f"`waveform` must be a floating point tensor of samples in [-1, 1], got {describe(waveform)}")
-    at_least(1, n_mels=n_mels)
+    check_at_least(1, n_mels=n_mels)
     frame_count(waveform.shape[-1], sample_rate, frame_length, frame_shift)
     if not waveform.isfinite().all():
         raise ValueError("`waveform` must be finite, got NaN or Inf")
@@ -139,7 +138,7 @@ class SpectrogramReader(Reader):
     frames: int = 1024
 
     def __post_init__(self) -> None:
-        above_zero(audio_std=self.std)
+        check_positive(audio_std=self.std)
         if not math.isfinite(self.mean):
             raise ValueError(f"`audio_mean` must be finite, got {self.mean}")
 

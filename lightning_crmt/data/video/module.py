@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lightning_crmt.checks import check_at_least
 from lightning_crmt.data.module import EpochShuffle, MultimodalDataModule
 from lightning_crmt.data.read.frames import FrameReader, pillow
 from lightning_crmt.data.read.looks import Reader, middle, random_look
-from lightning_crmt.data.settings import at_least
 from lightning_crmt.data.video.lists import Listed, entries, few, hold_out, look_up, restrict
 
 #: A folder below the root, or one for each part.
@@ -124,7 +124,7 @@ class ClipDataModule(MultimodalDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        at_least(1, moments=moments)
+        check_at_least(1, moments=moments)
         if not 0 <= val_share < 1:
             raise ValueError(f"`val_share` must be at least 0 and below 1, got {val_share}")
         if classes is not None and (not classes or len(set(classes)) != len(classes)):
@@ -163,7 +163,7 @@ class ClipDataModule(MultimodalDataModule):
     @override
     def load(self) -> dict[str, Dataset[Any]]:
         """Read the lists, split, and look for the files."""
-        pillow()  # whose absence should be known before workers start
+        pillow()  # so that it is missing now and not in the workers
         if not self.root.is_dir():
             raise FileNotFoundError(f"there is no folder `root` = {self.root}: {self.how_to_prepare}")
         known = self.all_classes()

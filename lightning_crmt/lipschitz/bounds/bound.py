@@ -39,22 +39,22 @@ def lipschitz_bound(
     .. math:: \|f(x') - f(x)\|_2 \le L \|x' - x\|_2 \quad \text{for all } x, x'
 
     the product of bounds of its layers, each by the rule for its exact type: a subclass may compute something else. It
-    is the bound of these very weights; training, loading or casting them makes it stale. Layers that are 1-Lipschitz by
-    construction are measured like all others. The module stays as it is, in training mode if it was.
+    holds for the present weights only; training, loading or casting them makes it stale. Layers that are 1-Lipschitz by
+    construction are measured like all others. The module is left as it was, including its training mode.
 
     ``level="rigorous"`` also proves the arithmetic of the bound, for the few types of layers where this package can;
     :func:`~lightning_crmt.lipschitz.forward_error` is the other half of such a certificate.
 
     Args:
-        module: an encoder or a part of one; every layer of a type that has a rule, or one you gave by
+        module: an encoder or a part of one, all of whose layers have a rule: built in, or registered with
             :func:`lipschitz_rule`.
-        input_shape: shape of one sample, without the batch. Not needed, but convolutions and averages get tighter, and
-            some paddings have a bound only with it.
+        input_shape: shape of one sample, without the batch dimension. Optional, but it tightens the bounds of
+            convolutions and averages, and some paddings have a bound only with it.
         level: ``SOUND`` or ``RIGOROUS``, or its name.
 
     Raises:
-        NoBoundError: a ``ValueError`` that names path and type of a module that has no rule, or whose settings or
-            weights admit no bound, or that does not run the code of its type.
+        NoBoundError: a ``ValueError`` that names path and type of a module without a rule, whose settings or weights
+            allow no bound, or which does not run the code of its type.
 
     >>> round(lipschitz_bound(nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten()), (1, 20)), 1) > 0
     True
@@ -109,7 +109,7 @@ def encoder_bounds(
 
 
 class Place:
-    """Where in a network a rule is asked for a bound, and how it asks on for the parts of its module.
+    """Where in a network a rule is asked for a bound, and how the rule gets the bounds of the module's parts.
 
     Attributes:
         path: name of the module as in ``named_modules``, ``""`` for the whole.
@@ -135,7 +135,7 @@ class Place:
             )
         try:
             bound = float(rule(part, here))
-        except NoBoundError:  # of a part, and named after it
+        except NoBoundError:  # of a part, which the error names already
             raise
         except ValueError as error:
             raise NoBoundError(f"no Lipschitz bound for {where}: {error}") from error
@@ -184,8 +184,8 @@ def lipschitz_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register how to bound the Lipschitz constant of your own layers.
 
     The rule gets the module, in evaluation mode, and its :class:`Place`; it returns an upper bound of the l2 Lipschitz
-    constant or raises. It serves exactly these types, not their subclasses, because these may compute something else.
-    A certificate is as sound as the rule.
+    constant or raises. It applies to exactly these types and not to subclasses, which may compute something else. A
+    certificate is as sound as the rule.
 
     Raises:
         TypeError: if a type is no subclass of ``nn.Module``.

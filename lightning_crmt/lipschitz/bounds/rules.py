@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The rules for torch's and this package's layers, each with the reason why it is an upper bound."""
+"""The rules for layers of torch and of this package, each with the reason why it is an upper bound."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _gelu(layer: nn.GELU, place: Place) -> float:
 
 @lipschitz_rule(nn.Softplus)
 def _softplus(layer: nn.Softplus, place: Place) -> float:
-    # torch's Softplus answers x above its threshold t, a jump of log(1 + e^-t): no slope bounds it. From t = 40 on, the
+    # torch's Softplus returns x above its threshold t, a jump of log(1 + e^-t): no slope bounds it. From t = 40 on, the
     # jump is below what double precision resolves at t.
     if not (layer.beta > 0 and layer.threshold >= 40):
         raise ValueError(
@@ -158,7 +158,7 @@ def _maximum(layer: nn.MaxPool1d | nn.MaxPool2d, place: Place) -> float:
 def _global_average(layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d, place: Place) -> float:
     axes = 1 if isinstance(layer, nn.AdaptiveAvgPool1d) else 2
     _refuse_but_global(layer.output_size)
-    # Without the sizes, that of a single input.
+    # Without the sizes, the bound for a single input.
     sizes = _spatial(place.input_shape, axes) or (1,)
     return SLACK / math.sqrt(math.prod(sizes))
 
@@ -212,7 +212,7 @@ def _batch_norm_scale(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
     return gain / variance.sqrt()
 
 
-#: Linear maps that are counted together with the batch normalisation after them.
+#: Linear maps that are bounded together with the batch normalisation after them.
 _BEFORE_NORM: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     nn.BatchNorm1d: (nn.Linear, OrthogonalLinear, nn.Conv1d, OrthogonalConv1d),
     nn.BatchNorm2d: (nn.Conv2d, OrthogonalConv2d),

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Exact gradient norms of chosen pairs of sample and class, in few passes."""
+"""Exact gradient norms for chosen pairs of a sample and a class, in few passes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def pair_norms(
 ) -> tuple[dict[str, Tensor], int]:
     """Norms of the gradients of chosen scores at chosen samples, and how many gradients were taken for them.
 
-    A backward pass serves one class of every sample in it, each its own. A batch may join the image of one sample with
-    the sound of another, as no score depends on both.
+    A backward pass serves one class of every sample in it, each its own. A batch may combine the image of one sample
+    with the sound of another, as no score depends on both.
 
     Args:
         scores_of: uni-modal scores ``(B, K)`` of inputs by name, each of its own input alone.
@@ -28,7 +28,8 @@ def pair_norms(
         batch_size: the most samples in a pass.
 
     Returns:
-        ``(n, K)`` by modality, and a number. Norms of pairs not asked for are 0, or exact where they came for free.
+        ``(n, K)`` by modality, and a number. Norms of pairs that were not requested are 0, or exact where they cost
+        nothing extra.
 
     >>> leaf = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> pairs = {"audio": torch.tensor([[True, False], [True, True]])}
@@ -52,7 +53,7 @@ def pair_norms(
             for name, mask in left.items()
         }
         batch = {name: value[rows[name]] for name, value in inputs.items()}
-        # A modality with nothing left to do only comes along.
+        # A modality with nothing left to compute is carried along.
         leaves = {name: value.requires_grad_(True) for name, value in batch.items() if counts[name].any()}
         scores = scores_of(batch)
         for turn in range(turns):

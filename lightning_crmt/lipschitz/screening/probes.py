@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The largest gradient of every score, found without taking them all: the cost hardly grows with the classes."""
+"""The largest gradient of every score without computing all: the cost hardly grows with the number of classes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_crmt.lipschitz.gradients import input_gradients
+from lightning_crmt.lipschitz.gradients import input_gradients, keep_largest
 from lightning_crmt.lipschitz.screening.pairs import pair_norms
 from lightning_crmt.lipschitz.screening.screen import Screen
-from lightning_crmt.modality import Inputs, at_least_single
+from lightning_crmt.modality import Inputs, at_least_single, select
 
-#: The most samples, all gradients of which are taken, to learn from.
+#: The most pilots: samples whose gradients are all computed, to learn from.
 _MOST_PILOTS = 256
 #: Random mixtures of the gradients of each pilot, from which the leading directions are read.
 _MIXTURES = 4
-#: Pairs of each class that are looked at first, as they may raise the bar for the others.
+#: Pairs of each class that are computed first, as they may raise the bar for the others.
 _FIRST = 8
 #: Relative gain that is not worth a gradient.
 _GAIN = 0.005
@@ -39,22 +39,22 @@ class ProbeSearch:
        largest norm so far, the most promising first; a backward pass serves one class of every sample in it. When they
        have cost more than the pilots, the pilots are doubled.
 
-    What comes out are exact gradient norms at data points, so it is never above the exhaustive search; where it is
-    below, a pair beat its prediction by more than ``caution`` allows for.
+    The results are exact gradient norms at data points, so they never exceed those of the exhaustive search; where one
+    is lower, a pair beat its prediction by more than ``caution`` allows for.
     It pays with many classes, thousands of samples, trained encoders, and where a forward pass is cheaper than a
     backward pass, as with convolutions; if the slopes predict little, as with encoders that were never trained, most
     gradients are taken. ``benchmarks/lipschitz_scaling.py`` measures it. Samples should come shuffled: otherwise the
     first pilots are not typical, and the search takes longer. Orthogonal heads are computed in every forward pass: with
     many classes, give the search ``with_fixed_weights(model)``.
 
-    Memory, per modality, beside one forward and backward pass: ``pool`` inputs (or a batch, if it is larger), and
+    Memory, per modality, on top of one forward and backward pass: ``pool`` inputs (or a batch, if it is larger), and
     ``pool K probes`` slopes a few times.
 
     Args:
         probes: number of directions; more make the screening sharper and more expensive. None takes the square root of
             twice the number of classes, rounded up: the more gradients there are to save, the more it may cost.
         pilots: number of samples whose gradients are all taken at first.
-        caution: a pair is not looked at if its predicted norm is more standard deviations than this below what would
+        caution: a pair is skipped if its predicted norm is more standard deviations than this below what would
             beat the largest one by half a percent. Errors have longer tails than normal ones: over searches of a few
             trained encoders, most of which served to choose the default too, one of 680 classes ended 1.0 % low with
             4, and none of 4,000 with 5.
@@ -87,19 +87,23 @@ class ProbeSearch:
             raise ValueError(f"`pilots` must be at least 8, got {self.pilots}: the screening learns from them")
 
 
-def probed_speeds(
+def largest_norms(
     scores_of: Callable[[Inputs], Inputs], batches: Iterable[Inputs], search: ProbeSearch
-) -> Iterator[dict[str, Tensor]]:
-    """Gradient norms ``(n, K)`` of the scores of all samples in turn: exact, or 0 where that was not worth it.
+) -> dict[str, Tensor]:
+    """The largest gradient norm of every score over all samples, ``(K,)`` by modality, as far as ``search`` finds it.
 
     Args:
         scores_of: uni-modal scores ``(B, K)`` of inputs by name, each of its own input alone.
         batches: inputs by name.
         search: settings.
+
+    Raises:
+        ValueError: if a gradient is not finite.
     """
     finder = _Finder(scores_of, search)
     for pool, batch_size in _pools(batches, search.pool):
-        yield from finder.search(pool, batch_size)
+        finder.search(pool, batch_size)
+    return finder.largest
 
 
 def _pools(batches: Iterable[Inputs], least: int) -> Iterator[tuple[Inputs, int]]:
@@ -117,7 +121,7 @@ def _pools(batches: Iterable[Inputs], least: int) -> Iterator[tuple[Inputs, int]
 
 
 class _Finder:
-    """What is known so far: the largest norms, the directions, the pilots and the screens learnt from them."""
+    """The state of a search: the largest norms so far, the directions, the pilots, and the screens learnt from them."""
 
     def __init__(self, scores_of: Callable[[Inputs], Inputs], search: ProbeSearch) -> None:
         self.scores_of, self.settings = scores_of, search
@@ -130,7 +134,7 @@ class _Finder:
         # Gradients taken of pilots, and of others since the last pilots.
         self.pilots = self.invested = self.spent = 0
 
-    def search(self, pool: Inputs, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    def search(self, pool: Inputs, batch_size: int) -> None:
         self.batch_size = batch_size
         size = _size(pool)
         fits = not self.directions or _shapes(pool) == _shapes(self.directions)
@@ -138,29 +142,23 @@ class _Finder:
         order = torch.randperm(size, generator=self.generator)
         others = pool
         if count > 0:
-            pilots, others = _select(pool, order[:count]), _select(pool, order[count:])
+            pilots, others = select(pool, order[:count]), select(pool, order[count:])
             with torch.no_grad():
-                one = self.scores_of(_select(pool, torch.arange(1)))
+                one = self.scores_of(select(pool, torch.arange(1)))
             every = {name: score.new_ones(count, score.shape[1]) for name, score in one.items()}
             norms, taken = pair_norms(self.scores_of, pilots, every, batch_size)
-            yield self._note(norms)
+            keep_largest(self.largest, norms)
             if fits:
                 self._learn(pilots, norms)
                 self.invested, self.spent = self.invested + taken, 0
         if count < size:
-            yield self._screened(others)
+            self._screen(others)
 
     def _pilots_wanted(self) -> int:
         if self.pilots < self.settings.pilots:
             return self.settings.pilots - self.pilots
-        # As much for learning as it has cost to search with what was known.
+        # Spend as much on learning as the search with the present screens has cost.
         return min(self.pilots, max(0, _MOST_PILOTS - self.pilots)) if self.spent > self.invested else 0
-
-    def _note(self, norms: dict[str, Tensor]) -> dict[str, Tensor]:
-        for name, value in norms.items():
-            top = value.amax(dim=0)
-            self.largest[name] = torch.maximum(self.largest[name], top) if name in self.largest else top
-        return norms
 
     # --- learning
 
@@ -177,7 +175,7 @@ class _Finder:
         """Leading principal directions of the gradients of all classes, each of length one."""
         mixed: dict[str, list[Tensor]] = {name: [] for name in pilots}
         for rows in torch.split(torch.arange(_size(pilots)), self.batch_size):
-            leaves = {name: value.requires_grad_(True) for name, value in _select(pilots, rows).items()}
+            leaves = {name: value.requires_grad_(True) for name, value in select(pilots, rows).items()}
             scores = self.scores_of(leaves)
             for turn in range(_MIXTURES):
                 parts = []
@@ -194,7 +192,7 @@ class _Finder:
             count = min(probes, *stacked.shape)
             leading = torch.linalg.eigh(stacked @ stacked.mT).eigenvectors[:, -count:]
             directions = torch.nn.functional.normalize(leading.mT @ stacked, dim=1)
-            # Every modality has the same number of probes; one of few dimensions is moved along nothing at last.
+            # Every modality has the same number of probes; one of few dimensions gets zero directions at the end.
             missing = directions.new_zeros(probes - count, directions.shape[1])
             value = pilots[name]
             self.directions[name] = torch.cat([directions, missing]).view(-1, *value.shape[1:]).to(value.dtype)
@@ -211,7 +209,7 @@ class _Finder:
         slopes: dict[str, list[Tensor]] = {name: [] for name in inputs}
         scores: dict[str, list[Tensor]] = {name: [] for name in inputs}
         for rows in torch.split(torch.arange(_size(inputs)), self.batch_size):
-            here = _select(inputs, rows)
+            here = select(inputs, rows)
             base = self.scores_of(here)
             parts: dict[str, list[Tensor]] = {name: [] for name in inputs}
             for i in range(len(next(iter(self.directions.values())))):
@@ -226,10 +224,9 @@ class _Finder:
 
     # --- searching
 
-    def _screened(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Norms of the pairs that may beat the largest so far: the best of each class, then all that still may."""
+    def _screen(self, inputs: Inputs) -> None:
+        """Take the gradients of pairs that may beat the largest so far: the best of each class, then all that may."""
         predictions = {name: self.screens[name].predict(*seen) for name, seen in self._probe(inputs).items()}
-        norms = {name: torch.zeros_like(p.visible, dtype=inputs[name].dtype) for name, p in predictions.items()}
         known = {name: torch.zeros_like(p.visible, dtype=torch.bool) for name, p in predictions.items()}
         for most in (_FIRST, math.inf):  # no more rounds than these, as the last batch of each is not full
             todo = {}
@@ -239,12 +236,10 @@ class _Finder:
                 todo[name] = lead >= -self.settings.caution
                 if most < len(lead):
                     todo[name] &= lead >= lead.topk(_FIRST, dim=0).values[-1]
-            exact, taken = pair_norms(self.scores_of, inputs, todo, self.batch_size)
-            self.spent += taken
-            for name, value in self._note(exact).items():
-                norms[name] = torch.maximum(norms[name], value)
                 known[name] |= todo[name]
-        return norms
+            norms, taken = pair_norms(self.scores_of, inputs, todo, self.batch_size)
+            keep_largest(self.largest, norms)
+            self.spent += taken
 
 
 def _size(inputs: Inputs) -> int:
@@ -257,7 +252,3 @@ def _shapes(inputs: Inputs) -> dict[str, torch.Size]:
 
 def _join(batches: list[Inputs]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name].detach() for batch in batches]) for name in batches[0]}
-
-
-def _select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
-    return {name: value[rows.to(value.device)] for name, value in inputs.items()}

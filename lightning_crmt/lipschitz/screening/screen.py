@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Predict from cheap slopes how large gradient norms can be; only decides what is worth an exact gradient."""
+"""Predict from cheap slopes how large gradient norms can be; this only decides which exact gradients to compute."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 _WIDTHS = (0.03, 0.1, 0.3, 1.0)
 _PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _SHARES = (0.0, 0.25, 0.5)
-#: A norm this far below the largest known one cannot become it: how far must not disturb the fit.
+#: A norm this far below the largest known one cannot exceed it: how far below must not disturb the fit.
 _FAR = 0.1
 #: The least hidden part of a squared norm: below it, differences are rounding.
 _LEAST = 0.005
 
 
 class Prediction(NamedTuple):
-    """What is expected of gradient norms, each ``(n, K)``.
+    """Predicted gradient norms, each ``(n, K)``.
 
     Attributes:
-        visible: squared norms of the part of the gradients that was seen.
+        visible: squared norms of the part of the gradients along the probed directions.
         hidden: expected logarithmic norms of the other part.
         deviation: how uncertain these are.
     """
@@ -52,7 +52,7 @@ class Screen:
 
     The slopes :math:`y` and scores :math:`s` of all classes together tell where in the network a sample is, and
     :math:`f_k` what the gradients of samples nearby were. Weight, kernel width and penalty are those with the smallest
-    leave-one-out error, so what is claimed of new samples was seen on the known ones.
+    leave-one-out error, so that claims about new samples were checked on known ones.
 
     Args:
         slopes: of the samples to learn from, ``(n, r, K)``.
@@ -109,7 +109,7 @@ class Screen:
         self.deviation = (variance / 2 + variance.mean() / 2).sqrt()
 
     def predict(self, slopes: Tensor, scores: Tensor) -> Prediction:
-        """What can be told of the norms of new samples; the less sure, the less they are like the known ones.
+        """Predict the norms of new samples; the less they resemble the known ones, the less certain the prediction.
 
         Args:
             slopes: of the new samples, ``(n, r, K)``.

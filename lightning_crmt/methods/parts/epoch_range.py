@@ -1,26 +1,24 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The epochs that a method acts in."""
+"""The epochs in which a method acts."""
 
 from __future__ import annotations
 
+import sys
 
-def within(epoch: int, start_epoch: int, end_epoch: int | None) -> bool:
-    """Whether ``epoch`` lies between two, both included; None is the end of training.
-
-    >>> within(3, start_epoch=0, end_epoch=3), within(3, start_epoch=4, end_epoch=None)
-    (True, False)
-    """
-    return start_epoch <= epoch and (end_epoch is None or epoch <= end_epoch)
+from lightning_crmt.checks import check_at_least
 
 
-def check_epochs(start_epoch: int, end_epoch: int | None) -> None:
-    """Refuse epochs that no training has.
+def epoch_range(start_epoch: int, end_epoch: int | None) -> range:
+    """The epochs between two, both included; None is the end of training.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: naming the argument, for epochs that no training has.
+
+    >>> 3 in epoch_range(0, 3), 3 in epoch_range(4, None)
+    (True, False)
     """
-    if start_epoch < 0:
-        raise ValueError(f"`start_epoch` must be at least 0, got {start_epoch}")
+    check_at_least(0, start_epoch=start_epoch)
     if end_epoch is not None and end_epoch < start_epoch:
         raise ValueError(f"`end_epoch` must be at least `start_epoch` = {start_epoch}, got {end_epoch}")
+    return range(start_epoch, sys.maxsize if end_epoch is None else end_epoch + 1)

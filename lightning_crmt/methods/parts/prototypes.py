@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,9 @@ class Prototypes:
     A class without samples keeps the prototype it has; one that never had samples has none, and takes no part.
 
     Args:
-        momentum: :math:`\mu` in [0, 1), the share of what was.
+        momentum: :math:`\mu` in [0, 1), the share of the old prototype.
+        means: prototypes to start from, ``(K, d_m)``.
+        known: which classes have one, ``(K,)``.
 
     >>> prototypes = Prototypes(momentum=0.0)
     >>> prototypes.update(sums=torch.tensor([[2.0, 0.0], [0.0, 0.0]]), counts=torch.tensor([2.0, 0.0]))
@@ -30,13 +30,13 @@ class Prototypes:
     tensor([[-3.]])
     """
 
-    def __init__(self, momentum: float) -> None:
+    def __init__(self, momentum: float, *, means: Tensor | None = None, known: Tensor | None = None) -> None:
         self.momentum = momentum
-        self.means = torch.empty(0, 0)
-        self.known = torch.empty(0, dtype=torch.bool)
+        self.means = torch.empty(0, 0) if means is None else means
+        self.known = torch.empty(0, dtype=torch.bool) if known is None else known
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Take in the sum of the features of each class, ``(K, d_m)``, and the number of samples, ``(K,)``."""
+        """Add the sum of the features of each class, ``(K, d_m)``, and the number of samples, ``(K,)``."""
         seen = counts > 0
         means = sums / counts.clamp(min=1)[:, None]
         if self.known.numel():
@@ -60,11 +60,3 @@ class Prototypes:
         known = self.known.to(classes.device)
         column = known.cumsum(dim=0) - 1
         return column[classes.long()].clamp(min=0), known[classes.long()]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Prototypes, on the CPU."""
-        return {"means": self.means.cpu(), "known": self.known.cpu()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take those of an interrupted fit."""
-        self.means, self.known = state["means"], state["known"]

@@ -17,14 +17,14 @@ Gradients = tuple[Sequence[nn.Parameter], list[Tensor]]
 
 
 class SeparateGradients:
-    """The gradients of named losses, on the same footing as ``parameter.grad`` right before a step.
+    """The gradients of named losses, comparable with ``parameter.grad`` right before a step.
 
     That is: divided by the number of accumulated batches and added up over them, averaged over processes, and without
     the factor of a gradient scaler. Each loss costs a backward pass of its own, which DDP does not see.
     """
 
     def __init__(self) -> None:
-        self._found: dict[str, Gradients] = {}
+        self._gathered: dict[str, Gradients] = {}
 
     def add(self, name: str, loss: Tensor, parameters: Sequence[nn.Parameter], trainer: Trainer) -> None:
         """Differentiate the loss of one micro-batch; its graph stays.
@@ -43,30 +43,26 @@ class SeparateGradients:
             )
         scaled = loss if scaler is None else scaler.scale(loss)
         with torch.autocast(loss.device.type, enabled=False):
-            found = torch.autograd.grad(scaled, parameters, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(scaled, parameters, retain_graph=True, allow_unused=True)
         factor = 1 / (trainer.accumulate_grad_batches * (1.0 if scaler is None else scaler.get_scale()))
         new = [
             torch.zeros_like(at_least_single(parameter.detach())) if each is None else at_least_single(each) * factor
-            for parameter, each in zip(parameters, found, strict=True)
+            for parameter, each in zip(parameters, gradients, strict=True)
         ]
-        if name in self._found:
-            new = [before + each for before, each in zip(self._found[name][1], new, strict=True)]
-        self._found[name] = parameters, new
+        if name in self._gathered:
+            new = [before + each for before, each in zip(self._gathered[name][1], new, strict=True)]
+        self._gathered[name] = parameters, new
 
     def take(self, trainer: Trainer) -> dict[str, Gradients]:
-        """What was gathered, by name, the mean over all processes, which must call it together; and begin anew."""
-        found, self._found = self._found, {}
-        for name, (parameters, gradients) in found.items():
+        """The gradients so far by name, averaged over all processes, which must call this together; then start anew."""
+        gathered, self._gathered = self._gathered, {}
+        for name, (parameters, gradients) in gathered.items():
             if gradients and trainer.world_size > 1:
                 flat = torch.cat([each.flatten() for each in gradients])
                 parts = trainer.strategy.reduce(flat, reduce_op="mean").split([each.numel() for each in gradients])
                 gradients = [part.view_as(each) for part, each in zip(parts, gradients, strict=True)]
-            found[name] = parameters, gradients
-        return found
-
-    def clear(self) -> None:
-        """Forget what was gathered."""
-        self._found = {}
+            gathered[name] = parameters, gradients
+        return gathered
 
     def __bool__(self) -> bool:
-        return bool(self._found)
+        return bool(self._gathered)

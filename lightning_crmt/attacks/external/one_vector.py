@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What an attack of another library gets to see of a model of several inputs: one vector in, logits out."""
+"""A model of several inputs as other libraries see it: one vector in, logits out."""
 
 from __future__ import annotations
 
@@ -9,46 +9,102 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.attacks.external.flattening import Flat
 from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, under_attack
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.geometry import Perturbation, choose, times
+from lightning_crmt.attacks.threat.per_sample import Perturbation, times
 from lightning_crmt.modality import Inputs, at_least_single, logits_of
 
 
-class Problem:
+class Flat:
+    r"""Some modalities of a batch side by side in one vector per sample, ``(B, D)``, and the way back.
+
+    The vector holds entries as they are, without a scale for each modality, so that the joint l2 norm of the
+    modalities is the norm of the vector. :meth:`restore` undoes :meth:`join` bit by bit. The other modalities, such as
+    token ids, are kept aside and come back untouched.
+
+    Args:
+        inputs: the batch: names, shapes, dtypes, and what is kept aside.
+        modalities: those that go into the vector.
+
+    >>> x = {"audio": torch.ones(2, 3), "text": torch.arange(2).reshape(2, 1), "image": torch.zeros(2, 2, 2)}
+    >>> flat = Flat(x, ["audio", "image"])
+    >>> flat.join(x)
+    tensor([[1., 1., 1., 0., 0., 0., 0.],
+            [1., 1., 1., 0., 0., 0., 0.]])
+    >>> back = flat.restore(flat.join(x))
+    >>> list(back), all(back[name].equal(x[name]) for name in x)
+    (['audio', 'text', 'image'], True)
+    """
+
+    def __init__(self, inputs: Inputs, modalities: Sequence[str]) -> None:
+        self.modalities = list(modalities)
+        self._inputs = {name: value.detach() for name, value in inputs.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of entries of each modality in the vector, in its order."""
+        return {name: self._inputs[name][0].numel() for name in self.modalities}
+
+    def join(self, values: Inputs) -> Tensor:
+        """The vectors ``(n, D)`` of values by modality ``(n, ...)``, in the narrowest dtype that holds them all."""
+        dtype = reduce(torch.promote_types, [values[name].dtype for name in self.modalities])
+        return torch.cat([values[name].flatten(1).to(dtype) for name in self.modalities], dim=1)
+
+    def split(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Views of the vectors ``(n, D)`` by modality, each ``(n, ...)``, in the dtype of the vectors."""
+        parts = torch.split(vectors, list(self.sizes.values()), dim=1)
+        return {
+            name: part.reshape(len(part), *self._inputs[name].shape[1:])
+            for name, part in zip(self.modalities, parts, strict=True)
+        }
+
+    def restore(self, vectors: Tensor, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """Inputs of the model: the vectors in shape and dtype of each modality, and what was kept aside.
+
+        Args:
+            vectors: ``(n, D)``.
+            rows: which samples of the batch these are, ``(n,)``; all in order by default.
+        """
+        parts = {name: part.to(self._inputs[name].dtype) for name, part in self.split(vectors).items()}
+        kept = {n: v if rows is None else v[rows] for n, v in self._inputs.items() if n not in parts}
+        return {name: parts[name] if name in parts else kept[name] for name in self._inputs}
+
+
+class OneVectorModel(nn.Module):
     """A model under attack as a function of displacements ``(n, D)`` in units of the budget's radius.
 
     Attributes:
-        oracle: the model and its clean inputs.
-        budget: a ball, in l2 or l-infinity.
+        attacked: the model and its clean inputs.
         origin: no displacement, ``(B, D)``, float64.
     """
 
-    def __init__(self, oracle: AttackedModel, budget: Budget) -> None:
-        self.oracle = oracle
-        self.budget = budget
-        self._flat = Flat(oracle.inputs, oracle.attacked)
+    def __init__(self, attacked: AttackedModel) -> None:
+        super().__init__()
+        self.eval()
+        self.attacked = attacked
+        self._flat = Flat(attacked.inputs, attacked.modalities)
         # In the model's precision: displacements are small numbers, so what they lose here is lost in the sum anyway.
-        self._clean = at_least_single(self._flat.join(oracle.inputs))
+        self._clean = at_least_single(self._flat.join(attacked.inputs))
         self.origin = torch.zeros_like(self._clean, dtype=torch.float64)
         ones = self._flat.split(torch.ones_like(self._clean))
-        unit = self._flat.join({name: times(ones[name], r) for name, r in budget._radii(ones, 1.0).items()})
+        parts = attacked.budget.parts(ones)
+        unit = self._flat.join({name: times(one, radius) for part, radius in parts for name, one in part.items()})
         self._unit = unit.to(self._clean.dtype)
-        room = budget._room(oracle.inputs, ones)
+        room = attacked.budget.room(attacked.inputs, ones)
         free = (self._clean.new_tensor(-torch.inf), self._clean.new_tensor(torch.inf))
         self._room = [
             self._flat.join({name: room.get(name, free)[side].to(one).expand_as(one) for name, one in ones.items()})
             for side in (0, 1)
         ] * bool(room)
 
-    def logits(self, displacement: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(self, displacement: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits ``(n, K)`` of the samples ``rows``, the largest shifted to 0, in single precision.
 
         Losses of attacks are differences of logits: so shifted, they keep their digits where they matter. The graph
@@ -63,8 +119,8 @@ class Problem:
         def function(leaf: Tensor) -> Tensor:
             clean = self._clean if rows is None else self._clean[rows]
             moved = clean + self._delta(leaf.to(clean.dtype), rows)
-            found = logits_of(self.oracle.model(self._flat.restore(moved, rows)))
-            return (found - found.detach().amax(dim=1, keepdim=True)).float()
+            logits = logits_of(self.attacked.model(self._flat.restore(moved, rows)))
+            return (logits - logits.detach().amax(dim=1, keepdim=True)).float()
 
         if displacement.requires_grad and torch.is_grad_enabled():
             return _Isolated.apply(displacement, function)  # type: ignore[no-any-return, no-untyped-call]
@@ -74,15 +130,6 @@ class Problem:
     def perturbation(self, displacement: Tensor) -> Perturbation:
         """The change of the inputs, by modality, of displacements of the whole batch."""
         return self._flat.split(self._delta(displacement.double(), None))
-
-    def confirm(self, delta: Perturbation) -> tuple[dict[str, Tensor], Tensor]:
-        """Attacked modalities after the perturbation where that fools the public forward, else clean; and where."""
-        oracle = self.oracle
-        moved = self.budget.apply(delta, oracle.inputs)
-        already = oracle.fooled(oracle.clean_logits)
-        fooled = oracle.fooled(oracle.logits(moved)) & ~already
-        best = {name: choose(fooled, moved[name], oracle.inputs[name]) for name in oracle.attacked}
-        return best, fooled | already
 
     def _delta(self, displacement: Tensor, rows: Tensor | None) -> Tensor:
         unit, *room = (value if rows is None else value[rows] for value in (self._unit, *self._room))
@@ -101,49 +148,8 @@ class _Isolated(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
         if not ctx.logits.requires_grad:
             return torch.zeros_like(ctx.leaf), None
-        (found,) = torch.autograd.grad(ctx.logits, ctx.leaf, slope, retain_graph=True)
-        return found.nan_to_num(0.0, 0.0, 0.0), None
-
-
-class InOrder(nn.Module):
-    """For a library that keeps the batch together: displacements to logits."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.problem = problem
-        self.eval()
-
-    def forward(self, displacement: Tensor) -> Tensor:
-        """Logits ``(B, K)`` of displacements ``(B, D)``."""
-        return self.problem.logits(displacement)
-
-
-class Numbered(nn.Module):
-    """For a library that works in single precision within the box [0, 1], and drops and reorders samples.
-
-    The clean input is the middle of the box, one radius is ``1 / 16``. More entries at the end, each 0 or 1, are the
-    binary digits of the number of the sample: too far apart for one radius to change, and without influence else.
-    """
-
-    radius = 1 / 16
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.problem = problem
-        self.eval()
-        size, device = len(problem.origin), problem.origin.device
-        self._weights = 2 ** torch.arange(max(1, (size - 1).bit_length()), device=device)
-        digits = (torch.arange(size, device=device)[:, None] & self._weights) > 0
-        self.clean = torch.cat([(problem.origin + 0.5).float(), digits.float()], dim=1)
-
-    def displacement(self, points: Tensor) -> Tensor:
-        """Back to units of the budget's radius."""
-        return (points[:, : -len(self._weights)] - 0.5) / self.radius  # exact: close to 0.5, and a power of 2
-
-    def forward(self, points: Tensor) -> Tensor:
-        """Logits ``(n, K)`` of points in the box ``(n, D + digits)``."""
-        rows = ((points[:, -len(self._weights) :].detach() > 0.5) * self._weights).sum(dim=1)
-        return self.problem.logits(self.displacement(points), rows)
+        (gradient,) = torch.autograd.grad(ctx.logits, ctx.leaf, slope, retain_graph=True)
+        return gradient.nan_to_num(0.0, 0.0, 0.0), None
 
 
 def load(package: str, extra: str = "attacks") -> Any:
@@ -153,7 +159,7 @@ def load(package: str, extra: str = "attacks") -> Any:
         ModuleNotFoundError: if it is not installed, with the extra that installs it.
     """
     before = os.environ.get("GIT_PYTHON_REFRESH")
-    # One of foolbox's own dependencies refuses to load where there is no git, unless told that nobody minds.
+    # One of foolbox's own dependencies refuses to load without git unless this variable is set.
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
     try:
         with warnings.catch_warnings():
@@ -172,19 +178,18 @@ def load(package: str, extra: str = "attacks") -> Any:
 
 def require_ball(budget: Budget, norms: Sequence[str]) -> None:
     """Refuse a budget that is no ball in one of the norms; l-infinity balls of several radii are one, rescaled."""
-    one = budget.joint or (isinstance(budget.radius, dict) and len(budget.radius) == 1)
-    if budget.norm not in norms or (budget.norm == "l2" and not one):
+    if budget.norm not in norms or (budget.norm == "l2" and len(budget.groups([])) > 1):
         raise ValueError(f"`budget` must be one ball of all attacked modalities, in {' or '.join(norms)}, got {budget}")
 
 
 @contextmanager
-def handed_over(model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> Iterator[Problem]:
-    """Lend ``model`` to a library that may seed torch's global generators and set the interpreter's trace function."""
+def handed_over(model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> Iterator[OneVectorModel]:
+    """Lend ``model`` to a library; undo what it may do to torch's global generators and Python's trace function."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     trace = sys.gettrace()
     try:
-        with torch.random.fork_rng(devices=devices), under_attack(model, inputs, target, budget) as oracle:
-            oracle.gradient(oracle.inputs, lambda logits: logits.sum(dim=1))  # refuses a model that detaches
-            yield Problem(oracle, budget)
+        with torch.random.fork_rng(devices=devices), under_attack(model, inputs, target, budget) as attacked:
+            attacked.gradient(attacked.inputs, lambda logits: logits.sum(dim=1))  # refuses a model that detaches
+            yield OneVectorModel(attacked)
     finally:
         sys.settrace(trace)

@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which samples survive an attack, and each radius: judged by the inputs it returned, not by what it reports.
+
+Sizes are measured in float64, and predictions are those of the public forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_crmt.attacks.attack import Attack, BudgetedAttack
+from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
+from lightning_crmt.attacks.missing import MissingModality
+from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits
+from lightning_crmt.modality import Inputs
+
+#: Rounding of float64 sums of squares may exceed a radius that was kept exactly by this share.
+_SLACK = 1e-6
+
+
+def check_fits(attacks: Iterable[Attack], model: Model, inputs: Inputs) -> None:
+    """Raise what the attacks would, if their budgets or the modalities they name do not fit ``inputs``.
+
+    Raises:
+        ValueError: if a modality is unknown, or an input lies outside its box.
+        TypeError: if a modality that is to be perturbed holds integers.
+    """
+    with lent(model, inputs) as taken:
+        for attack in attacks:
+            if isinstance(attack, MissingModality):
+                attack.subsets(taken)
+            elif isinstance(attack, BudgetedAttack):
+                attack.budget.attacked(taken)
+
+
+def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name: str | None = None) -> Tensor:
+    """For which samples the attack succeeds, ``(B,)`` bool; samples that are misclassified when clean count too.
+
+    Only the inputs that the attack returns are trusted: their distance from the clean ones is measured again in
+    float64, and the prediction is that of a plain forward pass on all of them. An attack without a budget, such as a
+    missing modality, is judged by its own ``logits``. An attack towards a class succeeds only where the prediction
+    is that class.
+
+    Args:
+        attack: settings of the attack.
+        model: a module, or any function from inputs by name to logits.
+        inputs: one tensor per modality.
+        target: classes, ``(B,)``.
+        name: what an error calls the attack; its class by default.
+
+    Raises:
+        RuntimeError: if the attack left its budget or its box, or touched a modality that it may not.
+
+    >>> from lightning_crmt import LinearFusion
+    >>> from lightning_crmt.attacks import PGD, Budget
+    >>> head = LinearFusion({"audio": 4}, num_classes=3)
+    >>> x = {"audio": torch.randn(5, 4)}
+    >>> fooled_by(PGD(Budget(10.0)), head, x, head(x).logits.argmax(1))
+    tensor([True, True, True, True, True])
+    """
+    with lent(model, inputs) as clean:
+        target = target.clone()
+        if not isinstance(attack, BudgetedAttack):
+            return attack.succeeds(attack.logits(model, clean, target), target)
+        moved = attack(model, clean, target)
+        check_budget(attack, moved, clean, name)
+        return attack.succeeds(public_logits(model, moved), target)
+
+
+def distance_by(
+    attack: MinimumNormAttack, model: Model, inputs: Inputs, target: Tensor, name: str | None = None
+) -> Tensor:
+    """Factor of the budget at which the search fools each sample, ``(B,)``, float64.
+
+    0 where the clean input is misclassified; infinite where the search failed, or its result does not fool a plain
+    forward pass. The arguments are those of :func:`fooled_by`.
+
+    Raises:
+        RuntimeError: if the result is further away than the search said, or it changed a modality that it may not.
+    """
+    with lent(model, inputs) as clean:
+        target = target.clone()
+        moved, claimed = attack.search(model, clean, target)
+        size = check_budget(attack, moved, clean, name, limit=claimed)
+        return torch.where(attack.succeeds(public_logits(model, moved), target), size, torch.inf)
+
+
+def surviving(
+    attack: Attack,
+    model: Model,
+    inputs: Inputs,
+    target: Tensor,
+    factors: Sequence[float],
+    among: Tensor,
+    name: str | None = None,
+) -> list[Tensor]:
+    """Which samples withstand the attack at each factor of its budget, one mask ``(B,)`` for each.
+
+    Factors are taken from the smallest on, and only samples still left are attacked: what fools a model in a small set
+    is in the larger sets too. So the masks shrink as the factor grows, whatever a single search misses.
+
+    Args:
+        attack: settings of the attack.
+        model: a module, or any function from inputs by name to logits.
+        inputs: one tensor per modality.
+        target: classes, ``(B,)``.
+        factors: at least 0, in any order; without effect where the attack has no budget.
+        among: the samples to attack, ``(B,)`` bool, those predicted correctly; all others count as fooled.
+        name: what an error calls the attack.
+    """
+    left = among.clone()
+    masks = {}
+    for factor in sorted(factors):
+        rows = left.nonzero().squeeze(1)
+        if len(rows) and factor > 0:  # no change at 0, and other libraries need not take it
+            part = {key: value[rows.to(value.device)] for key, value in inputs.items()}
+            sized = attack.scaled(factor).select(rows) if isinstance(attack, BudgetedAttack) else attack
+            left[rows] = ~fooled_by(sized, model, part, target[rows.to(target.device)], name)
+        masks[factor] = left.clone()
+    return [masks[factor] for factor in factors]
+
+
+def check_budget(
+    attack: BudgetedAttack, moved: Inputs, clean: Inputs, name: str | None = None, limit: Tensor | float = 1.0
+) -> Tensor:
+    """Size of the perturbation in units of the attack's budget, ``(B,)``, float64, checked to be within ``limit``.
+
+    Raises:
+        RuntimeError: naming the attack, and the rule that it broke.
+    """
+    title = f"the attack {type(attack).__name__ if name is None else repr(name)}"
+    if set(moved) != set(clean) or any(moved[key].shape != value.shape for key, value in clean.items()):
+        raise RuntimeError(
+            f"{title} must return inputs like those it was given, got "
+            f"{ {key: tuple(value.shape) for key, value in moved.items()} }"
+        )
+    delta = attack.budget.difference(moved, clean)
+    for key, value in clean.items():
+        if key not in delta and not torch.equal(moved[key], value):
+            raise RuntimeError(f"{title} changed {key!r}, which {attack.budget} does not let it touch")
+    for key, box in attack.budget.box.items():
+        if not box.contains(moved[key]):
+            raise RuntimeError(f"{title} left the box of {key!r}, {box}")
+    size = attack.budget.size(delta)
+    allowed = torch.as_tensor(limit, dtype=size.dtype, device=size.device)
+    inside = size <= allowed * (1 + _SLACK)  # false for NaN
+    if not bool(inside.all()):
+        worst = int((size - allowed).nan_to_num(torch.inf).argmax())
+        raise RuntimeError(
+            f"{title} changed sample {worst} by {size[worst]:.9g} times {attack.budget}, "
+            f"where at most {allowed.expand(len(size))[worst]:.9g} is allowed"
+        )
+    return size

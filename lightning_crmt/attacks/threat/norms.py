@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The l2 and the l-infinity norm: lengths, projections and steepest directions; another norm is another class."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_crmt.attacks.threat.per_sample import Perturbation, like, times
+
+#: How far each entry may move down and up, for the modalities that have a box.
+Room: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class Norm(ABC):
+    """A norm of the perturbations of some modalities, taken together, and what a search within a radius needs of it.
+
+    A subclass can be given as ``Budget(0.1, norm=MyNorm())``. Radii and lengths are float64 and one per sample,
+    ``(B,)``; ``room`` says by modality how far each entry may move down and up, for those with a box.
+    """
+
+    @abstractmethod
+    def length(self, delta: Perturbation) -> Tensor:
+        """The norm, ``(B,)``, in float64."""
+
+    @abstractmethod
+    def project(self, delta: Perturbation, radius: Tensor, room: Room, in_place: bool = False) -> Perturbation:
+        """The perturbation nearest to ``delta``, in l2, within the radius and the room.
+
+        With ``in_place`` the memory of ``delta`` may be used.
+        """
+
+    @abstractmethod
+    def steepest(self, gradient: Perturbation, radius: Tensor, room: Room) -> Perturbation:
+        """The perturbation within the radius and the room with the largest inner product with ``gradient``."""
+
+    def random(self, noise: Perturbation, share: float, radius: Tensor, room: Room) -> Perturbation:
+        """A random perturbation within the radius and the room, from Gaussian noise and a share drawn from [0, 1]."""
+        return {name: share * each for name, each in self.steepest(noise, radius, room).items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class L2(Norm):
+    """The Euclidean norm of all entries."""
+
+    @override
+    def length(self, delta: Perturbation) -> Tensor:
+        lengths = [_vector_norm(d, 2) for d in delta.values()]
+        return lengths[0] if len(lengths) == 1 else torch.linalg.vector_norm(torch.stack(lengths), dim=0)
+
+    @override
+    def project(self, delta: Perturbation, radius: Tensor, room: Room, in_place: bool = False) -> Perturbation:
+        return self._longest(delta, radius, room, 1.0, in_place)
+
+    @override
+    def steepest(self, gradient: Perturbation, radius: Tensor, room: Room) -> Perturbation:
+        return self._longest(gradient, radius, room, torch.inf)
+
+    def _longest(
+        self, direction: Perturbation, radius: Tensor, room: Room, at_most: float, in_place: bool = False
+    ) -> Perturbation:
+        r"""The longest :math:`\mathrm{clip}(c \, u)` within the radius, :math:`0 \le c \le` ``at_most``.
+
+        For ``at_most=1`` that is the projection of u onto the ball cut by the box, for infinity the point of it that is
+        farthest along u: the conditions of Karush, Kuhn and Tucker give both this form.
+        """
+        norm = self.length(direction)
+        scale = (radius / norm).clamp_(max=at_most).masked_fill_(norm == 0, 0.0)
+        if not any(name in room for name in direction):
+            return _stretched(direction, scale, in_place)
+        scaled = _stretched(direction, scale)
+        while True:
+            # The part of the radius that clipped entries do not use is left to the others; each round clips more.
+            clipped = _clipped(scaled, room)
+            free = {name: clipped[name] == d for name, d in scaled.items()}
+            used = _squares({name: d.masked_fill(free[name], 0) for name, d in clipped.items()})
+            left = _squares({name: d.masked_fill(~free[name], 0) for name, d in direction.items()})
+            wanted = ((radius.square() - used).clamp(min=0) / left.clamp(min=1e-300)).sqrt().clamp(max=at_most)
+            grows = (left > 0) & (wanted > scale * (1 + 1e-12))
+            if not bool(grows.any()):
+                return clipped
+            scale = torch.where(grows, wanted, scale)
+            scaled = _stretched(direction, scale)
+
+
+class LInf(Norm):
+    """The largest absolute value of all entries."""
+
+    @override
+    def length(self, delta: Perturbation) -> Tensor:
+        return torch.stack([_vector_norm(d, torch.inf) for d in delta.values()]).amax(dim=0)
+
+    @override
+    def project(self, delta: Perturbation, radius: Tensor, room: Room, in_place: bool = False) -> Perturbation:
+        limits = {name: like(radius, d).to(d.dtype) for name, d in delta.items()}
+        return _clipped({name: d.clamp(-limits[name], limits[name]) for name, d in delta.items()}, room)
+
+    @override
+    def steepest(self, gradient: Perturbation, radius: Tensor, room: Room) -> Perturbation:
+        return _clipped({name: times(g.sign(), radius) for name, g in gradient.items()}, room)
+
+    @override
+    def random(self, noise: Perturbation, share: float, radius: Tensor, room: Room) -> Perturbation:
+        uniform = {name: torch.special.ndtr(each) * 2 - 1 for name, each in noise.items()}
+        return _clipped({name: times(each, radius) for name, each in uniform.items()}, room)
+
+
+def _vector_norm(value: Tensor, order: float) -> Tensor:
+    vectors = value.flatten(1)
+    # On the CPU double precision takes four times as long; checking the result costs nothing.
+    if vectors.device.type == "cpu":
+        norm: Tensor = torch.linalg.vector_norm(vectors, order, dim=1).double()
+        if bool(((norm > 1e-15) & (norm < 1e15)).all()):
+            return norm
+    # The squares of a tiny gradient vanish in single precision.
+    exact: Tensor = torch.linalg.vector_norm(vectors, order, dim=1, dtype=torch.float64)
+    return exact
+
+
+def _clipped(delta: Perturbation, room: Room) -> Perturbation:
+    return {name: d.clamp(*room[name]) if name in room else d for name, d in delta.items()}
+
+
+def _stretched(direction: Perturbation, scale: Tensor, in_place: bool = False) -> Perturbation:
+    # What a tiny gradient would be multiplied by need not fit in single precision.
+    factors = {n: like(scale, d).clamp(max=torch.finfo(d.dtype).max).to(d.dtype) for n, d in direction.items()}
+    return {name: d.mul_(factors[name]) if in_place else d * factors[name] for name, d in direction.items()}
+
+
+def _squares(value: Perturbation) -> Tensor:
+    return torch.stack([d.square().flatten(1).sum(dim=1, dtype=torch.float64) for d in value.values()]).sum(dim=0)
