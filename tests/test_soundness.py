@@ -63,7 +63,7 @@ def test_certificates_that_are_too_long_are_found(kind, shrink):
 
 
 def test_a_violation_is_repeated_from_its_seed():
-    one, other = (Trial("linear", 7, gently=True, shrink=0.5).run() for _ in range(2))
+    one, other = (Trial("linear", 7, gently=True, shrink=0.3).run() for _ in range(2))
     assert [str(v) for v in one.violations] == [str(v) for v in other.violations]
     assert one.violations
 
@@ -73,7 +73,7 @@ def test_the_command_fails_for_a_wrong_certificate_and_says_how_to_repeat_it(mon
     monkeypatch.setattr(soundness, "Trial", partial(Trial, gently=True))
     assert soundness.main() == 0
     assert "--repeat" not in capsys.readouterr().out
-    monkeypatch.setattr(soundness, "Trial", partial(Trial, gently=True, shrink=0.5))
+    monkeypatch.setattr(soundness, "Trial", partial(Trial, gently=True, shrink=0.3))
     assert soundness.main() == 1
     assert "--repeat 7:linear" in capsys.readouterr().out
 
@@ -129,7 +129,7 @@ def trap():
 
 
 def test_a_grid_and_regions_and_a_search_know_the_trap():
-    model, x, prediction = trap(), {"x": torch.full((1, 1), 0.1).double()}, torch.tensor([0])
+    model, x, prediction = trap(), {"x": torch.full((1, 1), 0.1, dtype=torch.float64)}, torch.tensor([0])
     reference, threat = Reference(model, model), Threat(("x",))
     true = 2 + 1 / 11 - 0.1
     net = model.encoders["x"]
