@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from lightning_crmt.certification import Certificate, certify_late_fusion
+from lightning_crmt.certification import Certificate, Evaluation, certify_late_fusion
 from lightning_crmt.checks import (
     check_at_least,
     check_inputs,
@@ -21,8 +21,9 @@ from lightning_crmt.checks import (
     check_target,
     describe,
 )
+from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
-from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants
+from lightning_crmt.lipschitz import CODE, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.soundness import Soundness
@@ -138,8 +139,7 @@ class CRMTMixin(LightningModule):
 
         Args:
             inputs: one batch by modality.
-            lipschitz: constants of the same weights; with estimated ones the radii are estimates. By default bounds
-                of the encoders are computed.
+            lipschitz: estimated constants, for radii that are estimates; bounds are checked to be of these weights.
             level: ``"rigorous"`` counts rounding too, see
                 :func:`~lightning_crmt.certification.certify_late_fusion`, also for what it raises.
 
@@ -150,15 +150,30 @@ class CRMTMixin(LightningModule):
         >>> model.certify({"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}).soundness.label
         'certified'
         """
-        level = Soundness.among(BOUND_LEVELS, "level", level)
-        hooked = self._forward_hooks or self._forward_pre_hooks
-        changed = hooked or getattr(self.forward, "__func__", None) is not CRMTMixin.forward
-        if changed and (lipschitz is None or level is Soundness.RIGOROUS):
+        if lipschitz is not None and not lipschitz.soundness.certified:
+            return certify_late_fusion(self, inputs, lipschitz, level=level)
+        return self.evaluation(inputs, lipschitz, level=level).certificate()
+
+    def evaluation(
+        self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Soundness | str = Soundness.SOUND
+    ) -> Evaluation:
+        """What certificates of one batch rest on, with and without some of the modalities; see :meth:`certify`.
+
+        Raises:
+            ValueError: if ``forward`` does more than the mixin's: bounds of the encoders say nothing about that.
+        """
+        own = type(self)
+        changed = [
+            name for name in CODE if name in vars(self) or getattr(own, name, 0) is not getattr(CRMTMixin, name, 0)
+        ]
+        hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
+        changed += [f"the hook {getattr(hook, '__qualname__', type(hook).__name__)}" for hook in hooks]
+        if changed:
             raise ValueError(
-                "`lipschitz` must be given, and `level` be 'sound', where `forward` is overridden or has hooks: bounds "
-                "of the encoders do not cover what else it does"
+                "`forward` must be that of CRMTMixin, without hooks, to be certified: bounds of the encoders say "
+                f"nothing about what {', '.join(changed)} does besides; estimated constants still give estimates"
             )
-        return certify_late_fusion(self, inputs, lipschitz, level=level)
+        return Evaluation(self, inputs, lipschitz, level=level)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch; logs ``train/loss``, or under the name of a stage's own objective."""
@@ -222,7 +237,7 @@ class CRMTMixin(LightningModule):
         inputs, target = self.split_batch(batch)
         output = self(inputs)
         check_target(target, self.head.num_classes, output.logits.shape[0])
-        numbers = {f"{split}/loss": nn.functional.cross_entropy(output.logits, target)}
+        numbers = {Key(split, "loss"): nn.functional.cross_entropy(output.logits, target)}
         for name, scores in {"joint": output.logits, **output.scores}.items():
-            numbers[f"{split}/accuracy/{name}"] = (scores.argmax(dim=1) == target).float().mean()
-        self.log_dict(numbers, batch_size=len(target), sync_dist=True)
+            numbers[Key(split, "accuracy", name)] = (scores.argmax(dim=1) == target).float().mean()
+        self.log_dict({str(key): value for key, value in numbers.items()}, batch_size=len(target), sync_dist=True)

@@ -14,12 +14,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
-from lightning_crmt.certification import Certificate, certify, certify_late_fusion
+from lightning_crmt.certification import Certificate, certify
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, encoder_bounds, margin_speeds
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, margin_speeds
 from lightning_crmt.metrics import credited_radius
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, logits_of
@@ -179,24 +179,14 @@ class _Certificates(Measurement):
 
 
 class _Bounded(_Certificates):
-    """Certifies batch by batch, on bounds of the encoders that are computed once."""
-
-    lipschitz: LipschitzConstants | None = None
+    """Certifies batch by batch, each on bounds for the shapes of its samples."""
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        module, level = crmt_module(self.model.module, self.settings), self.settings.constants
-        # The first call is without constants, so that the module checks whether bounds of its encoders say anything.
-        certificate = module.certify(inputs, self.lipschitz, level=level)
-        if self.lipschitz is None:
-            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            self.lipschitz = encoder_bounds(module.encoders, shapes, level=level)
-        with frozen_eval(self.model), torch.no_grad():
-            output = self.model({name: leaf.detach() for name, leaf in differentiable(inputs, self.model).items()})
-        self.add(certificate, _detached(output), target)
+        evaluation = crmt_module(self.model.module, self.settings).evaluation(inputs, level=self.settings.constants)
+        self.add(evaluation.certificate(), _detached(evaluation.output), target)
         for name in self.model.names if len(self.model.names) > 1 else []:
-            without = certify_late_fusion(self.model.module, inputs, self.lipschitz, level=level, missing=[name])
-            self.means.add(self.of_radius(without, target, name, when="_dropped"))
+            self.means.add(self.of_radius(evaluation.certificate([name]), target, name, when="_dropped"))
 
 
 class _Estimated(_Certificates):

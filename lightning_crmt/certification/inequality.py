@@ -57,9 +57,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
     for name, constant in lipschitz.values.items():
         if lipschitz.of == "encoder":
             rows = at_least_single(head.class_weights[name])
-            # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
-            distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-            pairs[name] = constant.to(rows) * distances
+            pairs[name] = constant.to(rows) * row_distances(rows)
         else:
             if constant.shape != (head.num_classes,):
                 raise ValueError(
@@ -70,6 +68,17 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
             speed = weights * constant.to(weights)
             pairs[name] = speed[:, None] + speed[None, :]
     return pairs
+
+
+def row_distances(rows: Tensor) -> Tensor:
+    """l2 distances of rows ``(K, d)`` from each other, ``(K, K)``, also where their squares would underflow.
+
+    >>> row_distances(torch.tensor([[3e-30, 0.0], [0.0, 4e-30]]))[0, 1]
+    tensor(5.0000e-30)
+    """
+    scale = _power_of_two(rows.detach().abs().amax())
+    # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
+    return scale * torch.cdist(rows / scale, rows / scale, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor) -> Tensor:
@@ -89,7 +98,9 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
     >>> signed_radii(torch.tensor([[0.0, 1.0, 1.0]]), slopes, torch.tensor([0]))
     tensor([[   inf, 0.2000,    inf]])
     """
-    joint = torch.linalg.vector_norm(torch.stack(list(slopes.values())), dim=0)
+    stacked = torch.stack(list(slopes.values()))
+    scale = _power_of_two(stacked.detach().amax(dim=0))  # the squares of tiny slopes underflow
+    joint = scale * torch.linalg.vector_norm(stacked / scale, dim=0)
     radii = torch.where((margins == 0) & (joint == 0), margins, margins / joint)
     return radii.masked_fill(own_class(classes, margins.shape[1]), math.inf)
 
@@ -102,3 +113,9 @@ def own_class(classes: Tensor, num_classes: int) -> Tensor:
             [ True, False]])
     """
     return classes[:, None] == torch.arange(num_classes, device=classes.device)
+
+
+def _power_of_two(value: Tensor) -> Tensor:
+    """A power of two near each number, to divide and multiply by without rounding; 1 for 0, infinity and NaN."""
+    scale = torch.ldexp(torch.ones_like(value), torch.frexp(value).exponent.clamp(-120, 120))
+    return torch.where(value.isfinite() & (value > 0), scale, torch.ones_like(scale))

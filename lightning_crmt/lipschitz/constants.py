@@ -28,6 +28,8 @@ class LipschitzConstants:
             - ``"scores"``: each uni-modal score :math:`x^m \mapsto s_k^m`; :math:`\tau^m`, shape ``(K,)``;
             - ``"margins"``: each difference of logits :math:`x^m \mapsto h_p - h_j`; shape ``(K, K)``.
         soundness: the level of trust, inherited by every radius computed from them.
+        fingerprints: of the encoders that they were bounded for, by modality; None where nobody examined these.
+        shapes: of one sample by modality, where the bounds hold for no other; None where they hold for any.
 
     Raises:
         ValueError: if ``of`` is unknown, or a value has another number of dimensions, is negative or NaN.
@@ -41,6 +43,8 @@ class LipschitzConstants:
     values: Mapping[str, Tensor]
     of: Literal["encoder", "scores", "margins"]
     soundness: Soundness
+    fingerprints: Mapping[str, str] | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         check_modality_names("values", self.values)

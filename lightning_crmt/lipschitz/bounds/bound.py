@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
+from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.gate import (
     CODE,
     Encoders,
@@ -23,6 +24,7 @@ from lightning_crmt.lipschitz.gate import (
     of_each_encoder,
     place_of,
     refuse_changed_behaviour,
+    remember_code,
 )
 from lightning_crmt.lipschitz.rigorous.forward_error import rigorous_bound
 from lightning_crmt.soundness import Soundness
@@ -105,7 +107,13 @@ def encoder_bounds(
     shapes = dict.fromkeys(encoders.keys()) if input_shapes is None else input_shapes
     bounds = of_each_encoder(encoders, lambda name, encoder: lipschitz_bound(encoder, shapes[name], level=level))
     values = {name: torch.tensor(_single_precision_up(bound), dtype=torch.float64) for name, bound in bounds.items()}
-    return LipschitzConstants(values, of="encoder", soundness=level)
+    return LipschitzConstants(
+        values,
+        of="encoder",
+        soundness=level,
+        fingerprints={name: fingerprint(encoder) for name, encoder in encoders.items()},
+        shapes=None if input_shapes is None else {name: tuple(shape) for name, shape in input_shapes.items()},
+    )
 
 
 class Place:
@@ -210,6 +218,7 @@ def lipschitz_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         for kind in types:
             _RULES[kind] = rule
+            remember_code(kind)
         return rule
 
     return register
@@ -225,5 +234,6 @@ def _rule_of(module: nn.Module) -> Rule | None:
 
 
 def _single_precision_up(value: float) -> float:
-    nearest = np.float32(value)
+    with np.errstate(over="ignore"):  # infinity is a bound too
+        nearest = np.float32(value)
     return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
