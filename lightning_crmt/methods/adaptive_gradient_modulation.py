@@ -16,8 +16,6 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_positive
 from lightning_crmt.methods.parts.epoch_range import epoch_range
-from lightning_crmt.methods.parts.features import features_of
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
@@ -30,7 +28,7 @@ _LEAST = 1e-8
 _LARGEST = 10.0
 
 
-class AdaptiveGradientModulation(Saved, Method):
+class AdaptiveGradientModulation(Method):
     r"""Adaptive gradient modulation (AGM of Li et al., ICCV 2023): slows a modality that is ahead of its history.
 
     Li, Li, Hu, Lei, Li and Zhou, Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, ICCV 2023,
@@ -136,7 +134,7 @@ class AdaptiveGradientModulation(Saved, Method):
 
     def _responses(self, module: CRMTMixin, output: FusionOutput) -> dict[str, Tensor]:
         names = list(module.encoders.keys())
-        given = features_of(output, self)
+        given = self.features_of(output)
         if set(self._blank) != set(names):
             raise ValueError(
                 "AdaptiveGradientModulation needs to see the batch: a `training_step` of your own must begin with "

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
-from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.methods.parts.prototypes import Prototypes
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput
+from lightning_crmt.modality import FusionOutput, as_vectors
 from lightning_crmt.targets import MixedTarget, Target, mixed_loss
 from lightning_crmt.training import Method, Needs, TrainingPass
 
@@ -92,7 +91,7 @@ class PrototypicalRebalancing(Method):
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
         if not self.prototypes:
             return None
-        features = as_vectors(features_of(output, self))
+        features = as_vectors(self.features_of(output))
         logits = {name: prototypes.logits(features[name]) for name, prototypes in self.prototypes.items()}
         scores = torch.stack([self._score(name, own, target) for name, own in logits.items()])
         scores = module.trainer.strategy.reduce(scores, reduce_op="sum").to(scores)
@@ -126,7 +125,7 @@ class PrototypicalRebalancing(Method):
         sums = {name: counts.new_zeros(classes, size) for name, size in module.head.in_features.items()}
         with TrainingPass(module.trainer, self.dataloader).samples(module, "Prototypes") as samples:
             for inputs, target in samples:
-                for name, value in as_vectors(features_of(module(inputs), self)).items():
+                for name, value in as_vectors(self.features_of(module(inputs))).items():
                     sums[name].index_add_(0, target.long(), value.to(sums[name]))
                 counts += torch.bincount(target.long(), minlength=classes)
         counts = reduce(counts, reduce_op="sum").to(counts)

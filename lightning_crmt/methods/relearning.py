@@ -15,14 +15,13 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.methods.parts.clustering import purity
-from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.methods.parts.modality_parts import encoder_parameters
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import as_vectors
 from lightning_crmt.training import Method, Needs, TrainingPass, ValidationPass
 
 
-class Relearning(Saved, Method):
+class Relearning(Method):
     r"""Diagnosing and re-learning (Wei et al., ECCV 2024): overfitted encoders go back towards their first weights.
 
     Wei, Li, Feng and Hu, Diagnosing and Re-learning for Balanced Multimodal Learning, ECCV 2024.
@@ -127,7 +126,7 @@ class Relearning(Saved, Method):
         with data.samples(module, "Features") as samples:
             for inputs, target in samples:
                 targets.append(target)
-                for name, features in as_vectors(features_of(module(inputs), self)).items():
+                for name, features in as_vectors(self.features_of(module(inputs))).items():
                     parts[name].append(features.float())
         classes = _of_all_processes(data.trainer, torch.cat(targets))
         purities = {

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from enum import Flag, auto
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -52,6 +53,9 @@ class Method(ReleasingCallback):
     source: ClassVar[Source]
     #: What it needs of a fit.
     needs: Needs = Needs.NOTHING
+    #: The names of the attributes that checkpoints hold, so that a resumed run goes on with them: tensors and plain
+    #: Python, as resuming loads with ``weights_only``.
+    saved: ClassVar[tuple[str, ...]] = ()
 
     def reset(self) -> None:
         """Forget the fits so far; called at the start of each."""
@@ -72,6 +76,19 @@ class Method(ReleasingCallback):
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
         """What is added to the loss of a batch, by default nothing."""
         return None
+
+    def features_of(self, output: FusionOutput) -> dict[str, Tensor]:
+        """What the head was given, by modality.
+
+        Raises:
+            ValueError: naming the method, if the output does not say.
+        """
+        if not output.features:
+            raise ValueError(
+                f"{type(self).__name__} reads the features of each modality: the head must put what it was given into "
+                "`FusionOutput.features`, which is empty"
+            )
+        return output.features
 
     def active(self, pl_module: LightningModule) -> bool:
         """Whether the method takes part in the current stage."""
@@ -136,3 +153,14 @@ class Method(ReleasingCallback):
             raise RuntimeError(
                 f"{kind.__name__} has no effect: `training_step` of {type(pl_module).__name__} must {must}"
             )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the attributes in ``saved``."""
+        return {name: deepcopy(getattr(self, name)) for name in self.saved}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take those of an interrupted run."""
+        for name in self.saved:
+            setattr(self, name, state_dict[name])
