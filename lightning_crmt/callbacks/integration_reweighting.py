@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step 2 of CRMT within the same fit."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from lightning_crmt.stage import StageObjective
 from lightning_crmt.training import BatchSums, ReleasingCallback, TrainingPass, crmt_module, late_fusion
 
 
+@dataclass(eq=False, repr=False)
 class IntegrationReweighting(ReleasingCallback):
     r"""Step 2 of CRMT (Yang et al., ICLR 2024): train the integration weights alone on the robustness bound.
 
@@ -58,35 +59,33 @@ class IntegrationReweighting(ReleasingCallback):
     'IntegrationReweighting'
     """
 
-    def __init__(
-        self,
-        last_epochs: int | None = None,
-        *,
-        start_epoch: int | None = None,
-        lr: float = 0.01,
-        objective: Objective = "clipped",
-        clip: float | None = None,
-        constants: Soundness | str | ProbeSearch = "estimated",
-        dataloader: Iterable[Any] | None = None,
-    ) -> None:
-        if (last_epochs is None) == (start_epoch is None):
-            raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {last_epochs} and {start_epoch}")
-        check_at_least(1, last_epochs=last_epochs)
-        check_at_least(0, start_epoch=start_epoch)
-        check_positive(lr=lr, clip=clip)
-        if objective not in ("mean", "clipped"):
-            raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
-        if isinstance(dataloader, Iterator):
-            raise TypeError(f"`dataloader` is read twice, so it must not be an iterator, got {describe(dataloader)}")
-        self.last_epochs = last_epochs
-        self.start_epoch = start_epoch
-        self.lr = lr
-        self.objective: Objective = objective
-        self.clip = clip
-        self.search = constants if isinstance(constants, ProbeSearch) else None
-        level = "estimated" if isinstance(constants, ProbeSearch) else constants
+    last_epochs: int | None = None
+    _: KW_ONLY
+    start_epoch: int | None = None
+    lr: float = 0.01
+    objective: Objective = "clipped"
+    clip: float | None = None
+    constants: Soundness | str | ProbeSearch = "estimated"
+    dataloader: Iterable[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.last_epochs is None) == (self.start_epoch is None):
+            given = f"{self.last_epochs} and {self.start_epoch}"
+            raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {given}")
+        check_at_least(1, last_epochs=self.last_epochs)
+        check_at_least(0, start_epoch=self.start_epoch)
+        check_positive(lr=self.lr, clip=self.clip)
+        if self.objective not in ("mean", "clipped"):
+            raise ValueError(f"`objective` must be 'mean' or 'clipped', got {self.objective!r}")
+        if isinstance(self.dataloader, Iterator):
+            given = describe(self.dataloader)
+            raise TypeError(f"`dataloader` is read twice, so it must not be an iterator, got {given}")
+        self.search = self.constants if isinstance(self.constants, ProbeSearch) else None
+        level = "estimated" if isinstance(self.constants, ProbeSearch) else self.constants
         self.constants = Soundness.among([Soundness.ESTIMATED, Soundness.SOUND], "constants", level)
-        self.dataloader = dataloader
+        self._forget()
+
+    def _forget(self) -> None:
         #: The constants of step 2; None before the switch.
         self.lipschitz: LipschitzConstants | None = None
         self._clip: float | None = None
@@ -111,7 +110,7 @@ class IntegrationReweighting(ReleasingCallback):
         if stage != "fit":
             return
         # A resumed run gets its constants back after this; a callback that is used again must not keep them.
-        self.lipschitz, self._clip, self._norm, self._rates = None, None, None, []
+        self._forget()
         module = crmt_module(pl_module, self)
         module.check_parts()
         if not late_fusion(module, self).integration_parameters():

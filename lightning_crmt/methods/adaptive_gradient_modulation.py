@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import combinations
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.checks import check_positive
+from lightning_crmt.frozen_eval import evaluating
 from lightning_crmt.methods.parts.epoch_range import epoch_range
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
@@ -140,7 +140,7 @@ class AdaptiveGradientModulation(Method):
                 "AdaptiveGradientModulation needs to see the batch: a `training_step` of your own must begin with "
                 "`inputs, target = self.training_batch(batch)`"
             )
-        with _evaluating([*module.encoders.values(), module.head]):
+        with evaluating(*module.encoders.values(), module.head):
             zeros = {name: module.encoders[name](self._blank[name]) for name in names}
             values: dict[frozenset[str], Tensor] = {frozenset(names): output.logits}
             for size in range(1, len(names)):
@@ -187,16 +187,3 @@ def _ratios(values: Mapping[str, float]) -> dict[str, float]:
     count = len(values)
     mean = sum(values.values()) / count
     return {name: math.exp(count / (count - 1) * (mean - value)) for name, value in values.items()}
-
-
-@contextmanager
-def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every part in its own mode again, which may differ among them."""
-    training = [part for module in modules for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True

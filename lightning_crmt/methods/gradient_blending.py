@@ -73,7 +73,7 @@ class GradientBlending(Method):
         if weights is not None and not (all(w >= 0 for w in weights.values()) and sum(weights.values()) > 0):
             raise ValueError(f"`weights` must be at least 0, and not all 0, got {dict(weights)}")
         check_positive(floor=floor)
-        self.needs = Needs.NOTHING if super_epoch is None else Needs.VALIDATION
+        self.needs = Needs.NOTHING if super_epoch is None else Needs.VALIDATION | Needs.TRAINING_PASS
         self.super_epoch = super_epoch
         self.floor = floor
         self.dataloader = dataloader

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Push the modality that lags behind towards its class prototypes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -19,6 +19,7 @@ from lightning_crmt.targets import MixedTarget, Target, mixed_loss
 from lightning_crmt.training import Method, Needs, TrainingPass
 
 
+@dataclass(eq=False, repr=False)
 class PrototypicalRebalancing(Method):
     r"""Prototypical modal rebalance (PMR), after Fan et al., CVPR 2023 (arXiv 2211.07089): help the weaker modality.
 
@@ -54,25 +55,19 @@ class PrototypicalRebalancing(Method):
     """
 
     source = "recalled"
-    needs = Needs.MODALITIES
+    needs = Needs.MODALITIES | Needs.TRAINING_PASS
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        *,
-        entropy_weight: float = 0.01,
-        entropy_epochs: int = 5,
-        momentum: float = 0.2,
-        dataloader: Iterable[Any] | None = None,
-    ) -> None:
-        check_at_least(0, weight=weight, entropy_weight=entropy_weight, entropy_epochs=entropy_epochs)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must be at least 0 and below 1, got {momentum}")
-        self.weight = weight
-        self.entropy_weight = entropy_weight
-        self.entropy_epochs = entropy_epochs
-        self.momentum = momentum
-        self.dataloader = dataloader
+    weight: float = 1.0
+    _: KW_ONLY
+    entropy_weight: float = 0.01
+    entropy_epochs: int = 5
+    momentum: float = 0.2
+    dataloader: Iterable[Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(0, weight=self.weight, entropy_weight=self.entropy_weight, entropy_epochs=self.entropy_epochs)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"`momentum` must be at least 0 and below 1, got {self.momentum}")
         self.reset()
 
     @override

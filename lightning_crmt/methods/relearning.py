@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Let modalities forget what they learned too well."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,6 +21,7 @@ from lightning_crmt.modality import as_vectors
 from lightning_crmt.training import Method, Needs, TrainingPass, ValidationPass
 
 
+@dataclass(eq=False, repr=False)
 class Relearning(Method):
     r"""Diagnosing and re-learning (Wei et al., ECCV 2024): overfitted encoders go back towards their first weights.
 
@@ -59,29 +60,24 @@ class Relearning(Method):
     """
 
     source = "authors' code"
-    needs = Needs.STEPS | Needs.VALIDATION
+    needs = Needs.STEPS | Needs.VALIDATION | Needs.TRAINING_PASS
     saved = ("first",)
 
-    def __init__(
-        self,
-        epochs: Sequence[int] = (20, 40, 60),
-        *,
-        strength: float = 3.0,
-        dataloader: Iterable[Any] | None = None,
-        seed: int = 0,
-    ) -> None:
-        if not epochs or min(epochs) < 1:
-            raise ValueError(f"`epochs` must be one or more, each at least 1, got {list(epochs)}")
-        check_positive(strength=strength)
-        check_at_least(0, seed=seed)
-        if isinstance(dataloader, Iterator):
+    epochs: Sequence[int] = (20, 40, 60)
+    _: KW_ONLY
+    strength: float = 3.0
+    dataloader: Iterable[Any] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.epochs or min(self.epochs) < 1:
+            raise ValueError(f"`epochs` must be one or more, each at least 1, got {list(self.epochs)}")
+        check_positive(strength=self.strength)
+        check_at_least(0, seed=self.seed)
+        if isinstance(self.dataloader, Iterator):
             raise TypeError(
-                f"`dataloader` is read every time, so it must not be an iterator, got {describe(dataloader)}"
+                f"`dataloader` is read every time, so it must not be an iterator, got {describe(self.dataloader)}"
             )
-        self.epochs = epochs
-        self.strength = strength
-        self.dataloader = dataloader
-        self.seed = seed
         self.reset()
 
     @override
@@ -97,11 +93,6 @@ class Relearning(Method):
             name: {key: parameter.detach().cpu().clone() for key, parameter in encoder.named_parameters()}
             for name, encoder in module.encoders.items()
         }
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        TrainingPass(trainer, self.dataloader)  # refuses what it cannot read now, and not epochs later
 
     @override
     def on_epoch(self, module: CRMTMixin) -> None:

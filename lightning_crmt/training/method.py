@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from enum import Flag, auto
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -18,6 +19,7 @@ from lightning_crmt.checks import describe
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.targets import Target
+from lightning_crmt.training.data_pass import TrainingPass
 from lightning_crmt.training.named_model import crmt_module
 from lightning_crmt.training.releasing import ReleasingCallback
 
@@ -36,6 +38,8 @@ class Needs(Flag):
     STEPS = auto()
     #: Validation data.
     VALIDATION = auto()
+    #: A pass over the training data, or over the method's ``dataloader``.
+    TRAINING_PASS = auto()
 
 
 class Method(ReleasingCallback):
@@ -56,6 +60,8 @@ class Method(ReleasingCallback):
     #: The names of the attributes that checkpoints hold, so that a resumed run goes on with them: tensors and plain
     #: Python, as resuming loads with ``weights_only``.
     saved: ClassVar[tuple[str, ...]] = ()
+    #: Batches for passes of its own; None for the training data set in order.
+    dataloader: Iterable[Any] | None = None
 
     def reset(self) -> None:
         """Forget the fits so far; called at the start of each."""
@@ -127,6 +133,8 @@ class Method(ReleasingCallback):
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             if not sum(trainer.num_val_batches):
                 raise ValueError(f"{type(self).__name__} needs validation data in the fit, got none")
+        if Needs.TRAINING_PASS in self.needs:
+            TrainingPass(trainer, self.dataloader)  # refuses what it cannot read now, and not epochs later
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
