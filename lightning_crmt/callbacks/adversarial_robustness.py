@@ -27,6 +27,7 @@ from lightning_crmt.attacks import (
 from lightning_crmt.callbacks.observer import Measurement, Observer, callbacks_of, check_radii
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
+from lightning_crmt.modality import select
 from lightning_crmt.training import NamedModel
 
 #: Samples that the checks of an attack are made on.
@@ -206,8 +207,7 @@ class _Withstood(Measurement):
         distance = torch.zeros(len(right), dtype=torch.float64, device=right.device)
         rows = right.nonzero().squeeze(1)
         if len(rows):
-            part = {key: value[rows.to(value.device)] for key, value in inputs.items()}
-            distance[rows] = distance_by(attack, self.model, part, target[rows.to(target.device)], name)
+            distance[rows] = distance_by(attack, self.model, select(inputs, rows), target[rows.to(target.device)], name)
         return distance
 
 

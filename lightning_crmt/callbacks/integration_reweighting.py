@@ -14,7 +14,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils import parameters_to_vector
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, describe
@@ -189,7 +190,7 @@ class IntegrationReweighting(ReleasingCallback):
             )
         with torch.no_grad():
             weights = module.head.integration_parameters()
-            norm = _joint_norm(weights)
+            norm = parameters_to_vector(weights).norm()
             for weight in weights:
                 weight.mul_(self._norm / norm)
 
@@ -248,7 +249,7 @@ class IntegrationReweighting(ReleasingCallback):
             if not sums:
                 raise ValueError("the Lipschitz pass must see at least one sample, got none")
             self._clip = sums.means(module.trainer)["radius"]
-        self._norm = float(_joint_norm(module.head.integration_parameters()))
+        self._norm = float(parameters_to_vector(module.head.integration_parameters()).detach().norm())
         return lipschitz
 
     def _enter(self, module: CRMTMixin, lipschitz: LipschitzConstants) -> None:
@@ -267,11 +268,6 @@ class IntegrationReweighting(ReleasingCallback):
         integration = {id(parameter) for parameter in crmt_module(pl_module, self).head.integration_parameters()}
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         return [group for group in groups if any(id(parameter) in integration for parameter in group["params"])]
-
-
-def _joint_norm(weights: list[nn.Parameter]) -> Tensor:
-    norm: Tensor = torch.cat([weight.detach().flatten() for weight in weights]).norm()
-    return norm
 
 
 def _freezing(module: nn.Module, but: list[nn.Parameter]) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
-from lightning_crmt.training import NamedModel
+from lightning_crmt.training import NamedModel, ReleasingCallback
 
 C = TypeVar("C", bound=Callback)
 
@@ -37,7 +37,7 @@ class Measurement(ABC):
         return {key: mean for key, (mean,) in self.means.compute(reduce).items()}
 
 
-class Observer(Callback, ABC):
+class Observer(ReleasingCallback, ABC):
     """Measures something in every validation and test epoch, and logs it under ``val/`` or ``test/``.
 
     The Trainer's sanity check tries the measurement and logs nothing. In epochs that are not measured it logs the last
@@ -92,11 +92,7 @@ class Observer(Callback, ABC):
         self.measurement(NamedModel(pl_module, self.inputs))  # what cannot be measured should fail before training
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._forget()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def release(self, pl_module: LightningModule) -> None:
         self._forget()
 
     @override

@@ -8,7 +8,7 @@ from lightning_crmt.lipschitz.estimate import estimate_lipschitz, margin_speeds
 from lightning_crmt.lipschitz.gate import Encoders, NoBoundError, encoders_and_head, exact_numbers, fixed_head
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
 from lightning_crmt.lipschitz.rigorous.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
-from lightning_crmt.lipschitz.screening.probes import ProbeSearch
+from lightning_crmt.lipschitz.screening import ProbeSearch
 
 __all__ = [
     "BOUND_LEVELS",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, describe
@@ -133,10 +134,6 @@ def _of_all_processes(trainer: Trainer, rows: Tensor) -> Tensor:
     """The rows of all processes, in the order of a single one's that dealt them out one by one."""
     if trainer.world_size == 1:
         return rows
-    sizes = trainer.strategy.all_gather(torch.tensor(len(rows), device=rows.device)).flatten().tolist()
-    # Only equal shapes can be gathered.
-    padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
-    gathered = trainer.strategy.all_gather(padded)
-    dealt = gathered.transpose(0, 1).flatten(0, 1)
-    real = torch.tensor([place < size for place in range(max(sizes)) for size in sizes], device=rows.device)
-    return dealt[real]
+    parts = gather_all_tensors(rows)
+    dealt = [torch.arange(rank, len(part) * len(parts), len(parts)) for rank, part in enumerate(parts)]
+    return torch.cat(parts)[torch.cat(dealt).argsort().to(rows.device)]

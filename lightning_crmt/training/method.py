@@ -9,7 +9,7 @@ from copy import deepcopy
 from enum import Flag, auto
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,7 +21,6 @@ from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.targets import Target
 from lightning_crmt.training.data_pass import TrainingPass
 from lightning_crmt.training.named_model import crmt_module
-from lightning_crmt.training.releasing import ReleasingCallback
 
 #: How the formula of a method was obtained: read in its paper, in the code of its authors or of others who compare with
 #: it, or recalled.
@@ -40,6 +39,27 @@ class Needs(Flag):
     VALIDATION = auto()
     #: A pass over the training data, or over the method's ``dataloader``.
     TRAINING_PASS = auto()
+
+
+class ReleasingCallback(Callback):
+    """Gives back what it took for a run, however the run ends: by itself, by an error, or by Ctrl-C."""
+
+    def release(self, pl_module: LightningModule) -> None:
+        """Take back what this callback has pushed; override it, and call it, to let go of more.
+
+        What a checkpoint holds must stay until the next run: checkpoints are also saved after an error.
+        """
+        if isinstance(pl_module, CRMTMixin):
+            pl_module.training_stage.pop(self)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.release(pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The Trainer does not tear down what failed, and the module may be trained again.
+        self.release(pl_module)
 
 
 class Method(ReleasingCallback):
