@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what comes in: each names the argument, what was expected and what came."""
+"""Checks of arguments: each error names the argument, what was expected and what it got."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lend a model to an evaluation that differentiates it, and hand it back as it was."""
+"""Put a model in evaluation mode with frozen parameters, differentiate it there, and restore it afterwards."""
 
 from __future__ import annotations
 

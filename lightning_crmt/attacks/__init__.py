@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks on several inputs: what a perturbation may be (the budget) apart from how one is searched for."""
+"""Attacks on several inputs. A budget says which perturbations are allowed; an attack says how to search for one."""
 
 from lightning_crmt.attacks.apgd import APGD
 from lightning_crmt.attacks.attack import Attack, BudgetedAttack

@@ -28,17 +28,17 @@ class PGD(FixedBudget):
         g \leftarrow \mu g + \nabla L / \|\nabla L\|
 
     with u and the projection in the budget, so that a joint l2 ball takes the gradient normalised over all modalities
-    together, a product of balls each by itself, l-infinity its sign. Each sample keeps the first input found that fools
-    the model. The first restart begins at the clean input, the others at random within the budget.
+    together, a product of balls each by itself, l-infinity its sign. Each sample keeps the first input that fools the
+    model. The first restart begins at the clean input, the others at random within the budget.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps per restart.
         restarts: number of starts.
-        loss: what is raised: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
         targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost; not with ``"ce"``.
-        classes: with ``targeted``, aim at so many wrong classes with the largest logits; all by default.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong one by default.
+        classes: with ``targeted``, how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         step_size: of the first step, in units of the budget's radius; 2.5 / steps by default.
         decay: step sizes fall linearly towards this share of the first; 1 keeps them constant.
         momentum: :math:`\mu`, below 1 (Dong et al., CVPR 2018).
@@ -117,9 +117,9 @@ class LossAscent(BudgetedAttack):
     train on: five steps of a fifth of the radius, the gradient normalised over all modalities together.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps.
-        loss: what is raised: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"ce"``, ``"margin"`` or ``"dlr"``.
         towards: a class, or one per sample ``(B,)``, whose loss is lowered instead.
         step_size: in units of the budget's radius; 1 / steps by default.
 

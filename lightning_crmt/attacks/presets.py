@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ready settings: the attacks of the paper, and the strongest that are here."""
+"""Ready-made settings: the attacks of the paper, and the strongest of this package."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def strongest(
 
     :class:`PGD` in ten steps; :class:`APGD` on the margin; on cross-entropy, whose gradient sees all classes; aimed at
     each wrong class; from random starts at the four strongest; and :class:`MinimumNorm`, which goes along the boundary
-    instead of up the loss, towards these four. A sample that is left to the end costs some 17 gradients for each of
+    instead of up the loss, towards these four. A sample that no attack fools costs about 17 gradients for each of
     ``steps``.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: of each :class:`APGD`, and twice those of :class:`MinimumNorm`; at least 2.
         restarts: number of the random starts.
-        classes: aim at so many wrong classes with the largest logits; all for None.
+        classes: how many wrong classes to aim at, largest logits first; None for all.
         towards: a class, or one per sample ``(B,)``, that all lead towards, instead of each wrong one.
         seed: of the random starts.
 

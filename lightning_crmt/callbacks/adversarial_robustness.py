@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What attacks leave of the accuracy, in every validation and test epoch."""
+"""Accuracy under attacks, in every validation and test epoch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
 from lightning_crmt.modality import select
 from lightning_crmt.training import NamedModel
 
-#: Samples that the checks of an attack are made on.
+#: Number of samples on which an attack is checked.
 _CHECKED = 32
 
 
@@ -38,32 +38,33 @@ class AdversarialRobustness(Observer):
     r"""Logs how many predictions withstand attacks: upper bounds of the robustness, whatever the attacks are.
 
     Takes any classifier, in evaluation mode and the precision of its parameters. A prediction counts as robust if it is
-    right on the clean input and on the attacked one; what the attack stored is measured again, and predicted by a plain
-    forward. With several radii only what withstood the smaller ones is attacked further, so a curve never rises.
+    right on the clean input and on the attacked one; the size of the attacked input is measured again, and a plain
+    forward pass predicts it. With several radii, samples that fall at one are not attacked at larger ones, so a curve
+    never rises.
 
     Logged under ``val/`` and ``test/``, for an attack called *name*:
 
     - ``robust_accuracy/name@r``: share that is right and stays so; ``@r`` is the radius that was allowed, in units of
-      the inputs, as ``@0.2`` or, for a radius by modality, ``@audio=0.1+image=0.3``; an attack that has no size, such
-      as a missing modality, goes without;
+      the inputs, as ``@0.2`` or, for a radius by modality, ``@audio=0.1+image=0.3``; left out for an attack without
+      a size, such as a missing modality;
     - ``adversarial_distance/name``, ``adversarial_distance_median/name``: for attacks that search for the nearest
       adversarial input, such as ``MinimumNorm``, its mean and (lower) median distance in units of their budget; a wrong
       prediction counts as 0; infinite where the search finds nothing. The accuracy at each radius is read off them;
-    - ``clean_accuracy/name``: share that is right among the same samples, which ``max_batches`` may make fewer than
+    - ``clean_accuracy/name``: share that is right among the same samples, which with ``max_batches`` are fewer than
       those of ``accuracy/joint``.
 
-    Once per fit, validation or test, each attack is checked on at most 32 samples of the first batch, and what makes
-    its numbers doubtful is a warning: see :func:`~lightning_crmt.attacks.sanity_checks.suspicions`, also for the cost,
-    about that of attacking 100 samples.
+    Once per fit, validation or test, each attack is checked on at most 32 samples of the first batch, with a
+    warning for every reason to doubt its numbers: see :func:`~lightning_crmt.attacks.sanity_checks.suspicions`. This
+    costs about as much as attacking 100 samples.
 
     Args:
-        attacks: by the names that their keys have.
+        attacks: attacks by name; the names appear in the keys.
         radii: multiples of the budgets at which accuracy is logged: with ``Budget(1.0)`` the radii themselves; with
             ``Budget(0.5)`` and 0.2 the radius, and the key, is 0.1. By default a fixed budget is taken as it is.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
 
     Raises:
         ValueError: if a name or a radius does not fit a key; on ``setup``, if two callbacks have an attack of the same
@@ -145,7 +146,7 @@ class AdversarialRobustness(Observer):
 
     @override
     def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
-        # Not in the sanity check: what an untrained model does says little of the attack.
+        # Not in the sanity check: an untrained model says little about the attack.
         if not self._checked:
             self._checked = True
             self._check(model, inputs, target)
@@ -159,7 +160,7 @@ class AdversarialRobustness(Observer):
             for name, attack in self.attacks.items()
             for suspicion in suspicions(attack, model, few, target[rows])
         ]
-        for suspicion, of in dict.fromkeys(doubts):  # what is said of the model is the same for all attacks
+        for suspicion, of in dict.fromkeys(doubts):  # a doubt about the model is the same for all attacks
             rank_zero_warn(f"AdversarialRobustness{of}: {suspicion}")
 
 
@@ -239,6 +240,6 @@ def _factors(name: str, attack: Attack, radii: Sequence[float] | None) -> dict[K
 
 
 def _product(radius: float | Tensor, factor: float) -> float:
-    """What somebody would write: 0.3 for 0.1 times 3, and for a tensor in single precision."""
+    """The product as a person would write it: 0.3 for 0.1 times 3, also for a tensor in single precision."""
     digits = 6 if isinstance(radius, Tensor) and radius.dtype is not torch.float64 else 15
     return float(f"{float(radius * factor):.{digits}g}")

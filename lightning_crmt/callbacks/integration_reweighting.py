@@ -32,28 +32,28 @@ class IntegrationReweighting(ReleasingCallback):
     r"""Step 2 of CRMT (Yang et al., ICLR 2024): train the integration weights alone on the robustness bound.
 
     From the switch on, encoders and directions are frozen and in evaluation mode, and the module's ``crmt_loss``
-    answers :func:`~lightning_crmt.integration_objective` instead of step 1's loss. Right before, the Lipschitz
-    constants are measured, by default those of all scores on the training data, through a loader of its own. The norm
-    of all weights together stays what it was: the bound does not depend on it up to the bias, while the scale of the
-    logits does. When the fit ends, every parameter is as trainable, and every submodule in the mode, as before.
+    returns :func:`~lightning_crmt.integration_objective` instead of step 1's loss. Right before, the Lipschitz
+    constants are measured, by default those of all scores on the training data, through a separate loader. The joint
+    norm of all weights is kept: apart from the bias, the bound does not depend on it, but the scale of the logits
+    does. When the fit ends, every parameter is as trainable, and every submodule in the mode, as before.
 
-    A resumed run goes on with the constants of the interrupted one. Under DDP choose
+    A resumed run keeps the constants of the interrupted one. Under DDP choose
     ``strategy="ddp_find_unused_parameters_true"``: frozen parameters are unused ones.
 
     Args:
         last_epochs: length of step 2; give this or ``start_epoch``.
         start_epoch: first epoch of step 2, counted from 0.
-        lr: learning rate of the integration weights in step 2, in place of what the optimizer and its scheduler say.
+        lr: learning rate of the integration weights in step 2, which overrides the optimizer and its scheduler.
         objective: ``"clipped"``, or ``"mean"`` as in the paper.
         clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the switch.
-        constants: ``"estimated"``, of the scores on the training data, as in the paper; or ``"sound"``, upper bounds of
-            the encoders, for encoders of layers that have one, such as ``LipschitzMLP``. A
+        constants: ``"estimated"``, of the scores on the training data, as in the paper; or ``"sound"``, upper bounds
+            for encoders all of whose layers have one, such as ``LipschitzMLP``. A
             :class:`~lightning_crmt.ProbeSearch` estimates them too, without taking all gradients: for many classes.
         dataloader: batches for the Lipschitz pass; by default the training data set in order, each sample once.
 
     Raises:
         ValueError: before training, if the switch lies past the end, or an argument is out of range.
-        TypeError: before training, if the module is no CRMT module or its head has no integration weights.
+        TypeError: before training, if the module is not a CRMT module or its head has no integration weights.
         RuntimeError: before training, under a strategy that cannot freeze parameters midway.
 
     >>> IntegrationReweighting(last_epochs=10).state_key
@@ -104,7 +104,7 @@ class IntegrationReweighting(ReleasingCallback):
             raise ValueError("`last_epochs` needs a Trainer with `max_epochs`, got none; give `start_epoch` instead")
         return trainer.max_epochs - self.last_epochs
 
-    # --- before training: everything that can be known to fail fails here
+    # --- before training: every failure that can be foreseen happens here
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -144,9 +144,9 @@ class IntegrationReweighting(ReleasingCallback):
         held = {id(parameter) for group in self._groups(trainer, pl_module) for parameter in group["params"]}
         if any(id(parameter) not in held for parameter in crmt_module(pl_module, self).head.integration_parameters()):
             raise ValueError("the optimizer must hold the integration weights, `head.integration_parameters()`")
-        TrainingPass(trainer, self.dataloader)  # refuses what it cannot read now, and not at the switch
+        TrainingPass(trainer, self.dataloader)  # so that unreadable data is an error now and not at the switch
         if self.lipschitz is not None and trainer.current_epoch < switch:
-            # Resumed from step 2 to train longer: step 1 goes on first, and the constants grow stale.
+            # Resumed from step 2 to train longer: step 1 continues first, which makes the constants stale.
             for group, rate in zip(self._groups(trainer, pl_module), self._rates, strict=True):
                 group["lr"] = rate
             self.lipschitz = None
@@ -185,7 +185,7 @@ class IntegrationReweighting(ReleasingCallback):
         module = crmt_module(pl_module, self)
         if "crmt_loss" not in module.training_stage.calls:
             raise RuntimeError(
-                "step 2 trains on what `crmt_loss` answers, but the training step did not call it: return "
+                "step 2 trains on what `crmt_loss` returns, but the training step did not call it: return "
                 "`self.crmt_loss(self(inputs), target)`, alone or among other terms"
             )
         with torch.no_grad():
@@ -271,7 +271,7 @@ class IntegrationReweighting(ReleasingCallback):
 
 
 def _freezing(module: nn.Module, but: list[nn.Parameter]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """How to freeze all of a module but some parameters, and how to give it back as it is now."""
+    """Two functions: one freezes all of a module but some parameters, the other restores its present state."""
     kept = {id(parameter) for parameter in but}
     parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in kept]
     modes = [(part, part.training) for part in module.modules() if part is not module]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What all observing callbacks share: when to look, at what, and how to log it, without a trace in training."""
+"""The base of observing callbacks: when to measure, on which batches, and how to log it without affecting training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Measurement(ABC):
 
     @abstractmethod
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        """Take in one batch."""
+        """Add one batch."""
 
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         """The numbers, the same on every process; by default the means."""
@@ -40,14 +40,14 @@ class Measurement(ABC):
 class Observer(ReleasingCallback, ABC):
     """Measures something in every validation and test epoch, and logs it under ``val/`` or ``test/``.
 
-    The Trainer's sanity check tries the measurement and logs nothing. In epochs that are not measured it logs the last
-    numbers again, so that callbacks which monitor them always find them. Every run of the Trainer starts without any.
+    The Trainer's sanity check tries the measurement and logs nothing. Epochs that are not measured log the last numbers
+    again, so that they are there for callbacks that monitor them. Every run of the Trainer starts without numbers.
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
     """
 
     _running: dict[int, Measurement]
@@ -89,7 +89,7 @@ class Observer(ReleasingCallback, ABC):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.measurement(NamedModel(pl_module, self.inputs))  # what cannot be measured should fail before training
+        self.measurement(NamedModel(pl_module, self.inputs))  # an error before training if it cannot be measured
 
     @override
     def release(self, pl_module: LightningModule) -> None:
@@ -109,7 +109,7 @@ class Observer(ReleasingCallback, ABC):
         if trainer.sanity_checking or (wanted and (trainer.testing or self.due(trainer))):
             model = NamedModel(pl_module, self.inputs)
             inputs, target = model.split_batch(batch)
-            # The sanity check tries and throws away: batches that cannot be measured should fail before training.
+            # The sanity check throws its result away: it makes batches that cannot be measured fail before training.
             running = {} if trainer.sanity_checking else self._running
             if dataloader_idx not in running:
                 running[dataloader_idx] = self.measurement(model)
@@ -143,10 +143,10 @@ class Observer(ReleasingCallback, ABC):
 
 
 def check_radii(radii: Sequence[float]) -> list[float]:
-    """``radii``, known to be fit for keys.
+    """``radii`` as a list, checked to be valid in keys.
 
     Raises:
-        TypeError: if they are no sequence of numbers.
+        TypeError: if they are not a sequence of numbers.
         ValueError: if one is negative or infinite, or two are equal.
     """
     if not isinstance(radii, Sequence) or not all(isinstance(radius, int | float) for radius in radii):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Try to disprove a certificate: attacks inside of what it claims, and the counterexample that they may find."""
+"""Try to disprove a certificate: attack inside the sets that it claims to be safe, and keep any counterexample."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Norms: TypeAlias = float | dict[str, float]
 
 @dataclass(frozen=True)
 class Counterexample:
-    """What disproves a certificate for one sample.
+    """A perturbation that disproves a certificate for one sample.
 
     Attributes:
         sample: its index in the batch.
-        threat: what was allowed to change.
-        radius: what was claimed to be tolerated.
-        distance: what was changed, measured in float64 on the stored inputs; in the form of ``radius``.
+        threat: name of what was allowed to change, such as a modality.
+        radius: the l2 radius that was claimed to be tolerated.
+        distance: l2 norm of the perturbation, measured in float64 on the stored inputs; in the form of ``radius``.
         before: class that was certified.
         after: class predicted for the changed inputs.
         inputs: the clean sample by modality, with a batch dimension of 1.
@@ -70,7 +70,7 @@ class Counterexample:
         return path
 
 
-class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that something went wrong
+class CertificateViolation(AssertionError):  # noqa: N818 - named for what it is, not as an error
     """Raised where a certificate does not hold.
 
     Attributes:
@@ -86,7 +86,7 @@ class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that
 
 @dataclass(frozen=True)
 class Verification:
-    """What was tried against a certificate without success: evidence, not a proof.
+    """The failed attempts to disprove a certificate: evidence, not a proof.
 
     Attributes:
         soundness: level of the certificate.
@@ -117,7 +117,7 @@ def verify_certificate(
 
     The threats are the ball over all modalities, each modality alone, and random products of budgets on the border of
     what :meth:`Certificate.tolerates` accepts. Each is probed by random directions and by a gradient search towards
-    every class. What counts is the prediction of the public forward for what is stored, with norms measured in float64.
+    every class. Only predictions of the public forward pass for stored inputs count, with norms measured in float64.
 
     The claims of a ``RIGOROUS`` certificate are taken to the letter. All others are about exact arithmetic: there the
     radii are shortened by a millionth, and a rival that leads by no more than rounding explains
@@ -126,13 +126,13 @@ def verify_certificate(
     Args:
         model: the model in evaluation mode, or anything from inputs to logits; for a certificate with ``missing``
             modalities, one that goes without them. It stays as it is.
-        certificate: of these very weights and inputs, at whatever level: with estimated constants, this is how the
-            estimate is exposed.
+        certificate: of the same weights and inputs, at any level: a certificate from estimated constants may be
+            disproved.
         inputs: the clean inputs.
         probes: random directions for each threat.
         steps: of the gradient search, for each class.
         products: number of random products of budgets.
-        seed: of all that is random.
+        seed: of every random draw.
         save_to: file for the counterexample, if there is one.
 
     Raises:
@@ -258,7 +258,7 @@ class _Judge:
         """By how much the lead of another class exceeds what rounding explains; minus infinity where none leads."""
         lead = logits.amax(dim=1) - logits.gather(1, attacked.target[:, None]).squeeze(1)
         slack = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
-        # A rigorous claim is about the prediction itself; and logits that are not finite are beyond any excuse.
+        # A rigorous claim is about the prediction itself; and rounding never explains logits that are not finite.
         beyond = torch.full_like(lead, torch.inf) if self.rigorous else (lead - slack).nan_to_num(torch.inf, torch.inf)
         return torch.where(logits.argmax(dim=1) != attacked.target, beyond, -torch.inf)
 

@@ -22,8 +22,8 @@ Scores: TypeAlias = Literal["ablated", "auxiliary"]
 class JointFusion(FusionHead):
     """A head in which modalities interact before they are classified.
 
-    The scores of a modality are what the head answers when all others are absent (``scores="ablated"``, one more pass
-    through the head for each), or what a linear head of its own says about its features (``"auxiliary"``). Margin
+    The scores of a modality are the logits of the head when all others are absent (``scores="ablated"``, one more pass
+    through the head for each), or the output of a linear head of its own (``"auxiliary"``). Margin
     regularisation and the methods that read scores work with either. The logits are not a weighted sum of scores, so
     there are no integration weights for step 2, and no certificate from bounds of the encoders: radii can be estimated
     only.

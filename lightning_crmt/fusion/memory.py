@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A head that first draws features towards what was seen in training."""
+"""A head that first pulls features towards those of training samples."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class MemoryFusion(FusionHead):
     :func:`~lightning_crmt.fusion.memory.sparse_codes`, whose step size follows from the dictionary where the
     paper sets one by hand.
 
-    The gradient passes through the memory, so that attacks see the defence they are up against. Certificates know no
-    bound for the memory: nothing is certified for this head.
+    The gradient passes through the memory, so that attacks see the defence they are up against. No Lipschitz bound is
+    known for the memory, so nothing can be certified for this head.
 
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.
@@ -39,7 +39,7 @@ class MemoryFusion(FusionHead):
         blend: a in [0, 1]; the paper has 0.5 and 0.6.
         penalty: :math:`\lambda`, at least 0.
         steps: most iterations for a code, at least 1.
-        tolerance: see there, at least 0.
+        tolerance: at least 0, see ``sparse_codes``.
 
     Raises:
         ValueError: if an argument is out of range; in ``forward``, if features have another shape than ``(B, d_m)``.
@@ -84,10 +84,10 @@ class MemoryFusion(FusionHead):
         return {name: self.get_buffer(f"dictionary_{name}") for name in self.in_features}
 
     def fill(self, features: Inputs) -> None:
-        """Take features of training samples for the dictionaries, at most ``atoms`` of each modality.
+        """Store features of training samples in the dictionaries, at most ``atoms`` for each modality.
 
         Raises:
-            ValueError: if modalities or shapes are others, or there are too many.
+            ValueError: if modalities or shapes do not fit the head, or there are too many samples.
         """
         check_same_modalities("features", features, self.in_features)
         for name, dictionary in self.dictionaries.items():
@@ -155,7 +155,7 @@ def sparse_codes(features: Tensor, atoms: Tensor, penalty: float, steps: int = 2
         for step in range(steps):
             moved = codes + (cross - codes @ gram) / largest
             last, codes = codes, moved.sign() * (moved.abs() - threshold).clamp(min=0)
-            # Looking costs a synchronisation with the device.
+            # Checking costs a synchronisation with the device.
             if step % 10 == 9 and bool(((codes - last).norm(dim=1) <= tolerance * codes.norm(dim=1)).all()):
                 break
     return codes
@@ -167,8 +167,8 @@ def reconstruction(
     r"""Reconstruction of features by the dictionary, :math:`D c(z)`, ``(B, d)``, with its own gradient.
 
     While the same atoms are active, :math:`D c(z)` moves with the projection of z onto them. That projection is the
-    gradient given here, in place of one through all iterations, or of none: an attack that sees no gradient through a
-    defence finds it stronger than it is.
+    gradient given here, in place of one through all iterations, or of none: an attack without a gradient through a
+    defence makes it look stronger than it is.
 
     Args:
         features: z, ``(B, d)``.
@@ -189,7 +189,7 @@ def reconstruction(
         gram = atoms @ atoms.mT
         # One system per sample; rows of atoms that are not active are those of the identity.
         system = torch.where(active[:, :, None] & active[:, None, :], gram, 0.0)
-        # Atoms may repeat, or be more than dimensions: a little weight on the diagonal keeps the system solvable.
+        # Atoms may repeat, or outnumber the dimensions: a little weight on the diagonal keeps the system solvable.
         ridge = 1e-6 * gram.diagonal().amax().clamp(min=torch.finfo(gram.dtype).tiny)
         system = system + torch.diag_embed(torch.where(active, ridge, 1.0))
     projected = torch.linalg.solve(system, ((features @ atoms.mT) * active)[:, :, None])[:, :, 0] @ atoms

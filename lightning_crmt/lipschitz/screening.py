@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The largest gradient of every score, found without taking them all: the cost hardly grows with the classes."""
+"""The largest gradient of every score without computing all: the cost hardly grows with the number of classes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from lightning_crmt.lipschitz.gradients import input_gradients, keep_largest
 from lightning_crmt.modality import Inputs, at_least_single, select
 
-#: The most samples, all gradients of which are taken, to learn from.
+#: The most pilots: samples whose gradients are all computed, to learn from.
 _MOST_PILOTS = 256
 #: Random mixtures of the gradients of each pilot, from which the leading directions are read.
 _MIXTURES = 4
-#: Pairs of each class that are looked at first, as they may raise the bar for the others.
+#: Pairs of each class that are computed first, as they may raise the bar for the others.
 _FIRST = 8
 #: Relative gain that is not worth a gradient.
 _GAIN = 0.005
@@ -27,7 +27,7 @@ _GAIN = 0.005
 _WIDTHS = (0.03, 0.1, 0.3, 1.0)
 _PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _SHARES = (0.0, 0.25, 0.5)
-#: A norm this far below the largest known one cannot become it: how far must not disturb the fit.
+#: A norm this far below the largest known one cannot exceed it: how far below must not disturb the fit.
 _FAR = 0.1
 #: The least hidden part of a squared norm: below it, differences are rounding.
 _LEAST = 0.005
@@ -46,22 +46,22 @@ class ProbeSearch:
        largest norm so far, the most promising first; a backward pass serves one class of every sample in it. When they
        have cost more than the pilots, the pilots are doubled.
 
-    What comes out are exact gradient norms at data points, so it is never above the exhaustive search; where it is
-    below, a pair beat its prediction by more than ``caution`` allows for.
+    The results are exact gradient norms at data points, so they never exceed those of the exhaustive search; where one
+    is lower, a pair beat its prediction by more than ``caution`` allows for.
     It pays with many classes, thousands of samples, trained encoders, and where a forward pass is cheaper than a
     backward pass, as with convolutions; if the slopes predict little, as with encoders that were never trained, most
     gradients are taken. ``benchmarks/lipschitz_scaling.py`` measures it. Samples should come shuffled: otherwise the
     first pilots are not typical, and the search takes longer. Orthogonal heads are computed in every forward pass: with
     many classes, give the search ``with_fixed_weights(model)``.
 
-    Memory, per modality, beside one forward and backward pass: ``pool`` inputs (or a batch, if it is larger), and
+    Memory, per modality, on top of one forward and backward pass: ``pool`` inputs (or a batch, if it is larger), and
     ``pool K probes`` slopes a few times.
 
     Args:
         probes: number of directions; more make the screening sharper and more expensive. None takes the square root of
             twice the number of classes, rounded up: the more gradients there are to save, the more it may cost.
         pilots: number of samples whose gradients are all taken at first.
-        caution: a pair is not looked at if its predicted norm is more standard deviations than this below what would
+        caution: a pair is skipped if its predicted norm is more standard deviations than this below what would
             beat the largest one by half a percent. Errors have longer tails than normal ones: over searches of a few
             trained encoders, most of which served to choose the default too, one of 680 classes ended 1.0 % low with
             4, and none of 4,000 with 5.
@@ -128,7 +128,7 @@ def _pools(batches: Iterable[Inputs], least: int) -> Iterator[tuple[Inputs, int]
 
 
 class _Finder:
-    """What is known so far: the largest norms, the directions, the pilots and the screens learnt from them."""
+    """The state of a search: the largest norms so far, the directions, the pilots, and the screens learnt from them."""
 
     def __init__(self, scores_of: Callable[[Inputs], Inputs], search: ProbeSearch) -> None:
         self.scores_of, self.settings = scores_of, search
@@ -164,7 +164,7 @@ class _Finder:
     def _pilots_wanted(self) -> int:
         if self.pilots < self.settings.pilots:
             return self.settings.pilots - self.pilots
-        # As much for learning as it has cost to search with what was known.
+        # Spend as much on learning as the search with the present screens has cost.
         return min(self.pilots, max(0, _MOST_PILOTS - self.pilots)) if self.spent > self.invested else 0
 
     # --- learning
@@ -199,7 +199,7 @@ class _Finder:
             count = min(probes, *stacked.shape)
             leading = torch.linalg.eigh(stacked @ stacked.mT).eigenvectors[:, -count:]
             directions = torch.nn.functional.normalize(leading.mT @ stacked, dim=1)
-            # Every modality has the same number of probes; one of few dimensions is moved along nothing at last.
+            # Every modality has the same number of probes; one of few dimensions gets zero directions at the end.
             missing = directions.new_zeros(probes - count, directions.shape[1])
             value = pilots[name]
             self.directions[name] = torch.cat([directions, missing]).view(-1, *value.shape[1:]).to(value.dtype)
@@ -269,8 +269,8 @@ def pair_norms(
 ) -> tuple[dict[str, Tensor], int]:
     """Norms of the gradients of chosen scores at chosen samples, and how many gradients were taken for them.
 
-    A backward pass serves one class of every sample in it, each its own. A batch may join the image of one sample with
-    the sound of another, as no score depends on both.
+    A backward pass serves one class of every sample in it, each its own. A batch may combine the image of one sample
+    with the sound of another, as no score depends on both.
 
     Args:
         scores_of: uni-modal scores ``(B, K)`` of inputs by name, each of its own input alone.
@@ -279,7 +279,8 @@ def pair_norms(
         batch_size: the most samples in a pass.
 
     Returns:
-        ``(n, K)`` by modality, and a number. Norms of pairs not asked for are 0, or exact where they came for free.
+        ``(n, K)`` by modality, and a number. Norms of pairs that were not requested are 0, or exact where they cost
+        nothing extra.
 
     >>> leaf = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> pairs = {"audio": torch.tensor([[True, False], [True, True]])}
@@ -303,7 +304,7 @@ def pair_norms(
             for name, mask in left.items()
         }
         batch = {name: value[rows[name]] for name, value in inputs.items()}
-        # A modality with nothing left to do only comes along.
+        # A modality with nothing left to compute is carried along.
         leaves = {name: value.requires_grad_(True) for name, value in batch.items() if counts[name].any()}
         scores = scores_of(batch)
         for turn in range(turns):
@@ -327,10 +328,10 @@ def _best_turns(counts: Tensor) -> int:
 
 
 class Prediction(NamedTuple):
-    """What is expected of gradient norms, each ``(n, K)``.
+    """Predicted gradient norms, each ``(n, K)``.
 
     Attributes:
-        visible: squared norms of the part of the gradients that was seen.
+        visible: squared norms of the part of the gradients along the probed directions.
         hidden: expected logarithmic norms of the other part.
         deviation: how uncertain these are.
     """
@@ -359,7 +360,7 @@ class Screen:
 
     The slopes :math:`y` and scores :math:`s` of all classes together tell where in the network a sample is, and
     :math:`f_k` what the gradients of samples nearby were. Weight, kernel width and penalty are those with the smallest
-    leave-one-out error, so what is claimed of new samples was seen on the known ones.
+    leave-one-out error, so that claims about new samples were checked on known ones.
 
     Args:
         slopes: of the samples to learn from, ``(n, r, K)``.
@@ -416,7 +417,7 @@ class Screen:
         self.deviation = (variance / 2 + variance.mean() / 2).sqrt()
 
     def predict(self, slopes: Tensor, scores: Tensor) -> Prediction:
-        """What can be told of the norms of new samples; the less sure, the less they are like the known ones.
+        """Predict the norms of new samples; the less they resemble the known ones, the less certain the prediction.
 
         Args:
             slopes: of the new samples, ``(n, r, K)``.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The ways of training that people compare with, one small file each: a callback under a CRMT module, or a head."""
+"""Training methods to compare CRMT with, one file each; a method is a callback added to a CRMT module."""
 
 from lightning_crmt.methods.adaptive_gradient_modulation import AdaptiveGradientModulation
 from lightning_crmt.methods.adversarial_training import AdversarialTraining

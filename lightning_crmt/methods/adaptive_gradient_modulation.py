@@ -22,9 +22,9 @@ from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.targets import Target, size_of
 from lightning_crmt.training import BatchSums, Method, Needs, losses
 
-#: A probability below this counts as this, as in the released code.
+#: Smaller probabilities are raised to this one, as in the released code.
 _LEAST = 1e-8
-#: The largest difference of ratios that counts, as in the released code; the factor is exponential in it.
+#: Larger differences of ratios are cut to this one, as in the released code; the factor is exponential in them.
 _LARGEST = 10.0
 
 
@@ -47,7 +47,7 @@ class AdaptiveGradientModulation(Method):
 
     As in the released code, for any number of modalities, with two differences. A present modality has the features
     of the training pass in every f(S), not those of another pass in evaluation mode, so that the responses are those of
-    one function; the zeros do pass their encoder, and the head that sees them, in evaluation mode, which leaves
+    one function; the zeros do pass through their encoder and the head, in evaluation mode, which leaves
     BatchNorm's statistics alone. And the released code then clips the norm of all gradients to 1 where the head's are
     large: choose ``Trainer(gradient_clip_val=1.0)``, which acts after this. Terms of the loss that do not go through
     the logits, such as CRMT's margin regularisation, are not modulated.
@@ -57,9 +57,10 @@ class AdaptiveGradientModulation(Method):
     fp16 the factors act on unscaled gradients, or on the loss itself; a step that the scaler skips counts in the means.
 
     Args:
-        alpha: how strongly, above 0; 2.5 on AV-MNIST and 1.5 on CREMA-D, as recalled from the experiments.
+        alpha: strength of the modulation, above 0; 2.5 on AV-MNIST and 1.5 on CREMA-D, as recalled from the
+            experiments.
         start_epoch: the first epoch that is modulated, counted from 0.
-        end_epoch: the last one; all to the end by default.
+        end_epoch: the last epoch that is modulated; by default the last of the fit.
 
     Raises:
         ValueError: if an argument is out of range; before training, if there is one modality only, or optimization is
@@ -124,7 +125,7 @@ class AdaptiveGradientModulation(Method):
                     parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=self.coefficients[name] - 1)
 
     def _advance(self, trainer: Trainer) -> None:
-        """From the losses of the effective batch to its factors; and the means take it in."""
+        """Compute the factors from the losses of the effective batch, and update the means."""
         now = self._sums.means(trainer)
         # Before the first step all means are 0: equal.
         means = self.means or dict.fromkeys(now, 0.0)

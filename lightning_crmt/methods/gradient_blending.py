@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weigh the losses of all heads by how they generalise."""
+"""Weight the losses of all heads by how well they generalise."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from lightning_crmt.modality import FusionOutput, at_least_single
 from lightning_crmt.targets import Target, mixed_cross_entropy
 from lightning_crmt.training import BatchSums, Method, Needs, TrainingPass, ValidationPass, crmt_module
 
-#: Of the loss of the joint logits, beside those of the modalities.
+#: Name of the loss of the joint logits, next to those of the modalities.
 JOINT = "joint"
 
 
 class GradientBlending(Method):
-    r"""Gradient-Blending, after Wang, Tran and Feiszli, CVPR 2020 (arXiv 1905.12681): losses weighed by generalisation.
+    r"""Gradient-Blending, after Wang et al., CVPR 2020 (arXiv 1905.12681): losses weighted by how they generalise.
 
     .. math:: L = \sum_k w_k \, \mathrm{CE}(h_k, y), \qquad k \in \{\text{modalities}, \text{joint}\}
 
     with weights from :func:`~lightning_crmt.methods.blending_weights`. **Offline** (``super_epoch=None``) they are
-    given and stay. **Online**, losses of all heads are measured before the first epoch and after every super-epoch of n
-    epochs, on all training and all validation samples in evaluation mode, and the weights of the next super-epoch come
-    from the last two measurements. The paper's online variant trains a copy of the model for each head to see what it
-    would do alone; here the heads are watched while they are trained together, at the cost of the passes alone. Margin
-    regularisation (``rho`` above 0) is added as it is; take 0 for the method itself. Mixed samples get both classes'
-    losses by their shares, and the measurements are of unmixed ones.
+    given and never change. **Online**, losses of all heads are measured before the first epoch and after every
+    super-epoch of n epochs, on all training and all validation samples in evaluation mode, and the weights of the next
+    super-epoch come from the last two measurements. The paper's online variant trains a copy of the model for each head
+    to see what it would do alone; here the heads are watched while they are trained together, at the cost of the passes
+    alone. Margin regularisation (``rho`` above 0) is added as it is; take 0 for the method itself. The loss of a mixed
+    sample weights both classes by their shares; measurements use unmixed samples.
 
     The weights are logged as ``train/blending_weight/...``. Logits are ``(B, K)``, features ``(B, d_m)``.
 
@@ -48,8 +48,8 @@ class GradientBlending(Method):
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if the weights are not of the module's modalities;
-            before training, if there is no validation data to estimate weights from, or another loss has taken the
-            place of cross-entropy.
+            before training, if there is no validation data to estimate weights from, or another loss replaces
+            cross-entropy.
         TypeError: before training, if there is more than one validation loader.
 
     >>> offline = GradientBlending(weights={"audio": 0.1, "image": 0.6, "joint": 0.3}, super_epoch=None)
@@ -93,7 +93,7 @@ class GradientBlending(Method):
     @override
     def begin(self, module: CRMTMixin) -> None:
         if JOINT in module.encoders:
-            raise ValueError(f"`encoders` must not hold a modality named {JOINT!r}: so the joint head is called")
+            raise ValueError(f"`encoders` must not hold a modality named {JOINT!r}: that is the name of the joint head")
         heads = [*module.encoders.keys(), JOINT]
         if self._given is not None:
             check_same_modalities("weights", self._given, heads)
@@ -108,7 +108,7 @@ class GradientBlending(Method):
         objective = crmt_module(pl_module, self).training_stage.objective
         if objective is not None:
             raise ValueError(
-                "GradientBlending weighs cross-entropy, so it cannot be used where another loss has its place: "
+                "GradientBlending weights cross-entropy, so it cannot be used where another loss replaces it: "
                 f"got {objective.name!r}"
             )
 
@@ -143,7 +143,7 @@ class GradientBlending(Method):
             for inputs, target in samples:
                 output = module(inputs)
                 logits = {**self.readout.logits(module, output, self), JOINT: output.logits}
-                # In half precision the differences that the weights are made of would be lost.
+                # In half precision the differences that make up the weights would be lost.
                 own = {head: at_least_single(logits[head]) for head in self.weights}
                 sums.add({head: mixed_cross_entropy(each, target, "sum") for head, each in own.items()}, len(target))
         if not sums:
@@ -157,7 +157,7 @@ class GradientBlending(Method):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.readout.load_state_dict(state_dict["heads"])
-        if self.super_epoch is not None:  # weights that are given stay
+        if self.super_epoch is not None:  # given weights never change
             super().load_state_dict(state_dict)
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Slow the dominant modality down by the gradients of its encoder."""
+"""Slow the dominant modality down by scaling the gradients of its encoder."""
 
 # No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
@@ -22,7 +22,7 @@ from lightning_crmt.training import BatchSums, Method, Needs, confidences
 
 #: Which tensors of an encoder: all, those of two dimensions and more, or those of convolutions over images.
 Modulated: TypeAlias = Literal["all", "matrices", "convolutions"]
-#: What a modality is compared with where there are several others.
+#: What a modality is compared with if there are several others: their mean, or their minimum.
 Others: TypeAlias = Literal["mean", "min"]
 
 _LEAST_DIMENSIONS = {"all": 0, "matrices": 2, "convolutions": 4}
@@ -43,23 +43,23 @@ class GradientModulation(Method):
     (GE, generalisation enhancement) is as large as the gradient before modulation, and every encoder gets it. The sums
     are over the effective batch, so that gradient accumulation and several processes change nothing.
 
-    As in the released code, but: it modulates the weights of 2D convolutions alone, which would leave other encoders as
-    they are, so that here by default all matrices are; and it knows two modalities, where here with more the
-    other is the mean, or the least, of the others. Under Adam, which divides by the size of the gradients, a constant
-    :math:`k_m` has no effect, only its changes and the noise do; the paper trains with SGD.
+    As in the released code, with two differences. That code modulates the weights of 2D convolutions alone, which would
+    leave other encoders unchanged; here all matrices are modulated by default. And it handles two modalities only;
+    here, with more, the other is the mean, or the minimum, of the others. Under Adam, which divides by the size of the
+    gradients, a constant :math:`k_m` has no effect, only its changes and the noise do; the paper trains with SGD.
 
     Mixed samples count with the shares of their two classes. Under fp16 the gradients are already unscaled, and a step
     that the scaler skips stays skipped.
 
     Args:
-        alpha: how strongly, above 0; recalled from the experiments: between 0.1 and 0.8.
+        alpha: strength of the modulation, above 0; 0.1 to 0.8, as recalled from the experiments.
         noise: whether to add the noise (OGM-GE) or not (OGM).
-        parameters: which tensors of an encoder: ``"matrices"``, of two dimensions and more, ``"convolutions"``, of
-            four, as released, or ``"all"``, biases too.
+        parameters: which tensors of an encoder: ``"matrices"``, those of two dimensions or more, ``"convolutions"``,
+            those of four, as released, or ``"all"``, biases too.
         others: with three modalities or more, compare with their ``"mean"``, or with the ``"min"``.
         start_epoch: the first epoch that is modulated, counted from 0.
-        end_epoch: the last one; all to the end by default. The released code has 50.
-        seed: of the noise, which depends on it and the step alone and is the same in every process.
+        end_epoch: the last epoch that is modulated, 50 in the released code; by default the last of the fit.
+        seed: of the noise, which depends on the seed and the step alone and is the same in every process.
 
     Raises:
         ValueError: if an argument is out of range; before training, if there is one modality only, an encoder has none

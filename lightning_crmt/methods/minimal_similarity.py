@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the features of the modalities apart."""
+"""Keep the features of the modalities dissimilar."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class MinimalSimilarity(Method):
     .. math:: L = \mathrm{CE}(h, y) + w \, \frac 1 N \sum_i \frac 2 {M (M - 1)} \sum_{m < n} \cos(z_i^m, z_i^n)
 
     with features :math:`z^m` of shape ``(B, d)``. The paper has two modalities and weight 1; the mean over pairs is the
-    natural form for more. It does not look at targets, so mixed samples are like others. The other half of the paper's
-    defence is :class:`FeatureMemory`.
+    natural form for more. It does not use targets, so mixed samples need no special treatment. The other half of the
+    paper's defence is :class:`FeatureMemory`.
 
     Args:
         weight: w, at least 0.

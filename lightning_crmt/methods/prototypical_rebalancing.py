@@ -26,8 +26,8 @@ class Prototypes:
     A class without samples keeps the prototype it has; one that never had samples has none, and takes no part.
 
     Args:
-        momentum: :math:`\mu` in [0, 1), the share of what was.
-        means: prototypes to go on with, ``(K, d_m)``.
+        momentum: :math:`\mu` in [0, 1), the share of the old prototype.
+        means: prototypes to start from, ``(K, d_m)``.
         known: which classes have one, ``(K,)``.
 
     >>> prototypes = Prototypes(momentum=0.0)
@@ -44,7 +44,7 @@ class Prototypes:
         self.known = torch.empty(0, dtype=torch.bool) if known is None else known
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Take in the sum of the features of each class, ``(K, d_m)``, and the number of samples, ``(K,)``."""
+        """Add the sum of the features of each class, ``(K, d_m)``, and the number of samples, ``(K,)``."""
         seen = counts > 0
         means = sums / counts.clamp(min=1)[:, None]
         if self.known.numel():
@@ -81,10 +81,10 @@ class PrototypicalRebalancing(Method):
         \beta_m = \mathrm{clip}(\bar s_m / s_m - 1, 0, 1), \quad \gamma_m = \mathrm{clip}(s_m / \bar s_m - 1, 0, 1)
 
     where :math:`s_m = \sum_i q^m_{y_i}(x_i)` is summed over the batch on all processes, and :math:`\bar s_m` is the
-    mean of the other modalities'. The modality that does worse than the others is drawn to its prototypes; the one that
-    does better is kept uncertain in the first epochs. For two modalities :math:`\bar s_m / s_m` is the paper's ratio;
-    the mean is our generalisation to more. The entropy term and both clipped coefficients are recalled, not read: the
-    released code has no entropy, and 1 in place of a :math:`\beta_m` above 0.
+    mean of the other modalities'. The modality that does worse than the others is pulled towards its prototypes; the
+    one that does better is kept uncertain in the first epochs. For two modalities :math:`\bar s_m / s_m` is the paper's
+    ratio; the mean is our generalisation to more. The entropy term and both clipped coefficients are recalled, not
+    read: the released code has no entropy, and 1 in place of a :math:`\beta_m` above 0.
 
     Prototypes are measured before every epoch, in evaluation mode, on unmixed training samples. Of mixed samples
     :math:`s_m` and the loss take both classes by their shares. Where gradients are accumulated, :math:`s_m` is of each
@@ -198,7 +198,7 @@ class PrototypicalRebalancing(Method):
 
         def of_class(classes: Tensor) -> Tensor:
             column, _ = self.prototypes[name].columns(classes)
-            # The sum over none is 0, and keeps the graph.
+            # An empty sum is 0, and keeps the graph.
             return nn.functional.cross_entropy(logits[counted], column[counted], reduction="sum")
 
         return mixed_loss(of_class, target) / counted.sum().clamp(min=1)

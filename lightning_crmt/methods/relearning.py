@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Let modalities forget what they learned too well."""
+"""Reset modalities partly towards their initial weights where they overfit."""
 
 # No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
@@ -24,7 +24,7 @@ from lightning_crmt.training import Method, Needs, TrainingPass, ValidationPass
 
 @dataclass(eq=False, repr=False)
 class Relearning(Method):
-    r"""Diagnosing and re-learning (Wei et al., ECCV 2024): overfitted encoders go back towards their first weights.
+    r"""Diagnosing and re-learning (Wei et al., ECCV 2024): overfitted encoders move back to their initial weights.
 
     Wei, Li, Feng and Hu, Diagnosing and Re-learning for Balanced Multimodal Learning, ECCV 2024.
 
@@ -33,20 +33,20 @@ class Relearning(Method):
 
     with the purity P of a k-means clustering of the modality's features into as many clusters as classes: the share of
     samples that are of the commonest class of their cluster. A large gap between training and validation data means
-    that the modality was learned past what generalises: it is sent back the most. A scarcely learned one has a
-    small gap, and a small step back, which keeps it from fitting noise.
+    that the modality has learned what does not generalise: it is reset the most. One that has learned little has a
+    small gap, and a small reset, which keeps it from fitting noise.
 
     As in the released code: parameters of the encoders, not BatchNorm's statistics; each feature scaled to [-1, 1]; the
-    state of the optimizer stays. There it happens three times, after the epochs 20, 40 and 60. The k-means is the
+    state of the optimizer stays. That code does it three times, after epochs 20, 40 and 60. The k-means is the
     package's own, with ten starts from k-means++, always the same ones. The features are those of the model in
     evaluation mode, of all samples on all processes; under DDP a few may be repeated to even the processes out.
     Mixed samples make no difference: the features are of unmixed ones.
 
-    The first weights are part of this callback's state in a checkpoint, so that a resumed run knows them. They are
-    those that the fit began with, pretrained ones too.
+    The initial weights are part of this callback's state in a checkpoint, so that a resumed run has them. They are
+    those that the fit began with, also if these were pretrained.
 
     Args:
-        epochs: at the beginning of which epochs, counted from 0.
+        epochs: the epochs at whose beginning encoders are reset, counted from 0.
         strength: the factor :math:`\beta`, above 0.
         dataloader: batches for the training part; by default the training data set in order, each sample once.
         seed: of the clusterings.
@@ -83,7 +83,7 @@ class Relearning(Method):
 
     @override
     def reset(self) -> None:
-        #: The weights :math:`w_m` of the last time.
+        #: The weights :math:`w_m` of the last reset.
         self.weights: dict[str, float] = {}
         #: The parameters that each encoder began with.
         self.first: dict[str, dict[str, Tensor]] = {}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What all metrics of this room are: a mean over samples."""
+"""The base of all metrics in this package: a mean over samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SampleMean(Metric):
     """Mean over samples of one value each, from sums in double precision.
 
     Args:
-        settings: what makes the values of two metrics of one class differ.
+        settings: the settings by which two metrics of one class differ.
         kwargs: those of ``torchmetrics.Metric``.
     """
 
@@ -49,7 +49,7 @@ class SampleMean(Metric):
         """The value, or several of them in their order, in a matplotlib figure.
 
         Args:
-            val: what ``forward`` or ``compute`` gave, or a list of such; what ``compute`` gives now by default.
+            val: a result of ``forward`` or ``compute``, or a list of these; by default that of ``compute`` now.
             ax: matplotlib axes to draw into; new ones by default.
 
         Returns:

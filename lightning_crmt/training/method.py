@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every method of training is: a callback that takes part in the steps of a CRMT module."""
+"""The base of training methods: a callback that takes part in the steps of a CRMT module."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lightning_crmt.targets import Target
 from lightning_crmt.training.data_pass import TrainingPass
 from lightning_crmt.training.named_model import crmt_module
 
-#: How the formula of a method was obtained: read in its paper, in the code of its authors or of others who compare with
-#: it, or recalled.
+#: The source of a method's formula: read in its paper, read in code of its authors or of a published comparison, or
+#: recalled from memory.
 Source: TypeAlias = Literal["paper", "authors' code", "others' code", "recalled"]
 
 
@@ -42,12 +42,12 @@ class Needs(Flag):
 
 
 class ReleasingCallback(Callback):
-    """Gives back what it took for a run, however the run ends: by itself, by an error, or by Ctrl-C."""
+    """Undoes its changes when a run ends, whether normally, by an error, or by Ctrl-C."""
 
     def release(self, pl_module: LightningModule) -> None:
-        """Take back what this callback has pushed; override it, and call it, to let go of more.
+        """Pop what this callback has pushed; to undo more, override this and call ``super().release``.
 
-        What a checkpoint holds must stay until the next run: checkpoints are also saved after an error.
+        Keep the state that checkpoints hold until the next run: checkpoints are also saved after an error.
         """
         if isinstance(pl_module, CRMTMixin):
             pl_module.training_stage.pop(self)
@@ -63,13 +63,13 @@ class ReleasingCallback(Callback):
 
 
 class Method(ReleasingCallback):
-    """A way of training, put under a CRMT module by adding the callback; several compose, in their order.
+    """A training method: add the callback to train a CRMT module with it. Several compose, in the order of the list.
 
     A method changes the batch (:meth:`transform`), adds to the loss (:meth:`term`), or changes gradients or learning
     rates (:meth:`before_step`, :meth:`on_epoch`, or any hook of a callback). It is inactive during step 2 of CRMT.
 
     Raises:
-        TypeError: on ``setup``, if the module is no CRMT module.
+        TypeError: on ``setup``, if the module is not a CRMT module.
         ValueError: before training, if the fit lacks what the method needs.
     """
 
@@ -100,7 +100,7 @@ class Method(ReleasingCallback):
         return inputs, target
 
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
-        """What is added to the loss of a batch, by default nothing."""
+        """A term to add to the loss of a batch, by default none."""
         return None
 
     def features_of(self, output: FusionOutput) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ class Method(ReleasingCallback):
             if not sum(trainer.num_val_batches):
                 raise ValueError(f"{type(self).__name__} needs validation data in the fit, got none")
         if Needs.TRAINING_PASS in self.needs:
-            TrainingPass(trainer, self.dataloader)  # refuses what it cannot read now, and not epochs later
+            TrainingPass(trainer, self.dataloader)  # so that unreadable data is an error now and not epochs later
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -170,7 +170,7 @@ class Method(ReleasingCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # A run that looks like the method and is not would end up in a table.
+        # Otherwise a run without the method would be reported as one with it.
         calls, kind = crmt_module(pl_module, self).training_stage.calls, type(self)
         must = None
         if kind.transform is not Method.transform and "training_batch" not in calls:
@@ -189,6 +189,6 @@ class Method(ReleasingCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take those of an interrupted run."""
+        """Restore the attributes from an interrupted run."""
         for name in self.saved:
             setattr(self, name, state_dict[name])

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Read batches and call modules by modality name, whatever form the user's own take."""
+"""Read batches and call modules by modality name, whatever form the user's own batches and modules have."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NamedModel(nn.Module):
         elif names is None:
             raise ValueError(
                 f"`inputs` must name the modalities of {type(module).__name__} in the order of its batches, "
-                "as in inputs=('image', 'audio'), because it is no CRMT module"
+                "as in inputs=('image', 'audio'), because it is not a CRMT module"
             )
         self.names = list(names)
         check_modality_names("inputs", self.names)
@@ -102,10 +102,10 @@ class NamedModel(nn.Module):
 
 
 def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:
-    """``pl_module``, known to be a CRMT module.
+    """``pl_module``, checked to be a CRMT module.
 
     Raises:
-        TypeError: naming the callback that needs one, if it is none.
+        TypeError: naming the callback that needs one, if it is not.
     """
     if not isinstance(pl_module, CRMTMixin):
         raise TypeError(
@@ -116,7 +116,7 @@ def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:
 
 
 def late_fusion(module: CRMTMixin, callback: Callback) -> LateFusion:
-    """The head of ``module``, known to be late fusion.
+    """The head of ``module``, checked to be a late fusion.
 
     Raises:
         TypeError: naming the callback that needs one, if it is another kind.

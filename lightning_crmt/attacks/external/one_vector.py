@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What an attack of another library gets to see of a model of several inputs: one vector in, logits out."""
+"""A model of several inputs as other libraries see it: one vector in, logits out."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def load(package: str) -> Any:
         ModuleNotFoundError: if it is not installed, with the extra that installs it.
     """
     before = os.environ.get("GIT_PYTHON_REFRESH")
-    # One of foolbox's own dependencies refuses to load where there is no git, unless told that nobody minds.
+    # One of foolbox's own dependencies refuses to load without git unless this variable is set.
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
     try:
         with warnings.catch_warnings():
@@ -180,7 +180,7 @@ def require_ball(budget: Budget, norms: Sequence[str]) -> None:
 
 @contextmanager
 def handed_over(model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> Iterator[OneVectorModel]:
-    """Lend ``model`` to a library that may seed torch's global generators and set the interpreter's trace function."""
+    """Lend ``model`` to a library; undo what it may do to torch's global generators and Python's trace function."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     trace = sys.gettrace()
     try:

@@ -25,11 +25,11 @@ Classes: TypeAlias = int | Tensor
 
 
 class AttackedModel(PerSample):
-    """A model under attack, with clean inputs in its own precision; what an attack is given is checked here, and once.
+    """A model under attack, with clean inputs in its own precision. The arguments of attacks are checked here, once.
 
     Attributes:
         inputs: the clean inputs on the model's device, those that are attacked in the precision of its parameters.
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         modalities: names of those that are attacked.
         target: right classes, ``(B,)``.
         towards: classes to lead towards, ``(B,)``; None for any wrong one.
@@ -64,20 +64,20 @@ class AttackedModel(PerSample):
     def fooled(self, logits: Tensor) -> Tensor:
         """Where the prediction is wrong, and the class to lead towards if there is one, ``(B,)``.
 
-        NaN logits predict nothing, so they do not count.
+        NaN logits predict no class, so they do not count.
         """
         predicted = logits.argmax(dim=1)
         wrong = (predicted != self.target) & logits.isfinite().all(dim=1)
         return wrong if self.towards is None else wrong & (predicted == self.towards)
 
     def objective(self, loss: Loss, rival: Tensor | None = None) -> Objective:
-        """What to raise: towards the given classes if there are such, else towards ``rival``, else any wrong class."""
+        """The objective to raise: towards the given classes if any, else ``rival``, else any wrong class."""
         if self.towards is not None:
             return Objective(loss, self.towards, towards=True)
         return Objective(loss, self.target, rival)
 
     def objectives(self, loss: Loss, targeted: bool = False, classes: int | None = None) -> list[Objective]:
-        """What to raise one after the other: with ``targeted`` each of so many wrong classes, unless one is given.
+        """The objectives to raise in turn: with ``targeted`` one for each of the ``classes`` strongest wrong classes.
 
         Raises:
             ValueError: if the model has too few classes for the denominator of the DLR loss.
@@ -99,7 +99,7 @@ class AttackedModel(PerSample):
     def gradient(self, moved: Inputs, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Perturbation]:
         """Logits at ``moved``, losses ``(B,)``, and gradients with respect to the attacked modalities.
 
-        A gradient that is not finite says nothing and counts as 0.
+        A gradient that is not finite counts as 0.
 
         Raises:
             RuntimeError: if a modality changes the logits but gets no gradient, because the model detaches: a search
@@ -128,7 +128,7 @@ class AttackedModel(PerSample):
         if not self.logits(changed).equal(self.logits(self.inputs)):
             raise RuntimeError(
                 f"the model's logits depend on {name!r} but carry no gradient to it: something in it detaches them; "
-                "a search by gradients would find nothing and prove nothing"
+                "a gradient search would fail and prove nothing"
             )
         self._unused.add(name)
 
@@ -156,7 +156,7 @@ def public_logits(model: Model, inputs: Inputs) -> Tensor:
 
 
 def right_answers(logits: Tensor, target: Tensor) -> Tensor:
-    """Where the prediction is the target, ``(B,)``; logits that are not finite answer nothing."""
+    """Where the prediction is the target, ``(B,)`` bool; never where the logits are not finite."""
     return (logits.argmax(dim=1) == target.to(logits.device)) & logits.isfinite().all(dim=1)
 
 
@@ -170,5 +170,5 @@ def as_taken_by(model: Model, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def holder_of(model: Model) -> nn.Module:
-    """What ``frozen_eval`` can take: the module, or an empty one for a callable that is none."""
+    """A module for ``frozen_eval``: the model itself, or an empty module in place of a plain function."""
     return model if isinstance(model, nn.Module) else nn.Module()

@@ -202,5 +202,5 @@ def _pictures(pipe: IO[bytes]) -> Iterator[Array]:
             yield np.frombuffer(pixels, np.uint8).reshape(height, width)
 
 
-#: What makes one kind of output.
+#: A maker of one kind of output.
 Maker: TypeAlias = Frames | Spectrograms | Flow

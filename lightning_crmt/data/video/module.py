@@ -161,7 +161,7 @@ class ClipDataModule(MultimodalDataModule):
     @override
     def load(self) -> dict[str, Dataset[Any]]:
         """Read the lists, split, and look for the files."""
-        pillow()  # whose absence should be known before workers start
+        pillow()  # so that it is missing now and not in the workers
         if not self.root.is_dir():
             raise FileNotFoundError(f"there is no folder `root` = {self.root}: {self.how_to_prepare}")
         known = self.all_classes()
