@@ -62,7 +62,7 @@ class ModalityEarlyStopping(ValidatedMethod):
             raise ValueError(f"`smoothing` must be at least 0 and below 1, got {smoothing}")
         self.patience = patience
         self.smoothing = smoothing
-        super().__init__()
+        self.reset()
 
     @override
     def reset(self) -> None:
