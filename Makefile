@@ -3,13 +3,16 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint types clean
+.PHONY: demo test soundness lint types clean
 
 demo: $(VENV)/installed  ## train and compare on real data; a table, a CSV and a figure under results/
 	$(RUN) examples/demo.py
 
 test: $(VENV)/installed  ## tests, doctests, examples; two processes take them from each other
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+
+soundness: $(VENV)/installed  ## every kind of certificate against the true distance; half an hour, SEEDS="0 1 2"
+	$(RUN) benchmarks/soundness.py --seeds $(or $(SEEDS),0)
 
 lint: $(VENV)/linters
 	$(RUN) -m ruff check .

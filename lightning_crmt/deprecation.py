@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Old public names work for one release and say what they are called now."""
+"""Old public names work for one more release, with a warning that gives the new name."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def renamed_argument(old: str, given: T | None, new: str, value: T) -> T:
 
     Args:
         old: the name it had.
-        given: what came under that name; None if nothing did.
-        new: the name it has.
-        value: what came under that one, or its default.
+        given: the value passed under that name; None if there was none.
+        new: the name it has now.
+        value: the value passed under that name, or its default.
 
     >>> renamed_argument("represent", None, "fill", "zeroed")
     'zeroed'

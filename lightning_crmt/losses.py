@@ -32,7 +32,7 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
     cannot grow, make the loss small; the paper has T = 1.
 
     For mixed samples (CRMT-Mix) the score to beat is :math:`\lambda s_{y_a}^m + (1 - \lambda) s_{y_b}^m`, and k runs
-    over the classes that are neither :math:`y_a` nor :math:`y_b`. A sample that leaves no such class does not count.
+    over the classes that are neither :math:`y_a` nor :math:`y_b`. A sample without any such class does not count.
 
     Args:
         scores: uni-modal scores by modality, each ``(B, K)``.
@@ -43,7 +43,7 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
         A scalar; negative when every margin is large.
 
     Raises:
-        ValueError: if scores are not finite, have other than one shape, or a class is out of range.
+        ValueError: if scores are not finite or differ in shape, or a class is out of range.
         TypeError: if ``target`` does not hold integers.
 
     >>> scores = {"audio": torch.tensor([[1.0, 0.0]]), "image": torch.tensor([[3.0, 0.0]])}
@@ -66,7 +66,7 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
     stacked, first, second, own = stacked[counted], first[counted], second[counted], own[counted]
     of_target = share * _of_class(stacked, first) + (1 - share) * _of_class(stacked, second)
     rivals = (temperature * (stacked - of_target)).masked_fill(own[:, None, :], -math.inf)
-    # The sum over none is 0, and keeps the graph.
+    # An empty sum is 0, and keeps the graph.
     return rivals.flatten(1).logsumexp(dim=1).sum() / max(len(rivals), 1)
 
 
@@ -78,7 +78,10 @@ class MarginRegularization(nn.Module):
     """:func:`margin_regularization` as a module.
 
     Args:
-        temperature: see there.
+        temperature: T, above 0.
+
+    Raises:
+        ValueError: if ``temperature`` is not above 0; in ``forward``, as :func:`margin_regularization` does.
 
     >>> loss = MarginRegularization()
     >>> loss({"audio": torch.zeros(1, 3)}, torch.tensor([2]))
@@ -111,13 +114,13 @@ def integration_objective(
 
     with :math:`D` from the Lipschitz constants (see :func:`~lightning_crmt.certification.inequality.sensitivities`)
     and y the true class, so that r is negative where the model errs. ``"clipped"`` replaces r by
-    :math:`\max(-c, \min(r, c))`: samples that are safe, or hopeless, stop pulling.
+    :math:`\max(-c, \min(r, c))`: samples that are safe, or hopeless, no longer contribute gradients.
 
     Args:
         output: output of ``head``, its logits with a graph back to the integration weights.
         target: classes, ``(B,)``.
         head: the head; gradients flow to its ``integration_parameters()``.
-        lipschitz: constants of encoders or scores, that do not change with the integration weights.
+        lipschitz: constants of encoders or scores, which do not change with the integration weights.
         objective: ``"clipped"`` or ``"mean"``, the paper's.
         clip: the bound c, in units of the inputs; needed for ``"clipped"``.
 
@@ -164,14 +167,14 @@ def radius_loss(
     temperature: float = 15.0,
     rho: float = 0.2,
 ) -> Tensor:
-    r"""A smooth hinge on the robustness radius at a wanted one, over all rivals, and on that of each modality alone.
+    r"""A smooth hinge that pushes the joint radius, and that of each modality alone, above a target, over all rivals.
 
     .. math:: \mathrm{soft}_R(r) = \mathrm{softplus} \log \sum_{j \ne y} \exp\big( T (R - r_j) \big), \qquad
         L = \frac 1 N \sum_i \mathrm{soft}_R(r(x_i)) + \rho \sum_m \mathrm{soft}_{R/2}(r^m(x_i))
 
     with the bounds :math:`r_j = (h_y - h_j) / \sqrt{\sum_m (D_{yj}^m)^2}`, and :math:`r_j^m` the same for the logits of
     modality m alone, :math:`a_k^m s_k^m`, over :math:`D_{yj}^m`. For large T the first term is
-    :math:`T \max(0, R - \min_j r_j)`. Where cross-entropy is content with large logits, this is not: scaling logits up
+    :math:`T \max(0, R - \min_j r_j)`. Large logits alone satisfy cross-entropy but not this loss: scaling logits up
     changes no radius. The second term is margin regularisation in units of the radius; it keeps each modality useful
     when the others are missing.
 
@@ -182,7 +185,7 @@ def radius_loss(
         lipschitz: constants of encoders or scores. For encoders that are 1-Lipschitz by construction they do not change
             in training; with others this loss trains the head well and the encoders blindly.
         radius: the wanted radius R, in units of the inputs, above 0.
-        temperature: T, in 1 over units of the inputs, above 0.
+        temperature: T, in inverse units of the inputs, above 0.
         rho: weight of the modalities' own terms, at least 0.
 
     Raises:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRMT as methods for a LightningModule of your own."""
+"""CRMT as a mixin for a LightningModule of your own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from lightning_crmt.certification import Certificate, certify_late_fusion
+from lightning_crmt.certification import Certificate, Evaluation, certify_late_fusion
 from lightning_crmt.checks import (
     check_at_least,
     check_inputs,
@@ -21,8 +21,9 @@ from lightning_crmt.checks import (
     check_target,
     describe,
 )
+from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
-from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants
+from lightning_crmt.lipschitz import CODE, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.soundness import Soundness
@@ -35,8 +36,8 @@ class CRMTMixin(LightningModule):
 
     The module must have three attributes: ``encoders``, a mapping of modality names to modules that give ``(B, d_m)``
     features; ``head``, a fusion head on these features; and ``rho``, the weight of the margin regularisation, by
-    default 0.5. The mixin brings ``forward``, ``training_step``, ``validation_step``, ``test_step`` and
-    ``predict_step``, and replaces those of the classes behind it; everything else of yours stays.
+    default 0.5. The mixin provides ``forward``, ``training_step``, ``validation_step``, ``test_step`` and
+    ``predict_step``, and replaces those of the classes after it; everything else stays yours.
 
     Override ``split_batch`` for batches that are not ``(inputs, target)``. If you write a ``training_step`` in the
     class that has the mixin, begin with ``inputs, target = self.training_batch(batch)`` and return
@@ -60,7 +61,7 @@ class CRMTMixin(LightningModule):
     head: FusionHead
     rho: float = 0.5
 
-    #: What callbacks have changed for a while.
+    #: The changes that callbacks have made for part of a fit.
     training_stage: Stage
 
     __call__: Callable[..., FusionOutput]
@@ -98,7 +99,7 @@ class CRMTMixin(LightningModule):
         return batch[0], batch[1]
 
     def training_batch(self, batch: Any) -> tuple[Inputs, Target]:
-        """``split_batch``, and what the methods of training make of it: adversarial inputs, mixtures of samples."""
+        """``split_batch``, then the changes of training methods, such as adversarial inputs or mixtures of samples."""
         self.training_stage.calls.add("training_batch")
         transformed: tuple[Inputs, Target] = self.split_batch(batch)
         for method in self.training_stage.methods:
@@ -107,15 +108,15 @@ class CRMTMixin(LightningModule):
 
     @property
     def stage_objective(self) -> StageObjective:
-        """What the module is trained on now: step 1's loss, or the objective that a callback has pushed last."""
+        """The current objective: step 1's loss, or the one that a callback pushed last."""
         return self.training_stage.objective or StageObjective("loss", self._step_1, with_methods=True)
 
     def crmt_loss(self, output: FusionOutput, target: Target) -> Tensor:
         r"""The loss of the current stage.
 
         Step 1: cross-entropy plus ``rho`` times the margin regularisation,
-        :math:`\mathrm{CE}(h, y) + \rho L_1`, and the terms of the methods. Step 2, while ``IntegrationReweighting`` has
-        the module: its objective.
+        :math:`\mathrm{CE}(h, y) + \rho L_1`, and the terms of the methods. Step 2, once ``IntegrationReweighting`` has
+        taken over: its objective.
 
         Raises:
             ValueError: if logits are not finite, or a class is out of range.
@@ -138,8 +139,7 @@ class CRMTMixin(LightningModule):
 
         Args:
             inputs: one batch by modality.
-            lipschitz: constants of these very weights; with estimated ones the radii are estimates. By default bounds
-                of the encoders are computed.
+            lipschitz: estimated constants, for radii that are estimates; bounds are checked to be of these weights.
             level: ``"rigorous"`` counts rounding too, see
                 :func:`~lightning_crmt.certification.certify_late_fusion`, also for what it raises.
 
@@ -150,15 +150,30 @@ class CRMTMixin(LightningModule):
         >>> model.certify({"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}).soundness.label
         'certified'
         """
-        level = Soundness.among(BOUND_LEVELS, "level", level)
-        hooked = self._forward_hooks or self._forward_pre_hooks
-        changed = hooked or getattr(self.forward, "__func__", None) is not CRMTMixin.forward
-        if changed and (lipschitz is None or level is Soundness.RIGOROUS):
+        if lipschitz is not None and not lipschitz.soundness.certified:
+            return certify_late_fusion(self, inputs, lipschitz, level=level)
+        return self.evaluation(inputs, lipschitz, level=level).certificate()
+
+    def evaluation(
+        self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Soundness | str = Soundness.SOUND
+    ) -> Evaluation:
+        """What certificates of one batch rest on, with and without some of the modalities; see :meth:`certify`.
+
+        Raises:
+            ValueError: if ``forward`` does more than the mixin's: bounds of the encoders say nothing about that.
+        """
+        own = type(self)
+        changed = [
+            name for name in CODE if name in vars(self) or getattr(own, name, 0) is not getattr(CRMTMixin, name, 0)
+        ]
+        hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
+        changed += [f"the hook {getattr(hook, '__qualname__', type(hook).__name__)}" for hook in hooks]
+        if changed:
             raise ValueError(
-                "`lipschitz` must be given, and `level` be 'sound', where `forward` is overridden or has hooks: bounds "
-                "of the encoders say nothing about what else it does"
+                "`forward` must be that of CRMTMixin, without hooks, to be certified: bounds of the encoders say "
+                f"nothing about what {', '.join(changed)} does besides; estimated constants still give estimates"
             )
-        return certify_late_fusion(self, inputs, lipschitz, level=level)
+        return Evaluation(self, inputs, lipschitz, level=level)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch; logs ``train/loss``, or under the name of a stage's own objective."""
@@ -210,7 +225,7 @@ class CRMTMixin(LightningModule):
 
     @override
     def on_train_end(self) -> None:
-        """Warns if nothing asked for the CRMT loss during the fit."""
+        """Warns if nothing called ``crmt_loss`` during the fit."""
         super().on_train_end()
         if "crmt_loss" not in self.training_stage.calls:
             rank_zero_warn(
@@ -222,7 +237,7 @@ class CRMTMixin(LightningModule):
         inputs, target = self.split_batch(batch)
         output = self(inputs)
         check_target(target, self.head.num_classes, output.logits.shape[0])
-        numbers = {f"{split}/loss": nn.functional.cross_entropy(output.logits, target)}
+        numbers = {Key(split, "loss"): nn.functional.cross_entropy(output.logits, target)}
         for name, scores in {"joint": output.logits, **output.scores}.items():
-            numbers[f"{split}/accuracy/{name}"] = (scores.argmax(dim=1) == target).float().mean()
-        self.log_dict(numbers, batch_size=len(target), sync_dist=True)
+            numbers[Key(split, "accuracy", name)] = (scores.argmax(dim=1) == target).float().mean()
+        self.log_dict({str(key): value for key, value in numbers.items()}, batch_size=len(target), sync_dist=True)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRMT as a LightningModule: to subclass, or to instantiate."""
+"""CRMT as a LightningModule, to subclass or to use as it is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""How far a number can be trusted; it travels with every constant, radius and metric key."""
+"""How far a number can be trusted; every constant, radius and metric key carries it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Soundness(IntEnum):
     """An upper bound of the constant in exact arithmetic."""
 
     RIGOROUS = 3
-    """An upper bound that is proof against rounding too."""
+    """An upper bound that also counts rounding."""
 
     @classmethod
     def _missing_(cls, value: object) -> Soundness | None:
@@ -39,7 +39,7 @@ class Soundness(IntEnum):
 
     @classmethod
     def among(cls, allowed: Collection[Soundness], argument: str, value: Soundness | str) -> Soundness:
-        """The level that ``value`` names, known to be one of those ``allowed``.
+        """The level that ``value`` names, checked to be one of those ``allowed``.
 
         Raises:
             ValueError: naming the argument, for anything else.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What callbacks change in a module for a while, in one place, by who changed it."""
+"""Temporary changes of a module by callbacks, kept in one place, each with its owner."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_crmt.targets import Target
 
 
 class TrainingMethod(Protocol):
-    """What a method of training may do in a step; see :class:`~lightning_crmt.methods.Method`."""
+    """The part that a training method may take in a step; see :class:`~lightning_crmt.methods.Method`."""
 
     def transform(self, module: Any, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         """Other inputs and targets to train on."""
 
     def term(self, module: Any, output: FusionOutput, target: Target) -> Tensor | None:
-        """What is added to the loss."""
+        """A term to add to the loss, if any."""
 
 
 class StageObjective(NamedTuple):
@@ -30,7 +30,7 @@ class StageObjective(NamedTuple):
 
     Attributes:
         name: what it is logged under.
-        loss: from output and target, which is of mixed samples only if ``with_methods``.
+        loss: the loss of an output and a target; the target is of mixed samples only if ``with_methods``.
         with_methods: whether methods of training change the batch and add their terms; in step 2 they do not.
     """
 
@@ -47,7 +47,7 @@ class _Push(NamedTuple):
 
 
 class Stage:
-    """The stage that a module is in: what callbacks have pushed, each to be taken back by its owner alone.
+    """The stage that a module is in: the changes that callbacks have pushed, which only their owners pop.
 
     A copy of the module, as weight averaging makes one within a fit, begins with an empty stage of its own.
 
@@ -65,7 +65,7 @@ class Stage:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        # Weak, as the module holds its stage: a model that is done with goes at once, and its memory with it.
+        # Weak, as the module holds its stage: without a cycle, an unused model frees its memory at once.
         self._module: Callable[[], Any] = ref(module)
         self._pushed: list[_Push] = []
         #: Which of ``training_batch`` and ``crmt_loss`` the training steps have called under this objective.
@@ -83,9 +83,9 @@ class Stage:
         """Change something until ``pop(owner)``; an owner may push several times.
 
         Args:
-            owner: who pushes.
-            objective: takes the place of the one before.
-            method: joins those before.
+            owner: the callback that pushes.
+            objective: replaces the one before.
+            method: is added to those before.
             heads: becomes a submodule, so that optimizer, DDP and mixed precision find its parameters.
             undo: takes back what the owner did itself, such as freezing parameters.
         """
@@ -119,5 +119,5 @@ class Stage:
         return [push.method for push in self._pushed if push.method is not None]
 
     def __reduce__(self) -> tuple[type[Stage], tuple[nn.Module]]:
-        # For copy and pickle: what callbacks pushed is not the copy's, and would drag them and the Trainer along.
+        # For copy and pickle: pushed changes do not belong to the copy, and would drag callbacks and Trainer along.
         return Stage, (self._module(),)

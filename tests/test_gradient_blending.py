@@ -136,7 +136,7 @@ def test_what_a_fit_refuses(make_model, make_trainer, data):
     with pytest.raises(TypeError, match="GradientBlending needs one validation loader, got a list"):
         make_trainer(GradientBlending()).fit(make_model(), alone, [data.val_dataloader(), data.val_dataloader()])
     sound = {"fou": LipschitzMLP(76, 16), "mor": LipschitzMLP(6, 16)}
-    with pytest.raises(ValueError, match="another loss has its place: got 'radius_loss'"):
+    with pytest.raises(ValueError, match="another loss replaces it: got 'radius_loss'"):
         make_trainer(GradientBlending(), RadiusTraining()).fit(CRMTModule(sound, num_classes=10), data)
     joint = CRMTModule({"joint": MLP(6, 16)}, num_classes=10)
     with pytest.raises(ValueError, match="`encoders` must not hold a modality named 'joint'"):

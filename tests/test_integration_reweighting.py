@@ -434,7 +434,7 @@ def test_a_generator_of_batches_is_refused():
 def test_step_two_without_its_loss_is_an_error(data, make_trainer, make_model):
     model = make_model()
     model.training_step = lambda batch, batch_idx: model(batch[0]).logits.square().mean()
-    with pytest.raises(RuntimeError, match="step 2 trains on what `crmt_loss` answers"):
+    with pytest.raises(RuntimeError, match="step 2 trains on what `crmt_loss` returns"):
         make_trainer(IntegrationReweighting(last_epochs=1), max_epochs=2).fit(model, datamodule=data)
 
 

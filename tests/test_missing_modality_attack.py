@@ -56,7 +56,7 @@ def test_dropping_is_leaving_out_of_the_fusion():
     attack = MissingModality("dropped")
     # Scores are linear without a bias of their own, so that an input of zeros is the same as no score.
     assert torch.allclose(attack.logits(model, x, y), MissingModality().logits(model, x, y), atol=1e-6)
-    with pytest.raises(TypeError, match="dropped from the fusion is no input; ask `logits`"):
+    with pytest.raises(TypeError, match="dropped from the fusion has no input; call `logits`"):
         attack(model, x, y)
     wrapped = nn.Module()
     wrapped.module = model

@@ -319,7 +319,7 @@ def test_bad_recordings_are_named(folder, name, content, message):
 
 
 def test_no_recordings(tmp_path):
-    with pytest.raises(ValueError, match=r"must hold files \{digit\}_\{speaker\}_\{index\}.wav, found none"):
+    with pytest.raises(ValueError, match=r"must hold files \{digit\}_\{speaker\}_\{index\}.wav, got none"):
         read_recordings(tmp_path)
     for path in (tmp_path / "nowhere", tmp_path / "nowhere.npz"):
         with pytest.raises(FileNotFoundError, match=f"there is no folder or .npz {path} with recordings"):

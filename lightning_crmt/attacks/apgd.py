@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Projected gradient descent that finds its step sizes itself."""
+"""Projected gradient descent that chooses its own step sizes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class APGD(FixedBudget):
 
     with u and the projection in the budget. Each sample's step :math:`\eta`, at first twice the budget, is halved at
     checkpoints :math:`p_{j+1} = p_j + \max(p_j - p_{j-1} - 0.03, 0.06)`, in shares of ``steps``, where the loss rose in
-    less than three quarters of the steps since the last, or where neither the step was halved there nor a new best
-    found since; the walk then goes on from the best place so far.
+    less than three quarters of the steps since the last, or where at the last checkpoint the step was not halved and
+    no better point was reached since; the search then continues from the best point so far.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: gradient steps per restart, at least 2.
         restarts: number of starts.
-        loss: what is raised: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
+        loss: the loss to maximise: ``"margin"``, the strongest rival's logit minus the target's, ``"ce"`` or ``"dlr"``.
         targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost; not with ``"ce"``.
-        classes: with ``targeted``, aim at so many wrong classes with the largest logits; all by default.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong one by default.
+        classes: with ``targeted``, how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         random_start: begin the first start at random within the budget too, rather than at the clean input.
         seed: of the random starts.
 
@@ -86,7 +86,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 class _AutoDescent(Ascent):
-    """Steps of sizes that each sample finds for itself, with a share of the last step."""
+    """Steps with a size of its own for each sample, and momentum."""
 
     def __init__(self, start: Start, reviews: list[int]) -> None:
         super().__init__(start)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every attack is: settings, and a pure function of model, inputs and target; then those within a budget."""
+"""The base classes of attacks: any attack, one within a budget, and one within a budget of fixed size."""
 
-# No postponed annotations: jsonargparse reads those of subclasses in the modules of these.
+# No postponed annotations: jsonargparse resolves subclasses' annotations in the modules where those are defined.
 import copy
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -22,26 +22,26 @@ from lightning_crmt.modality import Inputs
 
 
 class Attack(ABC):
-    """Settings only; nothing of a model or of data stays in it."""
+    """An attack holds settings only; it keeps nothing of the model or the data it is called with."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     @abstractmethod
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Perturbed inputs that fool the model where such were found.
+        """Perturbed inputs that fool the model wherever the attack succeeds.
 
         Inputs for which logits are not finite fool it: it answers nothing there. Where that is so without any change
         there is nothing to attack, and the call refuses; scores count such samples as wrong and attack the others.
 
-        In the precision of the model's parameters, and on its device; a modality that is not attacked is the very
-        tensor that was given. The model, ``inputs`` and the global random state are left as they were.
+        They have the precision of the model's parameters, and are on its device; a modality that is not attacked is the
+        same tensor object as before. The model, ``inputs`` and the global random state are left as they were.
 
         Args:
-            model: a module, or anything from inputs by name to logits; what a function calls cannot be put in
-                evaluation mode from here, so put it there before.
+            model: a module, or any function from inputs by name to logits. Modules that a function calls must be in
+                evaluation mode already: they cannot be reached from here.
             inputs: one tensor per modality.
-            target: class of each sample, ``(B,)``, that the attack leads away from.
+            target: true class of each sample, ``(B,)``, which the attack leads away from.
 
         Raises:
             ValueError: if the settings do not fit the inputs, or inputs or the logits of clean inputs are not finite.
@@ -50,15 +50,15 @@ class Attack(ABC):
         """
 
     def logits(self, model: Model, inputs: Inputs, target: Tensor) -> Tensor:
-        """What the model answers under the attack, ``(B, K)``, in evaluation mode and without autocast.
+        """Logits of the model under the attack, ``(B, K)``, in evaluation mode and without autocast.
 
-        By default its logits for the perturbed inputs. An attack on something else than inputs says here what it does:
+        By default these are its logits for the perturbed inputs. An attack that does not act on inputs overrides this:
         :class:`~lightning_crmt.attacks.MissingModality` may leave a modality out of the fusion.
         """
         return public_logits(model, self(model, inputs, target))
 
     def succeeds(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Where these logits ``(B, K)`` are what the attack is after, ``(B,)``: a wrong answer, or none that is finite.
+        """Where these logits ``(B, K)`` mean success, ``(B,)``: the prediction is wrong, or they are not finite.
 
         >>> from lightning_crmt.attacks import MissingModality
         >>> MissingModality().succeeds(torch.eye(3), torch.tensor([0, 0, 2]))
@@ -68,21 +68,25 @@ class Attack(ABC):
 
 
 class BudgetedAttack(Attack):
-    """An attack within a budget; one that searches for the nearest adversarial input takes it as its unit.
+    """An attack within a budget, or one that measures distances in units of a budget.
 
-    Subclasses are dataclasses that offer, as fields, those of the settings below that they can use.
+    Subclasses are dataclasses; each declares as fields those of the settings below that it uses.
 
     Attributes:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: number of steps, at least ``least_steps``.
         restarts: number of starts.
-        loss: what is raised, see :class:`~lightning_crmt.attacks.search.loss.Objective`.
+        loss: the loss to maximise, see :class:`~lightning_crmt.attacks.search.loss.Objective`.
         targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost.
-        classes: aim at so many wrong classes with the largest logits; all by default.
+        classes: how many wrong classes to aim at, largest logits first; all by default.
         towards: a class, or one per sample ``(B,)``, that the attack leads towards. It succeeds where the model answers
             that class and is wrong; samples of that class are left alone. None for any wrong class.
         step_size: in units of the budget's radius.
-        seed: of all that is random.
+        seed: of every random draw.
+
+    Raises:
+        TypeError: if ``budget`` is not a ``Budget``, or ``towards`` neither a class nor a tensor.
+        ValueError: if a setting is out of range, or settings exclude each other.
     """
 
     budget: Budget
@@ -164,4 +168,4 @@ class FixedBudget(BudgetedAttack):
 
     @abstractmethod
     def _search(self, start: Start) -> dict[str, Tensor]:
-        """Perturbed inputs, those that fool the model where such were found."""
+        """Perturbed inputs, which fool the model wherever the search succeeds."""

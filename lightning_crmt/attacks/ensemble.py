@@ -54,18 +54,18 @@ class _Several(BudgetedAttack):
 
 @dataclass(eq=False)
 class Ensemble(_Several):
-    """Attacks within one budget, one after the other, each on the samples that the ones before left standing.
+    """Attacks within one budget, one after the other, each on the samples that the earlier ones did not fool.
 
-    A sample keeps the first input that fools the model, else the one that came nearest to it. So put the cheap ones
-    first. What an attack finds outside of the budget, as a minimum-norm attack may, is pulled back into it before it is
+    A sample keeps the first input that fools the model, else the one that came nearest to it. So put cheap attacks
+    first. Inputs outside of the budget, as a minimum-norm attack may return, are projected into it before they are
     judged.
 
     Args:
-        attacks: at least one; all with the same budget and ``towards``, so that an accuracy under them means something.
+        attacks: at least one; all with the same budget and ``towards``, so that accuracy under them is well defined.
 
     Raises:
         ValueError: if there are none, or budgets or classes to lead towards differ.
-        TypeError: if one is no attack.
+        TypeError: if one is not an attack.
 
     >>> from lightning_crmt import LinearFusion
     >>> from lightning_crmt.attacks import FGM, PGD, Budget

@@ -22,14 +22,14 @@ class FGM(FixedBudget):
 
     One step from the clean input, as far as the budget goes:
     :math:`\delta = \arg\max_\delta \langle \nabla L(x), \delta \rangle`; in l2 along the gradient, in l-infinity along
-    its sign. The weakest of all attacks on curved models, exact on linear ones.
+    its sign. Exact on linear models, the weakest of all attacks on others.
 
     Args:
-        budget: what a perturbation may be.
-        loss: what is raised: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        budget: the allowed perturbations.
+        loss: the loss to maximise: ``"ce"``, ``"margin"`` or ``"dlr"``.
         targeted: a step towards each wrong class in turn; needs another loss than ``"ce"``.
-        classes: with ``targeted``, so many wrong classes with the largest logits; all by default.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong one by default.
+        classes: with ``targeted``, how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
 
     Raises:
         ValueError: for settings out of range; on call, if the model has too few classes for ``"dlr"``.

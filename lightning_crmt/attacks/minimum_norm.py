@@ -21,17 +21,17 @@ from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import Perturbation, dot, times
 from lightning_crmt.modality import Inputs
 
-#: A factor of any budget that nothing needs, and that single precision holds.
+#: A factor larger than any budget needs, which single precision can hold.
 _FAR = 1e15
 
 
 class Adversarial(NamedTuple):
-    """What a minimum-norm search found.
+    """The result of a minimum-norm search.
 
     Attributes:
-        inputs: perturbed inputs by modality; the clean ones where nothing was found.
+        inputs: perturbed inputs by modality; the clean ones where the search failed.
         factor: size of the perturbation in units of the budget, ``(B,)``, float64, measured on ``inputs``: 0 where the
-            clean input is misclassified already, infinite where nothing was found.
+            clean input is misclassified already, infinite where the search failed.
     """
 
     inputs: dict[str, Tensor]
@@ -46,7 +46,7 @@ class MinimumNormAttack(BudgetedAttack):
         """Perturbed inputs and the factors of the budget they need; everything else is left as it was.
 
         Args:
-            model: a module, or anything from inputs by name to logits.
+            model: a module, or any function from inputs by name to logits.
             inputs: one tensor per modality.
             target: class of each sample, ``(B,)``, that the attack leads away from.
 
@@ -75,9 +75,9 @@ class MinimumNorm(MinimumNormAttack):
     Args:
         budget: the shape of the perturbation.
         steps: gradient steps for each class and start.
-        restarts: number of starts; all but the first are random, as far away as what was found before.
-        classes: aim at so many classes with the largest logits; all by default.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong one by default.
+        restarts: number of starts; all but the first are random, at the distance of the best input so far.
+        classes: how many wrong classes to aim at, largest logits first; all by default.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         seed: of the random starts.
 
     >>> import torch
@@ -86,8 +86,8 @@ class MinimumNorm(MinimumNormAttack):
     >>> x = {"audio": torch.randn(5, 4, dtype=torch.double)}
     >>> logits, W = head(x).logits, head.class_weights["audio"]
     >>> exact = (logits[:, 0] - logits[:, 1]).abs() / (W[0] - W[1]).norm()
-    >>> found = MinimumNorm(Budget(1.0)).search(head, x, logits.argmax(1)).factor
-    >>> torch.allclose(found, exact, rtol=1e-4)
+    >>> distance = MinimumNorm(Budget(1.0)).search(head, x, logits.argmax(1)).factor
+    >>> torch.allclose(distance, exact, rtol=1e-4)
     True
     """
 
@@ -106,7 +106,7 @@ class MinimumNorm(MinimumNormAttack):
             best = Nearest(attacked)
             generator = torch.Generator().manual_seed(self.seed)
             for start in range(self.restarts):
-                # Around as far away as what was found: the budget's own size may be far from it.
+                # At about the distance of the best input so far, from which the budget's own size may be far.
                 around = best.factor.where(best.factor.isfinite(), 1.0)
                 begin = self.budget.random(attacked.inputs, generator, factor=0.0 if start == 0 else around)
                 for objective in attacked.objectives("margin", targeted=True, classes=self.classes):
@@ -165,7 +165,7 @@ class MinimumNorm(MinimumNormAttack):
         return self.budget.steepest(gradient, inputs, factor)
 
     def _bisect(self, attacked: AttackedModel, best: Nearest, steps: int) -> None:
-        """Move what was found towards the clean input until just before the prediction returns."""
+        """Move the best input towards the clean one until just before the prediction turns right again."""
         best.confirm()  # the logits that led here came with a graph
         whole = self.budget.difference(best.moved(), attacked.inputs)
         low, high = torch.zeros_like(best.factor), torch.ones_like(best.factor)

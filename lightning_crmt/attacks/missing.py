@@ -21,7 +21,7 @@ from lightning_crmt.deprecation import renamed_argument
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.modality import FusionOutput, Inputs, logits_of
 
-#: What a missing input is filled with: one number for all entries, or a value of the shape of one sample.
+#: What replaces a missing input: one number for all entries, or a value with the shape of one sample.
 Fill: TypeAlias = float | Sequence[float] | Tensor
 #: How modalities are taken away: inputs of zeros, scores left out of the fusion, or values by modality.
 Filling: TypeAlias = Literal["zeroed", "dropped"] | Mapping[str, Fill]
@@ -30,17 +30,18 @@ Filling: TypeAlias = Literal["zeroed", "dropped"] | Mapping[str, Fill]
 class MissingModality(Attack):
     """The attacker knows the model and picks, for each sample, which modalities to take away.
 
-    Every subset of at most ``max_missing`` is tried, the empty one too, leaving at least one modality; the one is kept
-    under which the strongest wrong class leads the target by most, or logits are not finite; among equals the smallest.
-    What a missing modality is filled with is a part of the threat: a model may bear zeros well and the mean badly.
+    Every subset of at most ``max_missing`` is tried, the empty one too, leaving at least one modality; it keeps
+    the subset whose absence leaves logits that are not finite, or gives the strongest wrong class the largest lead over
+    the target, the smallest of equals.
+    The filling is part of the threat: a model may cope well with zeros and badly with the mean.
 
-    It has no budget: a modality is there or not.
+    This attack has no budget: a modality is there or it is not.
 
     Args:
         fill: ``"zeroed"``, inputs of zeros; a value for each modality, such as :func:`mean_inputs` computes, only
-            those named are ever missing; or ``"dropped"``, the score is left out of the fusion. Dropping is no input:
-            ask :meth:`logits`, the call refuses. The model then must answer a ``FusionOutput`` and have a fusion head
-            as its attribute ``head``.
+            those named are ever missing; or ``"dropped"``, the score is left out of the fusion. A dropped modality has
+            no input, so calling the attack is an error: use :meth:`logits`. The model must then return a
+            ``FusionOutput`` and have a fusion head as its attribute ``head``.
         max_missing: largest number of modalities missing at once; all but one by default.
         modalities: those that may be missing; all by default, or all that ``fill`` names.
         represent: the former name of ``fill``.
@@ -82,13 +83,13 @@ class MissingModality(Attack):
 
     @override
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Inputs without the modalities whose absence is worst; one that is missing nowhere is the very same tensor.
+        """Inputs without the modalities whose absence is worst; one that is never missing is the same tensor object.
 
         Raises:
             TypeError: for ``fill="dropped"``.
         """
         if self.fill == "dropped":
-            raise TypeError("a modality dropped from the fusion is no input; ask `logits` for what the model answers")
+            raise TypeError("a modality dropped from the fusion has no input; call `logits` for the model's output")
         missing = {name: rows for name, rows in self.missing(model, inputs, target).items() if bool(rows.any())}
         with lent(model, inputs) as taken:
             filled = {
@@ -99,11 +100,11 @@ class MissingModality(Attack):
 
     @override
     def logits(self, model: Model, inputs: Inputs, target: Tensor) -> Tensor:
-        """What the model answers without the modalities whose absence is worst, ``(B, K)``."""
+        """Logits of the model without the modalities whose absence is worst, ``(B, K)``."""
         return self._worst(model, inputs, target)[1]
 
     def missing(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """By modality that may be missing, for which samples its absence is part of the worst, ``(B,)``."""
+        """For each modality that may be missing, the samples in whose worst case it is, ``(B,)`` bool."""
         return self._worst(model, inputs, target)[0]
 
     def subsets(self, inputs: Collection[str]) -> list[tuple[str, ...]]:
@@ -125,10 +126,10 @@ class MissingModality(Attack):
         return [subset for size in range(largest + 1) for subset in combinations(names, size)]
 
     def filled(self, inputs: Inputs, missing: Collection[str]) -> dict[str, Tensor]:
-        """``inputs`` with what the modalities in ``missing`` are filled with in their place; zeros for ``"dropped"``.
+        """``inputs`` with the modalities in ``missing`` replaced by their filling; by zeros for ``"dropped"``.
 
         Raises:
-            ValueError: if a value has not the shape of a sample.
+            ValueError: if a value does not have the shape of a sample.
 
         >>> MissingModality({"audio": 0.5}).filled({"audio": torch.ones(1, 2)}, ["audio"])
         {'audio': tensor([[0.5000, 0.5000]])}
@@ -149,7 +150,7 @@ class MissingModality(Attack):
         output = model(dict(inputs))
         if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
             raise TypeError(
-                "`fill='dropped'` needs a model with a fusion head as `head` that answers a FusionOutput, "
+                "`fill='dropped'` needs a model with a fusion head as `head` that returns a FusionOutput, "
                 f"got {describe(head)} and {describe(output)}; use 'zeroed'"
             )
         return head.fuse({name: score for name, score in output.scores.items() if name not in missing})

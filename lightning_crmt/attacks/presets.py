@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ready settings: the attacks of the paper, and the strongest that are here."""
+"""Ready-made settings: the attacks of the paper, and the strongest of this package."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def strongest(
     and 20 queries without a gradient for the last: 680 and 800 by default.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: of each :class:`APGD`, twice those of :class:`MinimumNorm`, and a tenth of those of
             :class:`RandomSearch`; at least 2.
         restarts: number of the random starts.
-        classes: aim at so many wrong classes with the largest logits; all for None.
+        classes: how many wrong classes to aim at, largest logits first; None for all.
         towards: a class, or one per sample ``(B,)``, that all lead towards, instead of each wrong one.
         seed: of the random starts.
 

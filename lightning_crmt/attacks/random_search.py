@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks that ask for predictions only, so that gradients that lie cannot mislead them: noise, and a search."""
+"""Attacks that need predictions only, so that misleading gradients cannot fool them: noise, and a random search."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from lightning_crmt.checks import check_at_least
 class RandomNoise(FixedBudget):
     """Random perturbations within the budget, one after the other; a sample keeps the first that fools the model.
 
-    The floor under every other attack: one that finds less than this is broken.
+    The least that any other attack must achieve: one that fools fewer samples is broken.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         samples: number of draws, the same for all samples of a batch.
         towards: a class, or one per sample ``(B,)``, that counts as fooled; any wrong one by default.
         seed: of the draws.
+
+    Raises:
+        ValueError: if ``samples`` is below 1.
 
     >>> from lightning_crmt import LinearFusion
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
@@ -60,15 +63,15 @@ class RandomSearch(FixedBudget):
 
     Each step tries a random direction u forwards and backwards, :math:`\Pi(\delta \pm \eta u)`, and keeps what raises
     the margin of the strongest wrong class. Differences of the two margins, times u, add up to an estimate of the
-    gradient (as in Ilyas et al., ICML 2018), along which every fourth step goes instead. If it finds more than an
-    attack by gradients, that attack is misled. Large inputs need many queries; it is no attack to report alone.
+    gradient (as in Ilyas et al., ICML 2018), along which every fourth step goes instead. If it fools more samples than
+    a gradient attack, the gradients mislead that attack. Large inputs need many queries: do not report it alone.
 
     Args:
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         steps: random directions, two queries each.
         restarts: number of starts, the first at the clean input.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong one by default.
-        seed: of all that is random.
+        towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
+        seed: of every random draw.
 
     >>> from lightning_crmt import LinearFusion
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
@@ -106,7 +109,7 @@ def coarse_noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Guesses(Search):
-    """The best place so far, its lead, and what was learnt of the slope."""
+    """The best perturbation so far, its lead, and the estimate of the slope."""
 
     def __init__(self, start: Start) -> None:
         super().__init__(start)

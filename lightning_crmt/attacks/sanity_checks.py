@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Does an attack's result deserve belief? The checks that a critical reader would run first."""
+"""Can the result of an attack be believed? The checks that a critical reader would run first."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _DIRECTIONS, _BEATEN = 100, 0.1
 _FEW, _WAYS, _STEPS = 8, 4, (1e-3, 1e-2, 1e-1)
 #: Differences of logits below this, relative to the largest, say nothing about a gradient.
 _FLAT = 1e-5
-#: Share of samples without a gradient that is worth a word; a ReLU network may have a few.
+#: The share of samples without a gradient from which on we warn; a ReLU network may have a few.
 _BLIND = 0.1
 #: Differences of logits below this, relative to the largest, may be rounding, of TF32 at worst.
 _ROUNDING = 5e-3
 #: Sums of probabilities may be this far from 1.
 _SUM = 1e-4
-#: Said of the model, whatever the attack.
+#: A warning about the model, the same for every attack.
 PROBABILITIES = (
     "the model returns probabilities, outputs that are at least 0 and sum to 1, which attacks take for logits; return "
     "logits, the values before softmax"
@@ -40,10 +40,10 @@ PROBABILITIES = (
 
 
 def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> list[str]:
-    """Reasons not to believe what this attack says of this model, a sentence each; none for a healthy pair.
+    """Reasons not to believe what this attack says about this model, a sentence each; none if all is well.
 
     After Carlini et al., *On Evaluating Adversarial Robustness* (2019), and Athalye et al. (ICML 2018), on samples that
-    are rightly predicted:
+    are predicted correctly:
 
     - the outputs are probabilities;
     - two forwards of the same inputs differ; predictions change with the batch that a sample is in; or the attack fools
@@ -56,15 +56,15 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
       or more and over a tenth;
     - some are not fooled where the budget is large enough to turn any of these inputs into any other, ten times over.
 
-    The last four are asked of attacks that take gradients, the others of all. An attack that is kept to modalities
-    which cannot decide alone meets the last one by right: the sentence says so.
+    The last four are for attacks that take gradients, the others for all. The last may be no fault of the attack, if
+    its modalities cannot decide alone: the sentence says so.
 
-    Cost: three calls of the attack, one for those that search for the distance; 24 forwards; 24 more and a gradient at
-    8 samples; and 200 forwards for samples that the attack left. Give it some 32 samples, not a data set.
+    Cost: three calls of the attack (one if it searches for the distance); 24 forward passes; 24 more and a gradient at
+    8 samples; and 200 for the samples that the attack left. Give it about 32 samples, not a data set.
 
     Args:
         attack: settings of the attack.
-        model: a module, or anything from inputs by name to logits.
+        model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
         target: classes, ``(B,)``.
 
@@ -181,7 +181,7 @@ def _of_the_search(
     span = {n: torch.maximum(v.amax(0) - v.amin(0), v.abs().amax(0))[None] for n, v in values.items()}
     widest = budget.size(span).max().item()
     yield from _of_the_gradient(attack, model, inputs, target, right.nonzero().squeeze(1)[:_FEW], min(1, widest / 10))
-    # Noise within the budget, or nearer than the search found something.
+    # Noise within the budget, or nearer than the result of the search.
     generator, lost = torch.Generator().manual_seed(0), torch.zeros_like(right)
     for _ in range(_DRAWS):
         noise = budget.random(inputs, generator, factor.nan_to_num(posinf=1.0))

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Who survives an attack, and each radius: by what it stored, not by what it believed.
+"""Which samples survive an attack, and each radius: judged by the inputs it returned, not by what it reports.
 
-Sizes are measured in float64, the prediction is that of the public forward.
+Sizes are measured in float64, and predictions are those of the public forward pass.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lightning_crmt.attacks.attack import Attack, BudgetedAttack
 from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
 from lightning_crmt.attacks.missing import MissingModality
 from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, select
 
-#: Float64 sums of squares may end this much above a radius that was kept exactly.
+#: Rounding of float64 sums of squares may exceed a radius that was kept exactly by this share.
 _SLACK = 1e-6
 
 
@@ -38,16 +38,16 @@ def check_fits(attacks: Iterable[Attack], model: Model, inputs: Inputs) -> None:
 
 
 def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name: str | None = None) -> Tensor:
-    """For which samples the attack succeeds, ``(B,)`` bool: predicted wrongly after it, clean errors among them.
+    """For which samples the attack succeeds, ``(B,)`` bool; samples that are misclassified when clean count too.
 
-    Nothing is taken from the attack but the inputs that it stored: their distance from the clean ones is measured again
-    in float64, and the prediction is that of a plain forward on all of them. An attack that has no budget, such as a
-    missing modality, answers for itself by its ``logits``. An attack towards a class succeeds only where the prediction
+    Only the inputs that the attack returns are trusted: their distance from the clean ones is measured again in
+    float64, and the prediction is that of a plain forward pass on all of them. An attack without a budget, such as a
+    missing modality, is judged by its own ``logits``. An attack towards a class succeeds only where the prediction
     is that class.
 
     Args:
         attack: settings of the attack.
-        model: a module, or anything from inputs by name to logits.
+        model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
         target: classes, ``(B,)``.
         name: what an error calls the attack; its class by default.
@@ -76,11 +76,11 @@ def distance_by(
 ) -> Tensor:
     """Factor of the budget at which the search fools each sample, ``(B,)``, float64.
 
-    0 for what is predicted wrongly already; infinite where nothing was found, or what was found does not fool a plain
-    forward. The arguments are those of :func:`fooled_by`.
+    0 where the clean input is misclassified; infinite where the search failed, or its result does not fool a plain
+    forward pass. The arguments are those of :func:`fooled_by`.
 
     Raises:
-        RuntimeError: if what was stored is further away than the search said, or a modality was touched that may not.
+        RuntimeError: if the result is further away than the search said, or it changed a modality that it may not.
     """
     with lent(model, inputs) as clean:
         target = target.clone()
@@ -100,16 +100,16 @@ def surviving(
 ) -> list[Tensor]:
     """Which samples withstand the attack at each factor of its budget, one mask ``(B,)`` for each.
 
-    From the smallest factor on, only those left are attacked: what a smaller set holds, the larger sets hold too, so
-    the masks shrink with the factor whatever a single search misses.
+    Factors are taken from the smallest on, and only samples still left are attacked: what fools a model in a small set
+    is in the larger sets too. So the masks shrink as the factor grows, whatever a single search misses.
 
     Args:
         attack: settings of the attack.
-        model: a module, or anything from inputs by name to logits.
+        model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
         target: classes, ``(B,)``.
-        factors: at least 0, in any order; of no meaning where the attack has no budget.
-        among: the samples to attack, ``(B,)`` bool, those rightly predicted; all others count as fallen.
+        factors: at least 0, in any order; without effect where the attack has no budget.
+        among: the samples to attack, ``(B,)`` bool, those predicted correctly; all others count as fooled.
         name: what an error calls the attack.
     """
     left = among.clone()
@@ -117,7 +117,7 @@ def surviving(
     for factor in sorted(factors):
         rows = left.nonzero().squeeze(1)
         if len(rows) and factor > 0:  # no change at 0, and other libraries need not take it
-            part = {key: value[rows.to(value.device)] for key, value in inputs.items()}
+            part = select(inputs, rows)
             sized = attack.scaled(factor).select(rows) if isinstance(attack, BudgetedAttack) else attack
             left[rows] = ~fooled_by(sized, model, part, target[rows.to(target.device)], name)
         masks[factor] = left.clone()
@@ -127,10 +127,10 @@ def surviving(
 def check_budget(
     attack: BudgetedAttack, moved: Inputs, clean: Inputs, name: str | None = None, limit: Tensor | float = 1.0
 ) -> Tensor:
-    """Size of what was changed in units of the attack's budget, ``(B,)``, float64, known to be within ``limit``.
+    """Size of the perturbation in units of the attack's budget, ``(B,)``, float64, checked to be within ``limit``.
 
     Raises:
-        RuntimeError: naming the attack, and what it did that it may not.
+        RuntimeError: naming the attack, and the rule that it broke.
     """
     title = f"the attack {type(attack).__name__ if name is None else repr(name)}"
     if set(moved) != set(clean) or any(moved[key].shape != value.shape for key, value in clean.items()):

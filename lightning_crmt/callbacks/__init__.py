@@ -1,7 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks, one deed each. Those that observe never change training; only
-``IntegrationReweighting`` and ``RadiusTraining`` act."""
+"""Callbacks, one task each: ``IntegrationReweighting`` and ``RadiusTraining`` change training, the others observe."""
 
 from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness

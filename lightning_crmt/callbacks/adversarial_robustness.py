@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What attacks leave of the accuracy, in every validation and test epoch."""
+"""Accuracy under attacks, in every validation and test epoch."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
@@ -27,42 +27,45 @@ from lightning_crmt.attacks import (
 from lightning_crmt.callbacks.observer import Measurement, Observer, callbacks_of, check_radii
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
+from lightning_crmt.modality import select
 from lightning_crmt.training import NamedModel
 
-#: Samples that the checks of an attack are made on.
+#: Number of samples on which an attack is checked.
 _CHECKED = 32
 
 
+@dataclass(eq=False, repr=False)
 class AdversarialRobustness(Observer):
     r"""Logs how many predictions withstand attacks: upper bounds of the robustness, whatever the attacks are.
 
     Takes any classifier, in evaluation mode and the precision of its parameters. A prediction counts as robust if it is
-    right on the clean input and on the attacked one; what the attack stored is measured again, and predicted by a plain
-    forward. With several radii only what withstood the smaller ones is attacked further, so a curve never rises.
+    right on the clean input and on the attacked one; the size of the attacked input is measured again, and a plain
+    forward pass predicts it. With several radii, samples that fall at one are not attacked at larger ones, so a curve
+    never rises.
 
     Logged under ``val/`` and ``test/``, for an attack called *name*:
 
     - ``robust_accuracy/name@r``: share that is right and stays so; ``@r`` is the radius that was allowed, in units of
-      the inputs, as ``@0.2`` or, for a radius by modality, ``@audio=0.1+image=0.3``; an attack that has no size, such
-      as a missing modality, goes without;
+      the inputs, as ``@0.2`` or, for a radius by modality, ``@audio=0.1+image=0.3``; left out for an attack without
+      a size, such as a missing modality;
     - ``adversarial_distance/name``, ``adversarial_distance_median/name``: for attacks that search for the nearest
       adversarial input, such as ``MinimumNorm``, its mean and (lower) median distance in units of their budget; a wrong
       prediction counts as 0; infinite where the search finds nothing. The accuracy at each radius is read off them;
-    - ``clean_accuracy/name``: share that is right among the same samples, which ``max_batches`` may make fewer than
+    - ``clean_accuracy/name``: share that is right among the same samples, which with ``max_batches`` are fewer than
       those of ``accuracy/joint``.
 
-    Once per fit, validation or test, each attack is checked on at most 32 samples of the first batch, and what makes
-    its numbers doubtful is a warning: see :func:`~lightning_crmt.attacks.sanity_checks.suspicions`, also for the cost,
-    about that of attacking 100 samples.
+    Once per fit, validation or test, each attack is checked on at most 32 samples of the first batch, with a
+    warning for every reason to doubt its numbers: see :func:`~lightning_crmt.attacks.sanity_checks.suspicions`. This
+    costs about as much as attacking 100 samples.
 
     Args:
-        attacks: by the names that their keys have.
+        attacks: attacks by name; the names appear in the keys.
         radii: multiples of the budgets at which accuracy is logged: with ``Budget(1.0)`` the radii themselves; with
             ``Budget(0.5)`` and 0.2 the radius, and the key, is 0.1. By default a fixed budget is taken as it is.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
 
     Raises:
         ValueError: if a name or a radius does not fit a key; on ``setup``, if two callbacks have an attack of the same
@@ -78,19 +81,15 @@ class AdversarialRobustness(Observer):
     ...     radii=[0.1, 0.2], inputs=("image", "audio"), max_batches=10)
     """
 
-    def __init__(
-        self,
-        attacks: Mapping[str, Attack],
-        *,
-        radii: Sequence[float] | None = None,
-        inputs: Sequence[str] | None = None,
-        every_n_epochs: int = 1,
-        max_batches: int | None = None,
-    ) -> None:
-        super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        if not isinstance(attacks, Mapping) or not attacks:
-            raise TypeError(f"`attacks` must map names to attacks, at least one, got {describe(attacks)}")
-        for name, attack in attacks.items():
+    attacks: Mapping[str, Attack]
+    _: KW_ONLY
+    radii: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.attacks, Mapping) or not self.attacks:
+            raise TypeError(f"`attacks` must map names to attacks, at least one, got {describe(self.attacks)}")
+        for name, attack in self.attacks.items():
             check_key_name("attacks", name)
             if not isinstance(attack, Attack):
                 raise TypeError(f"`attacks[{name!r}]` must be an attack such as PGD(Budget(0.2)), got {attack!r}")
@@ -100,11 +99,10 @@ class AdversarialRobustness(Observer):
                 raise ValueError(f"`attacks[{name!r}]` must have one radius for all samples, got {attack.budget}")
             if isinstance(attack.towards, Tensor) and attack.towards.dim() > 0:
                 raise ValueError(f"`attacks[{name!r}]` must lead towards one class, got {attack.towards}")
-        if radii is not None and len(check_radii(radii)) == 0:
+        if self.radii is not None and len(check_radii(self.radii)) == 0:
             raise ValueError("`radii` must be at least one, got none")
-        self.attacks = dict(attacks)
-        self.radii = None if radii is None else list(radii)
-        self.factors = {name: _factors(name, attack, self.radii) for name, attack in attacks.items()}
+        self.attacks = dict(self.attacks)
+        self.factors = {name: _factors(name, attack, self.radii) for name, attack in self.attacks.items()}
 
     @property
     @override
@@ -144,7 +142,7 @@ class AdversarialRobustness(Observer):
 
     @override
     def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
-        # Not in the sanity check: what an untrained model does says little of the attack.
+        # Not in the sanity check: an untrained model says little about the attack.
         if not self._checked:
             self._checked = True
             self._check(model, inputs, target)
@@ -158,7 +156,7 @@ class AdversarialRobustness(Observer):
             for name, attack in self.attacks.items()
             for suspicion in suspicions(attack, model, few, target[rows])
         ]
-        for suspicion, of in dict.fromkeys(doubts):  # what is said of the model is the same for all attacks
+        for suspicion, of in dict.fromkeys(doubts):  # a doubt about the model is the same for all attacks
             rank_zero_warn(f"AdversarialRobustness{of}: {suspicion}")
 
 
@@ -206,8 +204,7 @@ class _Withstood(Measurement):
         distance = torch.zeros(len(right), dtype=torch.float64, device=right.device)
         rows = right.nonzero().squeeze(1)
         if len(rows):
-            part = {key: value[rows.to(value.device)] for key, value in inputs.items()}
-            distance[rows] = distance_by(attack, self.model, part, target[rows.to(target.device)], name)
+            distance[rows] = distance_by(attack, self.model, select(inputs, rows), target[rows.to(target.device)], name)
         return distance
 
 
@@ -239,6 +236,6 @@ def _factors(name: str, attack: Attack, radii: Sequence[float] | None) -> dict[K
 
 
 def _product(radius: float | Tensor, factor: float) -> float:
-    """What somebody would write: 0.3 for 0.1 times 3, and for a tensor in single precision."""
+    """The product as a person would write it: 0.3 for 0.1 times 3, also for a tensor in single precision."""
     digits = 6 if isinstance(radius, Tensor) and radius.dtype is not torch.float64 else 15
     return float(f"{float(radius * factor):.{digits}g}")

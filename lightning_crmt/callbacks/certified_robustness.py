@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Radii and what they are made of, in every validation and test epoch."""
+"""Certified or estimated radii and their ingredients, in every validation and test epoch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
-from lightning_crmt.certification import Certificate, certify, certify_late_fusion
+from lightning_crmt.certification import Certificate, certify
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, encoder_bounds, margin_speeds
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, margin_speeds
 from lightning_crmt.metrics import credited_radius
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, logits_of
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.training import NamedModel, crmt_module
 
-#: Up to so many classes each gets a key of its own; of more, the worst.
+#: The most classes that get a key each; with more, only the worst class does.
 _MOST_CLASSES = 32
 
 
@@ -34,8 +34,9 @@ class CertifiedRobustness(Observer):
     r"""Logs how robust the predictions are, jointly and per modality; every key says how far to trust it.
 
     ``constants="sound"`` certifies: it bounds the encoders of a CRMT module layer by layer, and refuses any other
-    module and layers without a bound. ``"rigorous"`` also counts rounding, for the few models that it can. Bounds are
-    tight for encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``, and loose for others.
+    module and layers without a bound. ``"rigorous"`` also counts rounding, for the few models where that is
+    possible. Bounds are tight for encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``, and loose
+    for others.
 
     ``constants="estimated"`` takes any classifier that has gradients and certifies nothing: the largest gradient of
     each difference of logits over the evaluated samples, :math:`D_{pj}^m = \max_i \| \partial (h_p - h_j) / \partial
@@ -48,8 +49,8 @@ class CertifiedRobustness(Observer):
     - ``sure_accuracy/m@r``: share of samples that are right and whose radius exceeds r;
     - ``sure_accuracy_worst_class/joint@r``: the same for the class where it is lowest: what a mean can hide;
     - ``sure_accuracy_of_class/k@r``: the same for each class, where there are at most 32;
-    - ``certified_accuracy_dropped/m@r``, ``certified_radius_dropped/m``: what is left to the other modalities when m is
-      missing and its score is dropped; with bounds only;
+    - ``certified_accuracy_dropped/m@r``, ``certified_radius_dropped/m``: the same when m is missing and its score is
+      dropped from the fusion; with bounds only;
     - ``sure_accuracy/m=r+n=s``: share that is right and tolerates these radii of m and n at once;
     - ``sure_radius/m``: mean radius; 0 for a wrong prediction, infinite where no perturbation changes the prediction;
     - ``margin/joint``: mean of :math:`h_y - \max_{j \ne y} h_j`; ``margin/m``: the same of uni-modal scores, where the
@@ -65,13 +66,13 @@ class CertifiedRobustness(Observer):
         constants: ``"sound"``, ``"rigorous"`` or ``"estimated"``.
         budgets: radii of several modalities at once, each a mapping of names to radii; one left out stays clean.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
 
     Raises:
         ValueError: if a radius is negative; on ``setup``, if names are needed and missing.
-        TypeError: if bounds are asked of a module that is no CRMT module, or of one without late fusion.
+        TypeError: if bounds are asked for a module that is not a CRMT module, or has no late fusion.
         NoBoundError: a ``ValueError``, at the sanity check if there is one, naming a layer without a bound.
 
     >>> callback = CertifiedRobustness([0.1, 0.2], constants="estimated", inputs=("image", "audio"))
@@ -128,7 +129,7 @@ class CertifiedRobustness(Observer):
 
 
 class _Certificates(Measurement):
-    """What the certificates of an evaluation add up to."""
+    """Sums over the certificates of an evaluation."""
 
     def __init__(self, settings: CertifiedRobustness, model: NamedModel, head: LateFusion | None) -> None:
         super().__init__()
@@ -138,7 +139,7 @@ class _Certificates(Measurement):
         self.by_class = Means[Key]()
 
     def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         target = target.to(certificate.prediction.device)
         values = self.of_radius(certificate, target, "joint")
         classes = torch.arange(certificate.margins.shape[1], device=target.device)
@@ -178,24 +179,14 @@ class _Certificates(Measurement):
 
 
 class _Bounded(_Certificates):
-    """Certifies batch by batch, on bounds of the encoders that are computed once."""
-
-    lipschitz: LipschitzConstants | None = None
+    """Certifies batch by batch, each on bounds for the shapes of its samples."""
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        module, level = crmt_module(self.model.module, self.settings), self.settings.constants
-        # The first time without constants: then the module is asked whether they could say anything about it.
-        certificate = module.certify(inputs, self.lipschitz, level=level)
-        if self.lipschitz is None:
-            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            self.lipschitz = encoder_bounds(module.encoders, shapes, level=level)
-        with frozen_eval(self.model), torch.no_grad():
-            output = self.model({name: leaf.detach() for name, leaf in differentiable(inputs, self.model).items()})
-        self.add(certificate, _detached(output), target)
+        evaluation = crmt_module(self.model.module, self.settings).evaluation(inputs, level=self.settings.constants)
+        self.add(evaluation.certificate(), _detached(evaluation.output), target)
         for name in self.model.names if len(self.model.names) > 1 else []:
-            without = certify_late_fusion(self.model.module, inputs, self.lipschitz, level=level, missing=[name])
-            self.means.add(self.of_radius(without, target, name, when="_dropped"))
+            self.means.add(self.of_radius(evaluation.certificate([name]), target, name, when="_dropped"))
 
 
 class _Estimated(_Certificates):

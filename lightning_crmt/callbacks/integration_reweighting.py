@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step 2 of CRMT within the same fit."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils import parameters_to_vector
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, describe
@@ -26,67 +27,66 @@ from lightning_crmt.stage import StageObjective
 from lightning_crmt.training import BatchSums, ReleasingCallback, TrainingPass, crmt_module, late_fusion
 
 
+@dataclass(eq=False, repr=False)
 class IntegrationReweighting(ReleasingCallback):
     r"""Step 2 of CRMT (Yang et al., ICLR 2024): train the integration weights alone on the robustness bound.
 
     From the switch on, encoders and directions are frozen and in evaluation mode, and the module's ``crmt_loss``
-    answers :func:`~lightning_crmt.integration_objective` instead of step 1's loss. Right before, the Lipschitz
-    constants are measured, by default those of all scores on the training data, through a loader of its own. The norm
-    of all weights together stays what it was: the bound does not depend on it up to the bias, while the scale of the
-    logits does. When the fit ends, every parameter is as trainable, and every submodule in the mode, as before.
+    returns :func:`~lightning_crmt.integration_objective` instead of step 1's loss. Right before, the Lipschitz
+    constants are measured, by default those of all scores on the training data, through a separate loader. The joint
+    norm of all weights is kept: apart from the bias, the bound does not depend on it, but the scale of the logits
+    does. When the fit ends, every parameter is as trainable, and every submodule in the mode, as before.
 
-    A resumed run goes on with the constants of the interrupted one. Under DDP choose
+    A resumed run keeps the constants of the interrupted one. Under DDP choose
     ``strategy="ddp_find_unused_parameters_true"``: frozen parameters are unused ones.
 
     Args:
         last_epochs: length of step 2; give this or ``start_epoch``.
         start_epoch: first epoch of step 2, counted from 0.
-        lr: learning rate of the integration weights in step 2, in place of what the optimizer and its scheduler say.
+        lr: learning rate of the integration weights in step 2, which overrides the optimizer and its scheduler.
         objective: ``"clipped"``, or ``"mean"`` as in the paper.
         clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the switch.
-        constants: ``"estimated"``, of the scores on the training data, as in the paper; or ``"sound"``, upper bounds of
-            the encoders, for encoders of layers that have one, such as ``LipschitzMLP``. A
+        constants: ``"estimated"``, of the scores on the training data, as in the paper; or ``"sound"``, upper bounds
+            for encoders all of whose layers have one, such as ``LipschitzMLP``. A
             :class:`~lightning_crmt.ProbeSearch` estimates them too, without taking all gradients: for many classes.
         dataloader: batches for the Lipschitz pass; by default the training data set in order, each sample once.
 
     Raises:
         ValueError: before training, if the switch lies past the end, or an argument is out of range.
-        TypeError: before training, if the module is no CRMT module or its head has no integration weights.
+        TypeError: before training, if the module is not a CRMT module or its head has no integration weights.
         RuntimeError: before training, under a strategy that cannot freeze parameters midway.
 
     >>> IntegrationReweighting(last_epochs=10).state_key
     'IntegrationReweighting'
     """
 
-    def __init__(
-        self,
-        last_epochs: int | None = None,
-        *,
-        start_epoch: int | None = None,
-        lr: float = 0.01,
-        objective: Objective = "clipped",
-        clip: float | None = None,
-        constants: Soundness | str | ProbeSearch = "estimated",
-        dataloader: Iterable[Any] | None = None,
-    ) -> None:
-        if (last_epochs is None) == (start_epoch is None):
-            raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {last_epochs} and {start_epoch}")
-        check_at_least(1, last_epochs=last_epochs)
-        check_at_least(0, start_epoch=start_epoch)
-        check_positive(lr=lr, clip=clip)
-        if objective not in ("mean", "clipped"):
-            raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
-        if isinstance(dataloader, Iterator):
-            raise TypeError(f"`dataloader` is read twice, so it must not be an iterator, got {describe(dataloader)}")
-        self.last_epochs = last_epochs
-        self.start_epoch = start_epoch
-        self.lr = lr
-        self.objective: Objective = objective
-        self.clip = clip
-        self.search = constants if isinstance(constants, ProbeSearch) else None
-        level = "estimated" if isinstance(constants, ProbeSearch) else constants
+    last_epochs: int | None = None
+    _: KW_ONLY
+    start_epoch: int | None = None
+    lr: float = 0.01
+    objective: Objective = "clipped"
+    clip: float | None = None
+    constants: Soundness | str | ProbeSearch = "estimated"
+    dataloader: Iterable[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.last_epochs is None) == (self.start_epoch is None):
+            given = f"{self.last_epochs} and {self.start_epoch}"
+            raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {given}")
+        check_at_least(1, last_epochs=self.last_epochs)
+        check_at_least(0, start_epoch=self.start_epoch)
+        check_positive(lr=self.lr, clip=self.clip)
+        if self.objective not in ("mean", "clipped"):
+            raise ValueError(f"`objective` must be 'mean' or 'clipped', got {self.objective!r}")
+        if isinstance(self.dataloader, Iterator):
+            given = describe(self.dataloader)
+            raise TypeError(f"`dataloader` is read twice, so it must not be an iterator, got {given}")
+        self.search = self.constants if isinstance(self.constants, ProbeSearch) else None
+        level = "estimated" if isinstance(self.constants, ProbeSearch) else self.constants
         self.constants = Soundness.among([Soundness.ESTIMATED, Soundness.SOUND], "constants", level)
-        self.dataloader = dataloader
+        self._forget()
+
+    def _forget(self) -> None:
         #: The constants of step 2; None before the switch.
         self.lipschitz: LipschitzConstants | None = None
         self._clip: float | None = None
@@ -104,14 +104,14 @@ class IntegrationReweighting(ReleasingCallback):
             raise ValueError("`last_epochs` needs a Trainer with `max_epochs`, got none; give `start_epoch` instead")
         return trainer.max_epochs - self.last_epochs
 
-    # --- before training: everything that can be known to fail fails here
+    # --- before training: every failure that can be foreseen happens here
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         # A resumed run gets its constants back after this; a callback that is used again must not keep them.
-        self.lipschitz, self._clip, self._norm, self._rates = None, None, None, []
+        self._forget()
         module = crmt_module(pl_module, self)
         module.check_parts()
         if not late_fusion(module, self).integration_parameters():
@@ -144,9 +144,9 @@ class IntegrationReweighting(ReleasingCallback):
         held = {id(parameter) for group in self._groups(trainer, pl_module) for parameter in group["params"]}
         if any(id(parameter) not in held for parameter in crmt_module(pl_module, self).head.integration_parameters()):
             raise ValueError("the optimizer must hold the integration weights, `head.integration_parameters()`")
-        TrainingPass(trainer, self.dataloader)  # refuses what it cannot read now, and not at the switch
+        TrainingPass(trainer, self.dataloader)  # so that unreadable data is an error now and not at the switch
         if self.lipschitz is not None and trainer.current_epoch < switch:
-            # Resumed from step 2 to train longer: step 1 goes on first, and the constants grow stale.
+            # Resumed from step 2 to train longer: step 1 continues first, which makes the constants stale.
             for group, rate in zip(self._groups(trainer, pl_module), self._rates, strict=True):
                 group["lr"] = rate
             self.lipschitz = None
@@ -185,12 +185,12 @@ class IntegrationReweighting(ReleasingCallback):
         module = crmt_module(pl_module, self)
         if "crmt_loss" not in module.training_stage.calls:
             raise RuntimeError(
-                "step 2 trains on what `crmt_loss` answers, but the training step did not call it: return "
+                "step 2 trains on what `crmt_loss` returns, but the training step did not call it: return "
                 "`self.crmt_loss(self(inputs), target)`, alone or among other terms"
             )
         with torch.no_grad():
             weights = module.head.integration_parameters()
-            norm = _joint_norm(weights)
+            norm = parameters_to_vector(weights).norm()
             for weight in weights:
                 weight.mul_(self._norm / norm)
 
@@ -249,7 +249,7 @@ class IntegrationReweighting(ReleasingCallback):
             if not sums:
                 raise ValueError("the Lipschitz pass must see at least one sample, got none")
             self._clip = sums.means(module.trainer)["radius"]
-        self._norm = float(_joint_norm(module.head.integration_parameters()))
+        self._norm = float(parameters_to_vector(module.head.integration_parameters()).detach().norm())
         return lipschitz
 
     def _enter(self, module: CRMTMixin, lipschitz: LipschitzConstants) -> None:
@@ -270,13 +270,8 @@ class IntegrationReweighting(ReleasingCallback):
         return [group for group in groups if any(id(parameter) in integration for parameter in group["params"])]
 
 
-def _joint_norm(weights: list[nn.Parameter]) -> Tensor:
-    norm: Tensor = torch.cat([weight.detach().flatten() for weight in weights]).norm()
-    return norm
-
-
 def _freezing(module: nn.Module, but: list[nn.Parameter]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """How to freeze all of a module but some parameters, and how to give it back as it is now."""
+    """Two functions: one freezes all of a module but some parameters, the other restores its present state."""
     kept = {id(parameter) for parameter in but}
     parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in kept]
     modes = [(part, part.training) for part in module.modules() if part is not module]

@@ -24,9 +24,9 @@ from lightning_crmt.training import NamedModel
 class MissingModalities(Observer):
     """Logs the accuracy when one or more modalities are missing, for every subset that leaves at least one.
 
-    The key says what a missing modality is replaced by: ``val/accuracy_zeroed/audio`` for zeros,
-    ``val/accuracy_imputed/audio`` for a value of yours, ``val/accuracy_dropped/audio`` for nothing: its score is left
-    out of the fusion. Several are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples
+    The key says what replaces a missing modality: ``val/accuracy_zeroed/audio`` zeros, ``val/accuracy_imputed/audio`` a
+    value that you give, ``val/accuracy_dropped/audio`` nothing, as its score is left out of the fusion. Several names
+    are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples
     with nothing missing, ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing.
 
     Args:
@@ -35,14 +35,14 @@ class MissingModalities(Observer):
             modules with late fusion.
         max_missing: largest number of modalities missing at once; by default all but one.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
         represent: the old name of ``fill``; it works for one release.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if names are needed and missing.
-        TypeError: for ``"dropped"``, if the head of the module is no late fusion.
+        TypeError: for ``"dropped"``, if the head of the module is not a late fusion.
 
     >>> callback = MissingModalities(fill="dropped")
     """
@@ -105,9 +105,6 @@ class _Accuracies(Measurement):
             logits = [self.attack.logits_without(self.model, inputs, subset) for subset in subsets]
         check_target(target, logits[0].shape[1], len(logits[0]))
         right = [each.argmax(dim=1) == target for each in logits]
-        self.means.add(
-            {Key("", self.what, "+".join(s) or "none"): each for s, each in zip(subsets, right, strict=True)}
-        )
         names = [*("+".join(subset) or "none" for subset in subsets), "worst"]
         right.append(torch.stack(right).all(dim=0))
         self.means.add({Key("", self.what, name): each for name, each in zip(names, right, strict=True)})

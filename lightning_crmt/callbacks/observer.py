@@ -1,13 +1,12 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What all observing callbacks share: when to look, at what, and how to log it, without a trace in training."""
+"""The base of observing callbacks: when to measure, on which batches, and how to log it without affecting training."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
-from lightning_crmt.training import NamedModel
+from lightning_crmt.training import NamedModel, ReleasingCallback
 
 C = TypeVar("C", bound=Callback)
 
@@ -30,40 +29,41 @@ class Measurement(ABC):
 
     @abstractmethod
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        """Take in one batch."""
+        """Add one batch."""
 
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         """The numbers, the same on every process; by default the means."""
         return {key: mean for key, (mean,) in self.means.compute(reduce).items()}
 
 
-class Observer(Callback, ABC):
+@dataclass(kw_only=True, eq=False, repr=False)
+class Observer(ReleasingCallback, ABC):
     """Measures something in every validation and test epoch, and logs it under ``val/`` or ``test/``.
 
-    The Trainer's sanity check tries the measurement and logs nothing. In epochs that are not measured it logs the last
-    numbers again, so that callbacks which monitor them always find them. Every run of the Trainer starts without any.
+    The Trainer's sanity check tries the measurement and logs nothing. Epochs that are not measured log the last numbers
+    again, so that they are there for callbacks that monitor them. Every run of the Trainer starts without numbers.
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
-        every_n_epochs: in a fit, measure in the first epoch with a validation, then when n epochs have passed, and in
-            the last; ``validate`` and ``test`` always measure.
-        max_batches: measure the first so many batches of a loader; all by default.
+        every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
+            ``validate`` and ``test`` always measure.
+        max_batches: how many batches of each loader to measure, from the first on; all by default.
     """
 
-    _running: dict[int, Measurement]
-    _last: dict[Key, float]
-    _measured_at: int | None
+    inputs: Sequence[str] | None = None
+    every_n_epochs: int = 1
+    max_batches: int | None = None
 
-    def __init__(
-        self, *, inputs: Sequence[str] | None = None, every_n_epochs: int = 1, max_batches: int | None = None
-    ) -> None:
-        check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        if isinstance(inputs, str):
-            raise TypeError(f"`inputs` must be a sequence of names, got the string {inputs!r}")
-        self.inputs = inputs
-        self.every_n_epochs = every_n_epochs
-        self.max_batches = max_batches
+    def __post_init__(self) -> None:
+        check_at_least(1, every_n_epochs=self.every_n_epochs, max_batches=self.max_batches)
+        if isinstance(self.inputs, str):
+            raise TypeError(f"`inputs` must be a sequence of names, got the string {self.inputs!r}")
         self._forget()
+
+    def _forget(self) -> None:
+        self._running: dict[int, Measurement] = {}
+        self._last: dict[Key, float] = {}
+        self._measured_at: int | None = None
 
     @abstractmethod
     def measurement(self, model: NamedModel) -> Measurement:
@@ -89,14 +89,10 @@ class Observer(Callback, ABC):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.measurement(NamedModel(pl_module, self.inputs))  # what cannot be measured should fail before training
+        self.measurement(NamedModel(pl_module, self.inputs))  # an error before training if it cannot be measured
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._forget()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def release(self, pl_module: LightningModule) -> None:
         self._forget()
 
     @override
@@ -113,7 +109,7 @@ class Observer(Callback, ABC):
         if trainer.sanity_checking or (wanted and (trainer.testing or self.due(trainer))):
             model = NamedModel(pl_module, self.inputs)
             inputs, target = model.split_batch(batch)
-            # The sanity check tries and throws away: batches that cannot be measured should fail before training.
+            # The sanity check throws its result away: it makes batches that cannot be measured fail before training.
             running = {} if trainer.sanity_checking else self._running
             if dataloader_idx not in running:
                 running[dataloader_idx] = self.measurement(model)
@@ -140,17 +136,12 @@ class Observer(Callback, ABC):
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
 
-    def _forget(self) -> None:
-        self._running = {}
-        self._last = {}
-        self._measured_at = None
-
 
 def check_radii(radii: Sequence[float]) -> list[float]:
-    """``radii``, known to be fit for keys.
+    """``radii`` as a list, checked to be valid in keys.
 
     Raises:
-        TypeError: if they are no sequence of numbers.
+        TypeError: if they are not a sequence of numbers.
         ValueError: if one is negative or infinite, or two are equal.
     """
     if not isinstance(radii, Sequence) or not all(isinstance(radius, int | float) for radius in radii):

@@ -31,11 +31,11 @@ class RadiusTraining(ReleasingCallback):
 
     Args:
         radius: the wanted radius, in units of the inputs, above 0.
-        temperature: how sharply the loss looks at the nearest rival, in 1 over units of the inputs, above 0.
+        temperature: how sharply the loss focuses on the nearest rival, in inverse units of the inputs, above 0.
         rho: weight of the modalities' own radii, at least 0; what keeps each of them useful when others are missing.
 
     Raises:
-        TypeError: before training, if the module is no CRMT module.
+        TypeError: before training, if the module is not a CRMT module.
         NoBoundError: a ``ValueError``, at the first batch, naming a layer of an encoder without a bound.
 
     >>> callback = RadiusTraining(radius=0.2)
@@ -77,7 +77,7 @@ class RadiusTraining(ReleasingCallback):
 
     def _loss(self, head: LateFusion, output: FusionOutput, target: Target) -> Tensor:
         if self._bounds is None:
-            raise RuntimeError("RadiusTraining has its bounds from the first batch of a fit on: add it to a Trainer")
+            raise RuntimeError("RadiusTraining has no bounds before the first batch of a fit: add it to a Trainer")
         settings = {"radius": self.radius, "temperature": self.temperature, "rho": self.rho}
         loss = partial(radius_loss, output, head=head, lipschitz=self._bounds)
         return mixed_loss(partial(loss, **settings), target)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of what the observers logged, for whichever logger is there, or as files."""
+"""Figures of the logged robustness, sent to Weights & Biases or TensorBoard, or saved as files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RobustnessFigures(Callback):
     """Draws the curve over radii and the frontier over budgets after each test, and after the last validation of a fit.
 
     The figures come from the numbers that ``CertifiedRobustness`` and ``AdversarialRobustness`` logged; list this after
-    them. What they say of the same threat goes into one picture, if both have the same ``max_batches``. Figures go to
+    them. Numbers of both about the same threat share a picture if both have the same ``max_batches``. Figures go to
     Weights & Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise. A test without
     anything to draw warns once.
 
@@ -76,7 +76,7 @@ class RobustnessFigures(Callback):
 
 
 def _threats(trainer: Trainer) -> dict[str, str]:
-    """What attacks perturb; it says so where they saw other samples than the certificates: then nothing is shared."""
+    """What each attack perturbs; marked where its samples are not those of the certificates, to keep pictures apart."""
     limits = {each.max_batches for each in callbacks_of(trainer, CertifiedRobustness)}
     threats: dict[str, str] = {}
     for each in callbacks_of(trainer, AdversarialRobustness):

@@ -3,7 +3,8 @@
 """Robustness certificates: one inequality, and everything that follows from it."""
 
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.certify import certify, certify_late_fusion
+from lightning_crmt.certification.evaluation import Evaluation, certify_late_fusion
+from lightning_crmt.certification.from_outputs import certify
 from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
 from lightning_crmt.certification.verify import (
     CertificateViolation,
@@ -17,6 +18,7 @@ __all__ = [
     "Certificate",
     "CertificateViolation",
     "Counterexample",
+    "Evaluation",
     "Soundness",
     "Verification",
     "certify",

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What can be said about the robustness of one batch of predictions."""
+"""The certificate: how robust the predictions of one batch are."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Certificate:
     .. math:: \sum_m D_j^m \|\delta^m\|_2 < h_p - h_j .
 
     How far this can be trusted is ``soundness``: with estimated constants the radii are estimates and may be too large.
-    It holds for the very weights and precision it was computed from. Built by :func:`certify`; holds no model, no data.
+    It holds only for the weights and the precision it was computed with. :func:`certify` makes it; it stores no model.
 
     Attributes:
         prediction: class p of each sample, ``(B,)``.
         margins: :math:`h_p - h_j`, ``(B, K)``; all 0 where a logit is not finite, so that such a sample has radius 0.
-            Less what rounding may take from them, in double precision, where that was counted.
-        sensitivities: :math:`D_j^m` by modality, each ``(B, K)``. The column of p itself means nothing.
+            Where rounding was counted they are reduced by it, in double precision.
+        sensitivities: :math:`D_j^m` by modality, each ``(B, K)``. The column of p itself has no meaning.
         soundness: the level of trust, the weakest of its parts.
         missing: modalities that were dropped from the fusion.
         limit: the largest :math:`\|\delta^m\|_2` the inequality is proved for; radii and budgets end there.
@@ -50,7 +50,7 @@ class Certificate:
 
         The minimum runs over all other classes: the runner-up need not attain it. 0 for ties and for logits that are
         not finite; infinite, or ``limit``, where no change in ``modalities`` changes the logits. Compare it in its own
-        precision: rounded to a shorter one, it may exceed what is proved.
+        precision: rounded to a lower one, it may exceed what is proved.
 
         Args:
             modalities: the set S that is perturbed, all others being clean; all modalities by default.

@@ -30,7 +30,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
       up to :math:`\sqrt 2` smaller than the paper's form at the same :math:`L_m`;
     - constants of margins are :math:`D^m` already.
 
-    Differentiable with respect to the integration weights. The diagonal means nothing.
+    Differentiable with respect to the integration weights. The diagonal has no meaning.
 
     Args:
         lipschitz: constants of encoders, scores or margins.
@@ -57,9 +57,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
     for name, constant in lipschitz.values.items():
         if lipschitz.of == "encoder":
             rows = at_least_single(head.class_weights[name])
-            # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
-            distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-            pairs[name] = constant.to(rows) * distances
+            pairs[name] = constant.to(rows) * row_distances(rows)
         else:
             if constant.shape != (head.num_classes,):
                 raise ValueError(
@@ -72,13 +70,24 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
     return pairs
 
 
+def row_distances(rows: Tensor) -> Tensor:
+    """l2 distances of rows ``(K, d)`` from each other, ``(K, K)``, also where their squares would underflow.
+
+    >>> row_distances(torch.tensor([[3e-30, 0.0], [0.0, 4e-30]]))[0, 1]
+    tensor(5.0000e-30)
+    """
+    scale = _power_of_two(rows.detach().abs().amax())
+    # This compute mode subtracts before it squares; the other loses half the digits for nearly equal rows.
+    return scale * torch.cdist(rows / scale, rows / scale, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor) -> Tensor:
     r"""l2 distance over which the margin to each rival surely keeps its sign, with that sign, ``(B, K)``.
 
     .. math:: r_j = m_j \Big/ \sqrt{\textstyle\sum_m (D_j^m)^2}
 
     by Cauchy-Schwarz, the sum over the modalities in ``slopes``. Infinite where no perturbation changes the margin, and
-    in the column of the own class, so that no minimum takes it; 0 for a tie.
+    in the column of the own class, which therefore never is the minimum; 0 for a tie.
 
     Args:
         margins: ``(B, K)``.
@@ -89,16 +98,24 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
     >>> signed_radii(torch.tensor([[0.0, 1.0, 1.0]]), slopes, torch.tensor([0]))
     tensor([[   inf, 0.2000,    inf]])
     """
-    joint = torch.linalg.vector_norm(torch.stack(list(slopes.values())), dim=0)
+    stacked = torch.stack(list(slopes.values()))
+    scale = _power_of_two(stacked.detach().amax(dim=0))  # the squares of tiny slopes underflow
+    joint = scale * torch.linalg.vector_norm(stacked / scale, dim=0)
     radii = torch.where((margins == 0) & (joint == 0), margins, margins / joint)
     return radii.masked_fill(own_class(classes, margins.shape[1]), math.inf)
 
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:
-    """Mask ``(B, K)`` of each sample's own class: the pair that no minimum over rivals may contain.
+    """Mask ``(B, K)`` of each sample's own class, which a minimum over rivals must leave out.
 
     >>> own_class(torch.tensor([1, 0]), num_classes=2)
     tensor([[False,  True],
             [ True, False]])
     """
     return classes[:, None] == torch.arange(num_classes, device=classes.device)
+
+
+def _power_of_two(value: Tensor) -> Tensor:
+    """A power of two near each number, to divide and multiply by without rounding; 1 for 0, infinity and NaN."""
+    scale = torch.ldexp(torch.ones_like(value), torch.frexp(value).exponent.clamp(-120, 120))
+    return torch.where(value.isfinite() & (value > 0), scale, torch.ones_like(scale))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-r"""What rounding may take from the margins of a fusion head: the slack that makes a certificate rigorous.
+r"""How much rounding may reduce the margins of a fusion head: the slack that makes a certificate rigorous.
 
 A logit sums, in the precision of the head, t terms: the products of the longest features, their cast, the weight, the
 scores of M modalities and the bias. So with :math:`w_k = a_k d_k`, features :math:`\hat z` that are off by at most
@@ -40,7 +40,7 @@ _TINY = 2.0**-400
 def rounding(
     logits: Tensor, head: LateFusion | None, lipschitz: LipschitzConstants, errors: Mapping[str, ForwardError]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""The slack of every margin, and the sensitivities with what rounding adds to them.
+    r"""The slack of every margin, and the sensitivities increased by rounding.
 
     While :math:`\|\delta^m\| \le r^m \le 2^{60}`, the margin that the head computes stays at least
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Try to disprove a certificate: attacks inside of what it claims, and the counterexample that they may find."""
+"""Try to disprove a certificate: attack inside the sets that it claims to be safe, and keep any counterexample."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Norms: TypeAlias = float | dict[str, float]
 
 @dataclass(frozen=True)
 class Counterexample:
-    """What disproves a certificate for one sample.
+    """A perturbation that disproves a certificate for one sample.
 
     Attributes:
         sample: its index in the batch.
-        threat: what was allowed to change.
-        radius: what was claimed to be tolerated.
-        distance: what was changed, measured in float64 on the stored inputs; in the form of ``radius``.
+        threat: name of what was allowed to change, such as a modality.
+        radius: the l2 radius that was claimed to be tolerated.
+        distance: l2 norm of the perturbation, measured in float64 on the stored inputs; in the form of ``radius``.
         before: class that was certified.
         after: class predicted for the changed inputs; None where their logits are not finite.
         inputs: the clean sample by modality, with a batch dimension of 1.
@@ -70,7 +70,7 @@ class Counterexample:
         return path
 
 
-class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that something went wrong
+class CertificateViolation(AssertionError):  # noqa: N818 - named for what it is, not as an error
     """Raised where a certificate does not hold.
 
     Attributes:
@@ -86,7 +86,7 @@ class CertificateViolation(AssertionError):  # noqa: N818 - what it is, not that
 
 @dataclass(frozen=True)
 class Verification:
-    """What was tried against a certificate without success: evidence, not a proof.
+    """The failed attempts to disprove a certificate: evidence, not a proof.
 
     Attributes:
         soundness: level of the certificate.
@@ -127,13 +127,13 @@ def verify_certificate(
     Args:
         model: the model in evaluation mode, or anything from inputs to logits; for a certificate with ``missing``
             modalities, one that goes without them. It stays as it is.
-        certificate: of these very weights and inputs, at whatever level: with estimated constants, this is how the
-            estimate is exposed.
+        certificate: of the same weights and inputs, at any level: a certificate from estimated constants may be
+            disproved.
         inputs: the clean inputs.
         probes: random directions for each threat.
         steps: of the gradient search, for each class.
         products: number of random products of budgets.
-        seed: of all that is random.
+        seed: of every random draw.
         save_to: file for the counterexample, if there is one.
 
     Raises:

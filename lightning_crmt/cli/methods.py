@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What there is, read off the classes themselves."""
+"""``lightning-crmt methods``: a list of methods, heads and attacks, read from the classes themselves."""
 
 from __future__ import annotations
 

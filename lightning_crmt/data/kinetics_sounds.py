@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Kinetics-Sounds: actions that are seen and heard, from prepared videos."""
+"""Kinetics-Sounds: actions that can be seen and heard, from prepared videos."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class KineticsSounds(ClipDataModule):
     ``parts`` says what is in each part: a folder, whose clips lie in ``<folder>/<class>/<clip>``; a list file
     ``*.txt`` of lines ``name label``, the label a number or the name of a class, as released with several papers (the
     numbers are taken as they are: the lists do not say which class is which); or a ``*.csv`` of Kinetics, whose clips
-    are called ``<class>/<id>_<start>_<end>``, alone or in a folder called as the file. Without a ``val`` part a share
+    are called ``<class>/<id>_<start>_<end>``, alone or in a folder named like the file. Without a ``val`` part a share
     of ``train`` is split off, so that models are never chosen on test clips.
 
     Args:
@@ -146,7 +146,7 @@ def _csv(path: Path, hint: str) -> list[Listed]:
     """Clips by lines ``label,youtube_id,time_start,time_end,split`` under a header.
 
     A clip is called ``<class>/<id>_<start>_<end>``, each time six digits, the class with spaces or underscores, in a
-    folder that is called as the file or in none.
+    folder named like the file or in none.
     """
     lines = lines_of(path, hint)
     header = next(csv.reader([next(lines, ("", ""))[1]]), [])

@@ -25,7 +25,7 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
         target: class of each sample, ``(N,)``.
 
     Raises:
-        TypeError: if an input is no tensor.
+        TypeError: if an input is not a tensor.
         ValueError: if the tensors differ in their number of samples, or hold none.
 
     >>> data = MultimodalDataset({"audio": torch.zeros(3, 5), "image": torch.zeros(3, 2, 2)}, torch.tensor([0, 1, 0]))
@@ -48,7 +48,7 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
 
 
 class EpochShuffle(DistributedSampler[Any]):
-    """A new order each epoch, given by the seed and the epoch alone, so that a resumed run goes on with it.
+    """A new order each epoch, given by the seed and the epoch alone, so that a resumed run continues in it.
 
     Lightning calls ``set_epoch`` before each epoch, and under DDP leaves a ``DistributedSampler`` as it is.
 
@@ -69,7 +69,7 @@ class EpochShuffle(DistributedSampler[Any]):
 
 
 class _LateLoader(DataLoader[Any]):
-    """Asks its workers for nothing before it is asked for the first batch.
+    """A loader whose workers start to load only when the first batch is requested.
 
     In a resumed fit Lightning takes the iterator before it tells the sampler which epoch it is.
     """
@@ -81,7 +81,7 @@ class _LateLoader(DataLoader[Any]):
 class MultimodalDataModule(LightningDataModule, ABC):
     """Serves batches ``({m: (B, ...)}, target)`` of a training, a validation and a test part.
 
-    A subclass makes the parts in ``load``; a constructor that hands on ``**settings`` to this one shows them on the
+    A subclass makes the parts in ``load``; if its constructor passes ``**settings`` on to this one, they are on the
     command line too. The order of training samples depends on ``seed`` and the epoch alone.
 
     Args:

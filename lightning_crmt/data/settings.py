@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that name one or several of what there is."""
+"""Settings that choose one or several of the available names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def chosen(argument: str, given: T | Sequence[T], known: Iterable[T]) -> tuple[T
     Args:
         argument: the name of the setting, for the message.
         given: the chosen names.
-        known: all there are.
+        known: all valid names.
 
     Raises:
         ValueError: if none is given, one is given twice, or one is not known.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""UCF101: human actions by what is seen and how it moves, from prepared videos."""
+"""UCF101: human actions by appearance and motion, from prepared videos."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class UCF101(ClipDataModule):
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.
         lists: folder of ``classInd.txt``, ``trainlist01.txt`` and so on, below ``root``.
         fold: 1, 2 or 3.
-        flow: folder of the flow below ``root``. The displacement that its grey values end at is read from the file of
+        flow: folder of the flow below ``root``. The displacement at the ends of its grey scale is read from the file of
             settings that ``lightning-crmt prepare`` writes beside it, ``flow.json``; it is 20 pixels where there is no
             such file, as for most flow that others have made.
         flow_length: pairs (u, v) in a stack.
-        flow_std: pixels of displacement that count as 1. The default is a guess at the deviation in moving scenes,
-            where most of the picture does not move; that of your training part makes the variance 1.
+        flow_std: number of pixels by which displacements are divided. The default is a guess at the deviation in moving
+            scenes, where most of the picture does not move; that of your training part makes the variance 1.
         **settings: ``frames``, ``val_share`` (of each class's groups), ``classes``, ``size``, ``moments``,
             ``batch_size``, ``num_workers`` and ``seed``, see ``ClipDataModule``.
 

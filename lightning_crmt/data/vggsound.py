@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""VGGSound: things that are heard and seen in videos, from prepared ones."""
+"""VGGSound: sounds with a visible source, from prepared videos."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class VGGSound(ClipDataModule):
 
     Chen et al., ICASSP 2020. The list ``vggsound.csv``, released with the data, has lines ``id,start,label,part`` and
     says what is in ``train`` and ``test``; a share of the former is split off for validation. Clips are called
-    ``<id>_<start>``, the start six digits; videos that are gone by now are left out with a warning. Samples are those
-    of :class:`~lightning_crmt.data.KineticsSounds`.
+    ``<id>_<start>``, the start six digits; videos that are no longer available are left out with a warning. Samples are
+    those of :class:`~lightning_crmt.data.KineticsSounds`.
 
     Args:
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.

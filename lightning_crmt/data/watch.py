@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Motion of a smart watch: accelerometer and gyroscope of one wrist, truly recorded together."""
+"""Motion of a smart watch: accelerometer and gyroscope of one wrist, recorded together."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WatchMotion(MultimodalDataModule):
         validation_subjects: others, to validate on; with none there is no validation part.
         window: seconds of a sample.
         step: seconds from the start of a training window to that of the next.
-        norm: size of a window of either sensor, above 0.
+        norm: root mean squared norm of a window of either sensor, above 0.
         **loading: ``batch_size``, ``num_workers`` and ``seed`` (of the order of training samples), see
             ``MultimodalDataModule``.
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders that are 1-Lipschitz by construction, so that sound certificates come out tight."""
+"""Encoders that are 1-Lipschitz by construction, so that sound certificates are tight."""
 
 from __future__ import annotations
 

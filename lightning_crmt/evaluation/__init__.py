@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured: keys, sums and figures."""
+"""The results of an evaluation: the keys of its numbers, sums over samples, and figures."""
 
 from lightning_crmt.evaluation.figures import figure_type, robustness_figures
 from lightning_crmt.evaluation.keys import Key, check_key_name, curves, read_keys

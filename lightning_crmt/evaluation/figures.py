@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lightning_crmt.checks import require_package
 from lightning_crmt.evaluation.keys import Key, curves
 
 if TYPE_CHECKING:
@@ -32,20 +33,20 @@ Curve: TypeAlias = Mapping[float, float]
 
 
 def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] | None = None) -> dict[str, Figure]:
-    """What the numbers of ``CertifiedRobustness`` and ``AdversarialRobustness`` can show, by a name for each figure.
+    """All figures that the numbers of ``CertifiedRobustness`` and ``AdversarialRobustness`` allow, by name.
 
     - ``split/certified_curve``, ``split/estimated_curve``: accuracy over the radius, a curve for each set of perturbed
-      modalities; ``split/robust_curve``, a curve for each attack; from two radii on;
-    - ``split/bounds_joint``, or the name of a modality: what is certified, below, and what attacks on the same threat
-      left, above, in one picture;
+      modalities; ``split/robust_curve``, a curve for each attack; all need at least two radii;
+    - ``split/bounds_joint``, or the name of a modality: certified accuracy, below, and accuracy under attacks on the
+      same threat, above, in one picture;
     - ``split/certified_frontier_audio_image``: accuracy over separate budgets of two modalities, and the frontiers
-      along which it is the same, from a full grid of at least 2 x 2 budgets on.
+      along which it is constant; it needs a full grid of at least 2 x 2 budgets.
 
     Args:
-        numbers: by key, as :func:`~lightning_crmt.evaluation.read_keys` reads them from what a Trainer holds; those to
-            be drawn in one picture are of the same samples.
-        threats: what each attack perturbs, by its name: ``"joint"`` or the name of a modality, in l2; anything else is
-            a kind of threat of its own. Attacks left out go into no common picture.
+        numbers: by key, as :func:`~lightning_crmt.evaluation.read_keys` reads them from a Trainer; those drawn in one
+            picture must be of the same samples.
+        threats: what each attack perturbs, by its name: ``"joint"`` or the name of a modality, in l2; anything else
+            counts as a separate threat. Attacks left out appear in no shared picture.
 
     Raises:
         ModuleNotFoundError: naming the extra, if matplotlib is not installed.
@@ -109,7 +110,7 @@ def radius_curve(curves: Mapping[str, Curve], sure: str) -> Figure:
 
 
 def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: str) -> Figure:
-    """What is certified and what attacks left, over the radius: the truth lies between the two.
+    """Certified accuracy and accuracy under attacks, over the radius: the truth lies between the two.
 
     Args:
         lower: accuracy by radius, of ``"certified"`` or ``"estimated"`` radii, or both.
@@ -137,7 +138,7 @@ def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: 
 
 
 def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, second: str, sure: str) -> Figure:
-    """Accuracy over separate budgets of two modalities, with the frontiers along which it is the same.
+    """Accuracy over separate budgets of two modalities, with the frontiers along which it is constant.
 
     Args:
         cells: accuracy by the radii of the first and the second modality; a full grid.
@@ -204,16 +205,13 @@ def _points(curve: Curve) -> tuple[list[float], list[float]]:
 
 
 def figure_type() -> type[Figure]:
-    """matplotlib's, which is optional.
+    """The class ``Figure`` of matplotlib, which is optional.
 
     Raises:
         ModuleNotFoundError: if it is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("figures need matplotlib: pip install 'lightning_crmt[plot]'") from error
-    return Figure
+    figure: type[Figure] = require_package("matplotlib.figure", "figures need matplotlib", "plot").Figure
+    return figure
 
 
 def _new_figure() -> tuple[Figure, Axes]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a number is a number of: a key of parts, and the text under which it is logged."""
+"""The keys of logged numbers: the parts of a key, and the text under which its number is logged."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _LOADER = "dataloader_idx_"
 
 @dataclass(frozen=True)
 class Key:
-    """What a number is of. ``str(key)`` is the text that it is logged under, and :meth:`parse` reads it back.
+    """Says what a logged number measures. ``str(key)`` is the name it is logged under; :meth:`parse` reads that back.
 
-    The text is ``split/sure_what/of@at/dataloader_idx_loader``, without what is not there.
+    The text is ``split/sure_what/of@at/dataloader_idx_loader``, without the parts that are empty.
 
     Attributes:
-        split: ``"train"``, ``"val"`` or ``"test"``; empty where one does not matter or is not known yet.
-        what: such as ``"accuracy"``, ``"accuracy_worst_class"``, ``"radius"`` or ``"loss"``.
+        split: ``"train"``, ``"val"`` or ``"test"``; empty if it does not matter or is not known yet.
+        what: the quantity, such as ``"accuracy"``, ``"accuracy_worst_class"``, ``"radius"`` or ``"loss"``.
         of: ``"joint"``, a modality, several of them joined by ``+``, a class, or the name of an attack.
-        radius: at which it was measured, in units of the inputs.
-        budget: the same with a radius for each of several modalities, as pairs of a name and a radius.
+        radius: the radius at which it was measured, in units of the inputs.
+        budget: in place of ``radius`` one for each of several modalities, as pairs of a name and a radius.
         sure: ``"certified"`` for a lower bound of the robustness, ``"robust"`` for the upper bound that an attack
-            gives, ``"estimated"`` for what is neither; empty for what is measured exactly.
+            gives, ``"estimated"`` for neither; empty for a number that is measured exactly.
         loader: number of the data loader, where there are several.
 
     Raises:
@@ -90,10 +90,10 @@ class Key:
 
     @classmethod
     def parse(cls, text: str) -> Key:
-        """The key that is logged as ``text``.
+        """The key whose number is logged as ``text``.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if ``text`` is not a key.
 
         >>> Key.parse("val/accuracy_dropped/audio+image")
         Key(split='val', what='accuracy_dropped', of='audio+image', radius=None, budget=(), sure='', loader=None)
@@ -117,10 +117,10 @@ def check_key_name(argument: str, name: object, *, modality: bool = False) -> No
     """Refuse a name that would make keys ambiguous.
 
     Args:
-        argument: what the error calls it.
-        name: of an attack, or of whatever else a number is of.
-        modality: whether it names a modality: several of these are joined by ``+``, and keys have words for all
-            of them and for none.
+        argument: the argument that the error names.
+        name: the name of an attack, a modality, or whatever else is measured.
+        modality: whether it names a modality: keys join several of these by ``+``, and have words for all of them and
+            for none.
 
     Raises:
         ValueError: if it is no text, is empty, or holds what separates the parts of a key.
@@ -136,7 +136,7 @@ def check_key_name(argument: str, name: object, *, modality: bool = False) -> No
 
 
 def read_keys(metrics: Mapping[str, SupportsFloat]) -> dict[Key, float]:
-    """The numbers of what a Trainer holds in ``callback_metrics``, or a logger wrote, whose names are keys.
+    """Those numbers in a Trainer's ``callback_metrics``, or in the log of a logger, whose names are keys.
 
     >>> read_keys({"val/accuracy/joint": 0.9, "grad/norm/1": 3.0})
     {Key(split='val', what='accuracy', of='joint', radius=None, budget=(), sure='', loader=None): 0.9}
@@ -146,12 +146,12 @@ def read_keys(metrics: Mapping[str, SupportsFloat]) -> dict[Key, float]:
         try:
             numbers[Key.parse(name)] = float(value)
         except ValueError:
-            continue  # other people's
+            continue  # a metric of somebody else
     return numbers
 
 
 def curves(numbers: Mapping[Key, float]) -> dict[Key, dict[float, float]]:
-    """All numbers by radius, or by the largest radius of a budget, under the key that they share but for it.
+    """The numbers as curves over the radius, or over the largest radius of a budget; keyed without radius and budget.
 
     >>> at = lambda radius: Key("val", "accuracy", "joint", radius, sure="certified")
     >>> curves({at(0.1): 0.8, at(0.2): 0.7})[Key("val", "accuracy", "joint", sure="certified")]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Means over the samples of many batches and processes: the one way in which numbers are added up."""
+"""Means over the samples of many batches and processes; all evaluations add numbers up this way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reduce: TypeAlias = Callable[[Tensor, str], Tensor]
 
 
 def total_and_count(values: Tensor, groups: Tensor | None = None) -> Tensor:
-    """Sum and number of ``values`` in each group, ``(2, G)``, in their own precision; by default in one of all.
+    """Sum and number of ``values`` in each group, ``(2, G)``, in their own precision; by default all are one group.
 
     Args:
         values: one per sample, ``(B,)``.
@@ -43,7 +43,7 @@ class Means(Generic[K]):
         self._sums: dict[K, Tensor] = {}
 
     def add(self, values: Mapping[K, Tensor], groups: Tensor | None = None) -> None:
-        """Take in a batch; the arguments are those of :func:`total_and_count`, with names for the values."""
+        """Add a batch; the arguments are those of :func:`total_and_count`, with names for the values."""
         for name, each in values.items():
             sums = total_and_count(each.float(), groups)
             self._sums[name] = self._sums[name] + sums if name in self._sums else sums

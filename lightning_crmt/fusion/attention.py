@@ -16,7 +16,7 @@ from lightning_crmt.modality import Inputs
 
 
 class AttentionFusion(JointFusion):
-    """A transformer with hierarchical attention: first each modality among its own tokens, then all together.
+    """A transformer with hierarchical attention: first within each modality, then over all modalities together.
 
     Features ``(B, T, d_m)`` are T tokens, a vector ``(B, d_m)`` is one. Each modality has a stream of its own of
     ``own_layers``, with a learnt embedding; then the streams are one sequence with a class token for
@@ -24,7 +24,7 @@ class AttentionFusion(JointFusion):
     the fusions that Xu et al. list (Multimodal learning with transformers: a survey, TPAMI 2023); with
     ``own_layers=0`` it is early concatenation.
 
-    Positions within a modality are the encoder's to mark. Softmax attention has no Lipschitz constant over all inputs,
+    The encoder must mark positions within a modality. Softmax attention has no Lipschitz constant over all inputs,
     so nothing can be certified here, only estimated.
 
     Args:

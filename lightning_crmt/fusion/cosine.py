@@ -26,7 +26,7 @@ class CosineFusion(FusionHead):
     The paper's optional contrastive term is left out.
 
     A cosine has no bounded slope near 0, so bounds of the encoders certify nothing here, and step 2 has no weights to
-    train: the head is there to compare with.
+    train: the head serves for comparison.
 
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.
@@ -61,7 +61,7 @@ class CosineFusion(FusionHead):
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Rows of norm 1; those of norm 0 stay 0, without the gradient of a quotient by almost nothing."""
+    """Rows of norm 1; those of norm 0 stay 0, without the huge gradient of dividing by almost nothing."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     positive = norm > torch.finfo(rows.dtype).eps
     return torch.where(positive, rows / torch.where(positive, norm, 1.0), 0.0)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every head is: features of all modalities in, logits and uni-modal scores out."""
+"""The base of all heads: features of all modalities in, logits and uni-modal scores out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_crmt.modality import FusionOutput, Inputs
 
 
 class FusionHead(nn.Module, ABC):
-    """Fuses the features of all modalities into logits, and says what each modality alone would answer.
+    """Fuses the features of all modalities into logits, and gives the scores of each modality alone.
 
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.
@@ -34,7 +34,7 @@ class FusionHead(nn.Module, ABC):
     ValueError: `features['image']` must have shape (B, 3), as in `in_features`, got a float32 tensor of shape (2, 4)
     """
 
-    #: Whether features may be sequences ``(B, T, d_m)`` beside vectors ``(B, d_m)``.
+    #: Whether features may also be sequences ``(B, T, d_m)``, not only vectors ``(B, d_m)``.
     takes_sequences = False
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int) -> None:
@@ -54,12 +54,12 @@ class FusionHead(nn.Module, ABC):
         """
 
     def checked(self, features: Inputs) -> dict[str, Tensor]:
-        """``features`` in the order of ``in_features``: what every head makes sure of before it computes.
+        """``features`` in the order of ``in_features``, checked; every head calls this first.
 
         Raises:
             TypeError: if a modality has no tensor.
-            ValueError: if a modality is missing or unknown, batch sizes differ, or features have another shape than the
-                head takes.
+            ValueError: if a modality is missing or unknown, batch sizes differ, or features have a shape that the head
+                does not take.
         """
         check_same_modalities("features", features, self.in_features)
         check_batch("features", features)
@@ -73,7 +73,7 @@ class FusionHead(nn.Module, ABC):
         return {name: features[name] for name in self.in_features}
 
     def unimodal_logits(self, scores: Inputs) -> dict[str, Tensor]:
-        """What each modality alone would answer on the scale of the logits, each ``(B, K)``; by default its scores."""
+        """Logits of each modality alone, on the scale of the joint ones, each ``(B, K)``; by default its scores."""
         return dict(scores)
 
     def integration_parameters(self) -> list[nn.Parameter]:

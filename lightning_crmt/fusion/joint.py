@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.fusion.head import FusionHead
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, as_vectors
 
 #: Where uni-modal scores come from: the head itself without the other modalities, or a linear head for each.
 Scores: TypeAlias = Literal["ablated", "auxiliary"]
@@ -22,8 +22,8 @@ Scores: TypeAlias = Literal["ablated", "auxiliary"]
 class JointFusion(FusionHead):
     """A head in which modalities interact before they are classified.
 
-    The scores of a modality are what the head answers when all others are absent (``scores="ablated"``, one more pass
-    through the head for each), or what a linear head of its own says about its features (``"auxiliary"``). Margin
+    The scores of a modality are the logits of the head when all others are absent (``scores="ablated"``, one more pass
+    through the head for each), or the output of a linear head of its own (``"auxiliary"``). Margin
     regularisation and the methods that read scores work with either. The logits are not a weighted sum of scores, so
     there are no integration weights for step 2, and no certificate from bounds of the encoders: radii can be estimated
     only.
@@ -56,7 +56,7 @@ class JointFusion(FusionHead):
     def _scores(self, features: Inputs) -> dict[str, Tensor]:
         if not self.auxiliary:
             return {name: self.joint_logits({name: value}) for name, value in features.items()}
-        vectors = {name: value.mean(dim=1) if value.dim() == 3 else value for name, value in features.items()}
+        vectors = as_vectors(features)
         return {name: head(vectors[name]) for name, head in self.auxiliary.items()}
 
 

@@ -23,7 +23,7 @@ class LateFusion(FusionHead):
     .. math:: h_k = \sum_m a_k^m s_k^m + b_k, \qquad s_k^m = d_k^m \cdot z^m
 
     with features :math:`z^m`, directions :math:`d_k^m`, integration weights :math:`a_k^m` and bias :math:`b_k`.
-    The head computes in the precision of its own parameters whatever autocast says: its products are tiny, and the
+    The head computes in the precision of its own parameters whatever autocast says: its products are cheap, and the
     margins of certificates are differences of its logits.
 
     Args:
@@ -40,7 +40,7 @@ class LateFusion(FusionHead):
     @property
     @abstractmethod
     def directions(self) -> dict[str, Tensor]:
-        """Rows that the scores are read along, each ``(K, d_m)``."""
+        """The directions :math:`d_k^m` as rows, each ``(K, d_m)``."""
 
     @property
     @abstractmethod
@@ -95,8 +95,8 @@ class OrthogonalFusion(LateFusion, Fixable):
 
     .. math:: W^m (W^m)^\top = I_K, \qquad a_k^m \ge 0
 
-    (Yang et al., ICLR 2024, arXiv 2402.06244, the orthogonal framework.) With orthonormal rows a score is the distance
-    of the features to a class boundary up to the weight, so each weight says by itself how much its class relies on its
+    (Yang et al., ICLR 2024, arXiv 2402.06244, the orthogonal framework.) With orthonormal rows a score is, up to the
+    weight, the distance of the features to a class boundary, so the weight alone says how much a class relies on a
     modality.
 
     The rows are the Q factor of a free parameter, signs fixed, computed in every forward pass (0.1 ms at 512 x 10):
@@ -152,7 +152,7 @@ class OrthogonalFusion(LateFusion, Fixable):
 
     @override
     def fixed(self) -> FixedFusion:
-        """A head that answers the same from stored directions and weights; what rigorous certificates need.
+        """A head with the same output from stored directions and weights; rigorous certificates need one.
 
         The last bits of a QR decomposition may differ from one number of threads to another.
 
@@ -169,7 +169,7 @@ class FixedFusion(LateFusion):
     Nothing in it is computed from a free parameter, and only the bias could still be trained.
 
     Args:
-        directions: rows :math:`d_k^m` that the scores are read along, each ``(K, d_m)``, by modality.
+        directions: rows :math:`d_k^m`, each ``(K, d_m)``, by modality.
         integration_weights: :math:`a_k^m \ge 0`, each ``(K,)``.
         bias: :math:`b_k`, ``(K,)``.
 
@@ -213,7 +213,7 @@ class LinearFusion(LateFusion):
 
     .. math:: h = \sum_m W^m z^m + b
 
-    It has the face of :class:`OrthogonalFusion`, with all integration weights fixed at 1, so that everything that reads
+    It has the interface of :class:`OrthogonalFusion`, with all integration weights fixed at 1, so that whatever reads
     scores, margins or class weights takes either.
 
     >>> head = LinearFusion({"audio": 3, "image": 5}, num_classes=10)

@@ -1,17 +1,29 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lipschitz constants of encoders, scores and margins."""
+"""Lipschitz constants of encoders, scores and margins: estimated, bounded, or bounded with rounding counted."""
 
 from lightning_crmt.lipschitz.bounds import BOUND_LEVELS, Place, encoder_bounds, lipschitz_bound, lipschitz_rule
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.estimate import estimate_lipschitz, margin_speeds
-from lightning_crmt.lipschitz.gate import Encoders, NoBoundError, encoders_and_head, exact_numbers, fixed_head
+from lightning_crmt.lipschitz.fingerprint import fingerprint
+from lightning_crmt.lipschitz.gate import (
+    CODE,
+    Encoders,
+    NoBoundError,
+    encoders_and_head,
+    exact_numbers,
+    examine,
+    fixed_head,
+    refuse_parts_out_of_reach,
+)
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
 from lightning_crmt.lipschitz.rigorous.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
-from lightning_crmt.lipschitz.screening.probes import ProbeSearch
+from lightning_crmt.lipschitz.running_error import Precision, running_error
+from lightning_crmt.lipschitz.screening import ProbeSearch
 
 __all__ = [
     "BOUND_LEVELS",
+    "CODE",
     "UNDERFLOW",
     "UNIT_ROUNDOFF",
     "Encoders",
@@ -19,16 +31,21 @@ __all__ = [
     "LipschitzConstants",
     "NoBoundError",
     "Place",
+    "Precision",
     "ProbeSearch",
     "encoder_bounds",
     "encoder_errors",
     "encoders_and_head",
     "estimate_lipschitz",
     "exact_numbers",
+    "examine",
+    "fingerprint",
     "fixed_head",
     "forward_error",
     "gamma",
     "lipschitz_bound",
     "lipschitz_rule",
     "margin_speeds",
+    "refuse_parts_out_of_reach",
+    "running_error",
 ]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lipschitz constants per modality, with what they are constants of and how far they can be trusted."""
+"""Lipschitz constants per modality, with the functions they belong to and how far they can be trusted."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ class LipschitzConstants:
 
     Attributes:
         values: one tensor per modality; its shape follows from ``of``.
-        of: what the constants bound the speed of, per unit of l2 change in the modality's input:
+        of: whose change the constants bound, per unit of l2 change in the modality's input:
 
             - ``"encoder"``: the features :math:`x^m \mapsto z^m`; a scalar :math:`L_m`;
             - ``"scores"``: each uni-modal score :math:`x^m \mapsto s_k^m`; :math:`\tau^m`, shape ``(K,)``;
             - ``"margins"``: each difference of logits :math:`x^m \mapsto h_p - h_j`; shape ``(K, K)``.
         soundness: the level of trust, inherited by every radius computed from them.
+        fingerprints: of the encoders that they were bounded for, by modality; None where nobody examined these.
+        shapes: of one sample by modality, where the bounds hold for no other; None where they hold for any.
 
     Raises:
         ValueError: if ``of`` is unknown, or a value has another number of dimensions, is negative or NaN.
-        TypeError: if ``soundness`` is no ``Soundness``.
+        TypeError: if ``soundness`` is not a ``Soundness``.
 
     >>> import torch
     >>> LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND).modalities
@@ -41,6 +43,8 @@ class LipschitzConstants:
     values: Mapping[str, Tensor]
     of: Literal["encoder", "scores", "margins"]
     soundness: Soundness
+    fingerprints: Mapping[str, str] | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         check_modality_names("values", self.values)

@@ -14,7 +14,7 @@ from lightning_crmt.checks import check_batch, describe, require_finite
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.gradients import class_gradients, keep_largest
-from lightning_crmt.lipschitz.screening.probes import ProbeSearch, largest_norms
+from lightning_crmt.lipschitz.screening import ProbeSearch, largest_norms
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
 
@@ -39,7 +39,8 @@ def estimate_lipschitz(
     .. math:: \max_i \left\| \partial (h_p - h_j) / \partial x^m \,(x_i) \right\|_2
 
     A maximum over samples is a *lower* bound of the true constant, so a radius computed from it is an estimate: on
-    :math:`f(x) = 3 - (x + 10\,\mathrm{relu}(x - 2))` with data in [-1.5, 1.5] it answers 3.0 where the truth is 2.09.
+    :math:`f(x) = 3 - (x + 10\,\mathrm{relu}(x - 2))` with data in [-1.5, 1.5] it gives 3.0 where the true radius is
+    2.09.
 
     Args:
         model: called with the inputs by name; returns a ``FusionOutput``, or for ``of="margins"`` anything with logits.

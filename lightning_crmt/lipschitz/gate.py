@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What may be bounded and certified at all: checks of a model, its head, its modules and the arithmetic they run in."""
+"""Which models can be bounded and certified: checks of a model, its head, its modules, and their arithmetic."""
 
 from __future__ import annotations
 
@@ -14,17 +14,29 @@ from torch.nn.modules import module as torch_modules
 from torch.nn.utils import parametrize
 
 from lightning_crmt.checks import describe
-from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion
+from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion, OrthogonalFusion
 from lightning_crmt.lipschitz.rigorous.verified import UNIT_ROUNDOFF
 
 T = TypeVar("T")
 #: One module per modality, by name.
 Encoders: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 
-#: The methods between calling a module and its answer.
+#: The methods between calling a module and its output.
 CODE = {"__call__", "__getattribute__", "__getattr__", "_call_impl", "_wrapped_call_impl", "forward", "_conv_forward"}
 # Environment variables that make libraries shorten the factors of products in single precision.
 _SHORTENING = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
+
+
+#: Heads whose code is known; a subclass may compute something else.
+_HEADS = (LinearFusion, OrthogonalFusion, FixedFusion)
+
+
+def _code(kind: type[nn.Module]) -> list[object]:
+    return [getattr(kind, name, None) for name in sorted(CODE)]
+
+
+#: The methods of each type when it became known.
+_KNOWN_CODE: dict[type[nn.Module], list[object]] = {kind: _code(kind) for kind in _HEADS}
 
 
 class NoBoundError(ValueError):
@@ -41,10 +53,10 @@ def place_of(module: nn.Module, path: str) -> str:
 
 
 def encoders_and_head(model: nn.Module) -> tuple[Encoders, LateFusion]:
-    """The encoders and the head of a model that is these and nothing else.
+    """The encoders and the head of a model that consists of these alone.
 
     Raises:
-        TypeError: if it has none, or a head that is no late fusion.
+        TypeError: if it has none, a head that is no late fusion, or parts that are no submodules of it.
     """
     encoders, head = getattr(model, "encoders", None), getattr(model, "head", None)
     if not isinstance(encoders, Mapping | nn.ModuleDict) or not isinstance(head, LateFusion):
@@ -53,7 +65,59 @@ def encoders_and_head(model: nn.Module) -> tuple[Encoders, LateFusion]:
             f"got {describe(encoders)} and {describe(head)}. Of another model radii can be estimated, not certified: "
             "certify(output, None, estimate_lipschitz(model, batches, of='margins'))"
         )
+    if isinstance(model, nn.Module):
+        registered = set(model.modules())
+        for name, part in [*encoders.items(), ("head", head)]:
+            if part not in registered:
+                raise TypeError(
+                    f"`model` must register {name!r} as a submodule, so that `eval()` and `to()` reach it: keep "
+                    f"`encoders` in an nn.ModuleDict, got {describe(encoders)}"
+                )
     return encoders, head
+
+
+def refuse_parts_out_of_reach(model: nn.Module) -> None:
+    """Refuse a model that ``eval()`` does not wholly put into evaluation mode; it is left in the modes it was in.
+
+    Raises:
+        ValueError: naming the parts that stay in training mode.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        model.eval()
+        left = [path or type(part).__name__ for path, part in model.named_modules() if part.training]
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    if left:
+        raise ValueError(f"`model.eval()` must put every part into evaluation mode, and leaves {left} in training mode")
+
+
+def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
+    """Refuse encoders and heads in which anything but the code and the numbers of known types could take part.
+
+    Types of layers are examined where they are bounded, as each has its rule there.
+
+    Raises:
+        TypeError: for a head that is not exactly of a known type, and weights that are no plain tensors.
+        NoBoundError: a ``ValueError``, for hooks, replaced methods, and weights that change at every pass.
+    """
+    if type(head) not in _HEADS:
+        raise TypeError(
+            f"`head` must be exactly one of {', '.join(kind.__name__ for kind in _HEADS)} to be certified, got "
+            f"{describe(head)}: a subclass may compute something else. Estimated constants still give estimates"
+        )
+    if replaced := vars(head).keys() & {"fuse", "directions", "integration_weights", "class_weights"}:
+        raise NoBoundError(f"{place_of(head, 'head')}, must run its type's code; {replaced} was replaced")
+    for name, module in {**encoders, "head": head}.items():
+        for path, part in module.named_modules(prefix=name):
+            refuse_changed_behaviour(part, path)
+            for own, tensor in [*part._parameters.items(), *part._buffers.items()]:
+                if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
+                    raise TypeError(
+                        f"`{path}.{own}` must be a plain tensor or parameter to be certified, got a "
+                        f"{type(tensor).__name__}, which may compute something else"
+                    )
 
 
 def of_each_encoder(encoders: Encoders, prove: Callable[[str, nn.Module], T]) -> dict[str, T]:
@@ -76,7 +140,7 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
     """``head``, if its numbers are stored and the rounding of its arithmetic is known.
 
     Raises:
-        ValueError: if it computes its numbers anew in every pass, does something else than its type, or runs where
+        ValueError: if it computes its numbers anew in every pass, does not run the code of its type, or runs where
             nothing is proved about rounding.
     """
     if not isinstance(head, LinearFusion | FixedFusion) or type(head) not in (LinearFusion, FixedFusion):
@@ -98,6 +162,11 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
     return head
 
 
+def remember_code(kind: type[nn.Module]) -> None:
+    """The methods of a type as they are now are those that its rule is for."""
+    _KNOWN_CODE[kind] = _code(kind)
+
+
 def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
     """Refuse what makes a module compute something other than the code of its type.
 
@@ -114,6 +183,9 @@ def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
         )
     if replaced := vars(module).keys() & CODE:
         raise NoBoundError(f"{where}, must run its type's code; {replaced} was replaced")
+    kind = type(module)
+    if _KNOWN_CODE.get(kind, _code(kind)) != _code(kind):
+        raise NoBoundError(f"{where}, must run the code that is known, but methods of its type were replaced")
     for name in _parametrised(module):
         first, second = getattr(module, name), getattr(module, name)
         if isinstance(first, Tensor) and not torch.equal(first, second) and first.isfinite().all():
@@ -150,7 +222,7 @@ def _parametrised(module: nn.Module) -> dict[str, list[str]]:
 
 
 def exact_numbers(weight: object, name: str) -> Tensor:
-    """``weight`` in double precision on the CPU: exactly the numbers that run.
+    """``weight`` in double precision on the CPU: exactly the numbers that the network uses.
 
     Raises:
         ValueError: if they are not real and finite.
@@ -163,13 +235,14 @@ def exact_numbers(weight: object, name: str) -> Tensor:
     return weight.detach().to("cpu", torch.float64)
 
 
-def proved_precision(module: nn.Module) -> torch.dtype:
+def proved_precision(module: nn.Module, x: Tensor) -> torch.dtype:
     """The precision that ``module`` runs in, if its products of matrices are known to round in it and no coarser.
 
     Raises:
         ValueError: for other or mixed precisions, or settings of torch that shorten products or flush small numbers.
     """
-    precisions = {parameter.dtype for parameter in module.parameters()} or {torch.float64}
+    # Without parameters it runs in the precision of what it is given.
+    precisions = {parameter.dtype for parameter in module.parameters()} or {x.dtype}
     if len(precisions) != 1 or not precisions <= UNIT_ROUNDOFF.keys():
         names = sorted(map(str, precisions))
         raise ValueError(f"the network must run in float32 or in float64, its parameters are {names}")
@@ -188,6 +261,6 @@ def _full_precision() -> bool:
         return False
     try:
         chosen = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by backend, the newer way, and not all to the same
+    except RuntimeError:  # precision was set by backend, the newer way, and differs among backends
         return False
     return chosen == "highest" and getattr(torch.backends, "fp32_precision", "none") in ("none", "ieee")

@@ -1,12 +1,11 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The ways of training that people compare with, one small file each: a callback under a CRMT module, or a head."""
+"""Training methods to compare CRMT with, one file each; a method is a callback added to a CRMT module."""
 
 from lightning_crmt.methods.adaptive_gradient_modulation import AdaptiveGradientModulation
 from lightning_crmt.methods.adversarial_training import AdversarialTraining
-from lightning_crmt.methods.blending_weights import blending_weights
 from lightning_crmt.methods.feature_memory import FeatureMemory
-from lightning_crmt.methods.gradient_blending import GradientBlending
+from lightning_crmt.methods.gradient_blending import GradientBlending, blending_weights
 from lightning_crmt.methods.gradient_modulation import GradientModulation
 from lightning_crmt.methods.minimal_similarity import MinimalSimilarity
 from lightning_crmt.methods.mixup import Mixup

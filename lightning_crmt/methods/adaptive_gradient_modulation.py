@@ -5,32 +5,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import combinations
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.checks import check_positive
+from lightning_crmt.frozen_eval import evaluating
 from lightning_crmt.methods.parts.epoch_range import epoch_range
-from lightning_crmt.methods.parts.features import features_of
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.targets import Target, size_of
 from lightning_crmt.training import BatchSums, Method, Needs, losses
 
-#: A probability below this counts as this, as in the released code.
+#: Smaller probabilities are raised to this one, as in the released code.
 _LEAST = 1e-8
-#: The largest difference of ratios that counts, as in the released code; the factor is exponential in it.
+#: Larger differences of ratios are cut to this one, as in the released code; the factor is exponential in them.
 _LARGEST = 10.0
 
 
-class AdaptiveGradientModulation(Saved, Method):
+class AdaptiveGradientModulation(Method):
     r"""Adaptive gradient modulation (AGM of Li et al., ICCV 2023): slows a modality that is ahead of its history.
 
     Li, Li, Hu, Lei, Li and Zhou, Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, ICCV 2023,
@@ -49,7 +47,7 @@ class AdaptiveGradientModulation(Saved, Method):
 
     As in the released code, for any number of modalities, with two differences. A present modality has the features
     of the training pass in every f(S), not those of another pass in evaluation mode, so that the responses are those of
-    one function; the zeros do pass their encoder, and the head that sees them, in evaluation mode, which leaves
+    one function; the zeros do pass through their encoder and the head, in evaluation mode, which leaves
     BatchNorm's statistics alone. And the released code then clips the norm of all gradients to 1 where the head's are
     large: choose ``Trainer(gradient_clip_val=1.0)``, which acts after this. Terms of the loss that do not go through
     the logits, such as CRMT's margin regularisation, are not modulated.
@@ -59,9 +57,10 @@ class AdaptiveGradientModulation(Saved, Method):
     fp16 the factors act on unscaled gradients, or on the loss itself; a step that the scaler skips counts in the means.
 
     Args:
-        alpha: how strongly, above 0; 2.5 on AV-MNIST and 1.5 on CREMA-D, as recalled from the experiments.
+        alpha: strength of the modulation, above 0; 2.5 on AV-MNIST and 1.5 on CREMA-D, as recalled from the
+            experiments.
         start_epoch: the first epoch that is modulated, counted from 0.
-        end_epoch: the last one; all to the end by default.
+        end_epoch: the last epoch that is modulated; by default the last of the fit.
 
     Raises:
         ValueError: if an argument is out of range; before training, if there is one modality only, or optimization is
@@ -126,7 +125,7 @@ class AdaptiveGradientModulation(Saved, Method):
                     parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=self.coefficients[name] - 1)
 
     def _advance(self, trainer: Trainer) -> None:
-        """From the losses of the effective batch to its factors; and the means take it in."""
+        """Compute the factors from the losses of the effective batch, and update the means."""
         now = self._sums.means(trainer)
         # Before the first step all means are 0: equal.
         means = self.means or dict.fromkeys(now, 0.0)
@@ -136,13 +135,13 @@ class AdaptiveGradientModulation(Saved, Method):
 
     def _responses(self, module: CRMTMixin, output: FusionOutput) -> dict[str, Tensor]:
         names = list(module.encoders.keys())
-        given = features_of(output, self)
+        given = self.features_of(output)
         if set(self._blank) != set(names):
             raise ValueError(
                 "AdaptiveGradientModulation needs to see the batch: a `training_step` of your own must begin with "
                 "`inputs, target = self.training_batch(batch)`"
             )
-        with _evaluating([*module.encoders.values(), module.head]):
+        with evaluating(*module.encoders.values(), module.head):
             zeros = {name: module.encoders[name](self._blank[name]) for name in names}
             values: dict[frozenset[str], Tensor] = {frozenset(names): output.logits}
             for size in range(1, len(names)):
@@ -189,16 +188,3 @@ def _ratios(values: Mapping[str, float]) -> dict[str, float]:
     count = len(values)
     mean = sum(values.values()) / count
     return {name: math.exp(count / (count - 1) * (mean - value)) for name, value in values.items()}
-
-
-@contextmanager
-def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every part in its own mode again, which may differ among them."""
-    training = [part for module in modules for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True

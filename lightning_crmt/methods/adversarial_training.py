@@ -21,7 +21,7 @@ _ORDER = "AdversarialTraining must come before Mixup: an attack leads away from 
 
 
 class AdversarialTraining(Method):
-    r"""Adversarial training (Madry et al., ICLR 2018): every batch is replaced by what the attack makes of it.
+    r"""Adversarial training (Madry et al., ICLR 2018): every batch is replaced by adversarial examples.
 
     .. math:: \min_\theta \frac 1 N \sum_i L(x_i + \delta_i, y_i), \qquad
         \delta_i \approx \arg\max_{\delta \in \text{budget}} \mathrm{CE}(h(x_i + \delta), y_i)
@@ -31,7 +31,12 @@ class AdversarialTraining(Method):
     forward more for each batch, that looks for samples which the model has no finite logits for.
 
     Args:
-        attack: any attack; one made for evaluation, that stops where a sample is fooled, makes weaker examples.
+        attack: any attack; one made for evaluation stops at the first input that fools the model, so its examples are
+            weaker.
+
+    Raises:
+        TypeError: if ``attack`` is not an attack.
+        ValueError: before training, if ``Mixup`` comes before this method.
 
     Raises:
         ValueError: in training, where an adversarial batch has logits that are not finite: there is nothing to learn.

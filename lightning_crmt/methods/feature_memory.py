@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least, describe
 from lightning_crmt.fusion import MemoryFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.training import Method, TrainingPass, crmt_module
+from lightning_crmt.training import Method, Needs, TrainingPass, crmt_module
 
 
 class FeatureMemory(Method):
@@ -26,25 +26,26 @@ class FeatureMemory(Method):
 
     The head does this, in training and in evaluation; the callback chooses the dictionaries :math:`D^m`, ``(A, d_m)``:
     the features of A clean training samples, the same for all modalities, drawn without replacement. They are measured
-    anew, in evaluation mode, before each epoch of training from ``start_epoch`` on and before each validation, so that
-    a checkpoint holds those of the encoders it holds. Testing a checkpoint needs the head alone. We do not
+    again, in evaluation mode, before each epoch of training from ``start_epoch`` on and before each validation, so that
+    those in a checkpoint belong to its encoders. Testing a checkpoint needs the head alone. We do not
     know when the paper measures its dictionaries. With :class:`MinimalSimilarity` it is the paper's whole defence.
 
     Args:
-        start_epoch: first epoch that is trained with a memory, counted from 0; the encoders should know something by
-            then.
+        start_epoch: first epoch that is trained with a memory, counted from 0; by then the encoders should be partly
+            trained.
         seed: decides which samples are drawn.
         dataloader: batches of clean samples to draw from; by default the training data set in order.
 
     Raises:
         ValueError: if an argument is negative.
-        TypeError: on ``setup``, if the head is no ``MemoryFusion``.
+        TypeError: on ``setup``, if the head is not a ``MemoryFusion``.
 
     >>> from lightning_crmt.fusion import MemoryFusion
     >>> head, callback = MemoryFusion({"audio": 16, "image": 16}, num_classes=10), FeatureMemory(start_epoch=5)
     """
 
     source = "paper"
+    needs = Needs.TRAINING_PASS
 
     def __init__(self, start_epoch: int = 1, *, dataloader: Iterable[Any] | None = None, seed: int = 0) -> None:
         check_at_least(0, start_epoch=start_epoch, seed=seed)
@@ -65,11 +66,6 @@ class FeatureMemory(Method):
         if not isinstance(module.head, MemoryFusion):
             raise TypeError(f"FeatureMemory fills the head MemoryFusion, got {describe(module.head)}")
         return module.head
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        TrainingPass(trainer, self.dataloader)  # refuses what it cannot read now, and not epochs later
 
     @override
     def on_epoch(self, module: CRMTMixin) -> None:
@@ -100,7 +96,7 @@ class FeatureMemory(Method):
         self._filled_at = trainer.global_step
 
     def _draw(self, module: CRMTMixin, count: int) -> dict[str, Tensor]:
-        """Features of so many samples of this process, or of all if there are fewer."""
+        """Features of ``count`` samples of this process, or of all if there are fewer."""
         trainer = module.trainer
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + trainer.global_rank)
         keys = torch.empty(0)

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Slow the dominant modality down by the gradients of its encoder."""
+"""Slow the dominant modality down by scaling the gradients of its encoder."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -22,12 +22,13 @@ from lightning_crmt.training import BatchSums, Method, Needs, confidences
 
 #: Which tensors of an encoder: all, those of two dimensions and more, or those of convolutions over images.
 Modulated: TypeAlias = Literal["all", "matrices", "convolutions"]
-#: What a modality is compared with where there are several others.
+#: What a modality is compared with if there are several others: their mean, or their minimum.
 Others: TypeAlias = Literal["mean", "min"]
 
 _LEAST_DIMENSIONS = {"all": 0, "matrices": 2, "convolutions": 4}
 
 
+@dataclass(eq=False, repr=False)
 class GradientModulation(Method):
     r"""On-the-fly gradient modulation (OGM-GE of Peng et al., CVPR 2022): the dominant modality's encoder is slowed.
 
@@ -42,23 +43,23 @@ class GradientModulation(Method):
     (GE, generalisation enhancement) is as large as the gradient before modulation, and every encoder gets it. The sums
     are over the effective batch, so that gradient accumulation and several processes change nothing.
 
-    As in the released code, but: it modulates the weights of 2D convolutions alone, which would leave other encoders as
-    they are, so that here by default all matrices are; and it knows two modalities, where here with more the
-    other is the mean, or the least, of the others. Under Adam, which divides by the size of the gradients, a constant
-    :math:`k_m` has no effect, only its changes and the noise do; the paper trains with SGD.
+    As in the released code, with two differences. That code modulates the weights of 2D convolutions alone, which would
+    leave other encoders unchanged; here all matrices are modulated by default. And it handles two modalities only;
+    here, with more, the other is the mean, or the minimum, of the others. Under Adam, which divides by the size of the
+    gradients, a constant :math:`k_m` has no effect, only its changes and the noise do; the paper trains with SGD.
 
     Mixed samples count with the shares of their two classes. Under fp16 the gradients are already unscaled, and a step
     that the scaler skips stays skipped.
 
     Args:
-        alpha: how strongly, above 0; recalled from the experiments: between 0.1 and 0.8.
+        alpha: strength of the modulation, above 0; 0.1 to 0.8, as recalled from the experiments.
         noise: whether to add the noise (OGM-GE) or not (OGM).
-        parameters: which tensors of an encoder: ``"matrices"``, of two dimensions and more, ``"convolutions"``, of
-            four, as released, or ``"all"``, biases too.
+        parameters: which tensors of an encoder: ``"matrices"``, those of two dimensions or more, ``"convolutions"``,
+            those of four, as released, or ``"all"``, biases too.
         others: with three modalities or more, compare with their ``"mean"``, or with the ``"min"``.
         start_epoch: the first epoch that is modulated, counted from 0.
-        end_epoch: the last one; all to the end by default. The released code has 50.
-        seed: of the noise, which depends on it and the step alone and is the same in every process.
+        end_epoch: the last epoch that is modulated, 50 in the released code; by default the last of the fit.
+        seed: of the noise, which depends on the seed and the step alone and is the same in every process.
 
     Raises:
         ValueError: if an argument is out of range; before training, if there is one modality only, an encoder has none
@@ -70,29 +71,23 @@ class GradientModulation(Method):
     source = "authors' code"
     needs = Needs.MODALITIES | Needs.STEPS
 
-    def __init__(
-        self,
-        alpha: float = 0.3,
-        *,
-        noise: bool = True,
-        parameters: Modulated = "matrices",
-        others: Others = "mean",
-        start_epoch: int = 0,
-        end_epoch: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        check_positive(alpha=alpha)
-        if parameters not in _LEAST_DIMENSIONS:
-            raise ValueError(f"`parameters` must be among {list(_LEAST_DIMENSIONS)}, got {parameters!r}")
-        if others not in ("mean", "min"):
-            raise ValueError(f"`others` must be 'mean' or 'min', got {others!r}")
-        check_at_least(0, seed=seed)
-        self.alpha = alpha
-        self.noise = noise
-        self.parameters: Modulated = parameters
-        self.others: Others = others
-        self.epochs = epoch_range(start_epoch, end_epoch)
-        self.seed = seed
+    alpha: float = 0.3
+    _: KW_ONLY
+    noise: bool = True
+    parameters: Modulated = "matrices"
+    others: Others = "mean"
+    start_epoch: int = 0
+    end_epoch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(alpha=self.alpha)
+        if self.parameters not in _LEAST_DIMENSIONS:
+            raise ValueError(f"`parameters` must be among {list(_LEAST_DIMENSIONS)}, got {self.parameters!r}")
+        if self.others not in ("mean", "min"):
+            raise ValueError(f"`others` must be 'mean' or 'min', got {self.others!r}")
+        check_at_least(0, seed=self.seed)
+        self.epochs = epoch_range(self.start_epoch, self.end_epoch)
         self.reset()
 
     @override

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the features of the modalities apart."""
+"""Keep the features of the modalities dissimilar."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
-from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, at_least_single
+from lightning_crmt.modality import FusionOutput, as_vectors, at_least_single
 from lightning_crmt.targets import Target
 from lightning_crmt.training import Method
 
@@ -24,8 +23,8 @@ class MinimalSimilarity(Method):
     .. math:: L = \mathrm{CE}(h, y) + w \, \frac 1 N \sum_i \frac 2 {M (M - 1)} \sum_{m < n} \cos(z_i^m, z_i^n)
 
     with features :math:`z^m` of shape ``(B, d)``. The paper has two modalities and weight 1; the mean over pairs is the
-    natural form for more. It does not look at targets, so mixed samples are like others. The other half of the paper's
-    defence is :class:`FeatureMemory`.
+    natural form for more. It does not use targets, so mixed samples need no special treatment. The other half of the
+    paper's defence is :class:`FeatureMemory`.
 
     Args:
         weight: w, at least 0.
@@ -53,7 +52,7 @@ class MinimalSimilarity(Method):
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
-        features = as_vectors(features_of(output, self))
+        features = as_vectors(self.features_of(output))
         with torch.autocast(output.logits.device.type, enabled=False):
             vectors = [at_least_single(value) for value in features.values()]
             similarities = [nn.functional.cosine_similarity(a, b, dim=1).mean() for a, b in combinations(vectors, 2)]

@@ -26,7 +26,11 @@ class Mixup(Method):
     on ``CRMTModule(rho=...)`` this is CRMT-Mix (Yang et al., ICLR 2024).
 
     Args:
-        alpha: of the Beta distribution, above 0; 1 is uniform.
+        alpha: parameter of the Beta distribution, above 0; 1 is uniform.
+
+    Raises:
+        ValueError: if ``alpha`` is not above 0; in training, if a batch would be mixed twice.
+        TypeError: in training, if an input is not floating point.
 
     >>> method = Mixup(alpha=1.0)
     """

@@ -13,15 +13,14 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.modality_parts import head_parts, own_parameters
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.validated_method import ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.training import crmt_module, losses
 
 
-class ModalityEarlyStopping(Saved, ValidatedMethod):
-    r"""Modality-specific early stopping (MSES, after Fujimori et al., ACPR 2019): who overfits goes back and stays.
+class ModalityEarlyStopping(ValidatedMethod):
+    r"""Modality-specific early stopping (MSES, after Fujimori et al., ACPR 2019): modalities that overfit stop.
 
     After Fujimori, Endo, Kawai and Mochizuki, Modality-Specific Learning Rate Control for Multimodal Classification,
     ACPR 2019.
@@ -29,22 +28,23 @@ class ModalityEarlyStopping(Saved, ValidatedMethod):
     .. math:: \tilde\ell_m(t) = 0.6 \, \ell_m(t - 1) + 0.4 \, \ell_m(t)
 
     with the cross-entropy :math:`\ell_m(t)` of the modality's own logits on the validation data after epoch t. When
-    :math:`\tilde\ell_m` has had no new minimum for more than ``patience`` epochs, the encoder and its part of the
-    head get the weights of the minimum and learn no more. When all have stopped, so does the fit.
+    :math:`\tilde\ell_m` has had no new minimum for more than ``patience`` epochs, the encoder and its part of the head
+    get back the weights that they had at the minimum, and are no longer trained. When all have stopped, so does the
+    fit.
 
-    The formula is that of the released comparison in AGM's code (Li et al., ICCV 2023); of the original paper the
-    abstract was read, and the authors are recalled. There the whole model goes back, the others too; here only the
-    modality that stops. The paper trains a classifier for each modality beside the joint one, as
+    The formula is that of the released comparison in AGM's code (Li et al., ICCV 2023); of the original paper
+    only the abstract was read, and its authors are recalled from memory. In the released code the whole model is reset;
+    here only the modality that stops. The paper trains a classifier for each modality beside the joint one, as
     ``UnimodalLosses(heads="own")`` does.
 
     A stopped modality stays in evaluation mode, and the optimizer is shown no gradients of it, so that neither momentum
-    nor weight decay move it. Under DDP its gradients are still computed: nothing needs to be said to the strategy.
-    ``Trainer(min_epochs=...)`` keeps the fit going when all have stopped, as for step 2 of CRMT. Mixed samples make no
-    difference: losses are of validation data.
+    nor weight decay move it. Under DDP its gradients are still computed, so the strategy needs no option for unused
+    parameters. ``Trainer(min_epochs=...)`` keeps the fit going when all have stopped, as for step 2 of CRMT. Mixed
+    samples make no difference: losses are of validation data.
 
     Args:
         patience: how many epochs may pass without a new minimum, at least 0.
-        smoothing: the weight of the loss before, at least 0 and below 1.
+        smoothing: the weight of the previous loss, at least 0 and below 1.
 
     Raises:
         ValueError: if an argument is out of range; before training, if there is no validation, or optimization is
@@ -62,7 +62,7 @@ class ModalityEarlyStopping(Saved, ValidatedMethod):
             raise ValueError(f"`smoothing` must be at least 0 and below 1, got {smoothing}")
         self.patience = patience
         self.smoothing = smoothing
-        super().__init__()
+        self.reset()
 
     @override
     def reset(self) -> None:
@@ -104,7 +104,7 @@ class ModalityEarlyStopping(Saved, ValidatedMethod):
             self.last_losses[name] = loss
             if name not in self.best_losses or smoothed < self.best_losses[name]:
                 self.best_losses[name], self.best_epochs[name] = smoothed, epoch
-                # Copies in main memory: a device has little to spare.
+                # Copies in main memory: memory of a device is scarce.
                 self.best_weights[name] = {key: value.cpu().clone() for key, value in _weights(module, name).items()}
             elif epoch - self.best_epochs[name] > self.patience:
                 best = self.best_weights.pop(name)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A learning rate for each modality, by how its accuracy fares."""
+"""A learning rate for each modality, by the trend of its accuracy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, check_modalities_of, of_modality
 from lightning_crmt.methods.parts.modality_parts import own_parameters
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.validated_method import ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 
 
-class ModalitySpecificRates(Saved, ValidatedMethod):
+class ModalitySpecificRates(ValidatedMethod):
     r"""Modality-specific learning rates (MSLR, after Yao and Mihalcea, ACL Findings 2022), by each one's accuracy.
 
     After Yao and Mihalcea, Modality-specific Learning Rates for Effective Multimodal Additive Late-fusion, Findings of
@@ -30,15 +29,16 @@ class ModalitySpecificRates(Saved, ValidatedMethod):
         \theta_m \leftarrow \theta_m + \eta_m \Delta \theta_m
 
     with the accuracy :math:`a_m(t)` of the modality's own logits in validation t, and :math:`\eta_m = c_m` until there
-    are n earlier ones: who gets better faster learns faster. :math:`\Delta \theta_m` is the step that the optimizer
-    made, of the encoder and of its part of the head.
+    are n earlier ones: a modality that improves faster learns faster. :math:`\Delta \theta_m` is the step that the
+    optimizer made, of the encoder and of its part of the head.
 
     The formula is that of the released comparison in AGM's code (Li et al., ICCV 2023); the original paper was not
-    read. There the gradient is multiplied, which under Adam, which divides by the size of the gradients, has no effect.
-    Here the step is, right after the optimizer made it: where a step is proportional to the learning rate, as with SGD,
-    Adam and their kin, weight decay included, that is a learning rate of its own. Groups, schedulers and checkpoints of
-    the optimizer stay as they are. The price is a copy of the parameters whose factor is not 1. A callback that
-    averages weights should come after this one. Mixed samples make no difference: accuracies are of validation data.
+    read. That code scales the gradient, which has no effect under Adam, as Adam divides by the size of the gradients.
+    Here the step itself is scaled, right after the optimizer made it: where a step is proportional to the learning
+    rate, as with SGD, Adam and their kin, weight decay included, that is a learning rate of its own. Groups, schedulers
+    and checkpoints of the optimizer stay as they are. The price is a copy of the parameters whose factor is not 1. A
+    callback that averages weights should come after this one. Mixed samples make no difference: accuracies are of
+    validation data.
 
     Args:
         rates: the :math:`c_m`, a number or one by modality, at least 0; on AV-MNIST 1.3 for audio and 0.7 for images.
@@ -59,7 +59,7 @@ class ModalitySpecificRates(Saved, ValidatedMethod):
         check_at_least(1, window=window)
         self.rates = rates
         self.window = window
-        super().__init__()
+        self.reset()
 
     @override
     def reset(self) -> None:
@@ -112,6 +112,6 @@ class ModalitySpecificRates(Saved, ValidatedMethod):
             earlier = self.accuracies[name]
             usual = sum(earlier) / self.window
             if len(earlier) == self.window:
-                # A modality that never got anything right has no trend.
+                # A modality without a single right answer has no trend.
                 self.trends[name] = accuracy / usual if usual > 0 else 1.0
             self.accuracies[name] = [*earlier, accuracy][-self.window :]

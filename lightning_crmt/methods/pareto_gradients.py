@@ -20,7 +20,7 @@ from lightning_crmt.training import Method, Needs, losses
 
 
 class ParetoGradients(Method):
-    r"""Pareto gradients (MMPareto of Wei and Hu, ICML 2024): uni-modal losses that help the joint one, or do not harm.
+    r"""Pareto gradients (MMPareto of Wei and Hu, ICML 2024): uni-modal losses that help the joint one, or do no harm.
 
     Wei and Hu, MMPareto: Boosting Multimodal Learning with Innocent Unimodal Assistance, ICML 2024.
 
@@ -32,8 +32,8 @@ class ParetoGradients(Method):
         \dfrac{\|u\|^2 - g \cdot u}{\|g - u\|^2} & \text{else} \end{cases}, \qquad
         \text{gradient} = \lambda \max\left( 1, \frac{\|g + u\|}{\|2 d\|} \right) 2 d
 
-    where the norms of the last are of each tensor. In conflict d is the shortest convex combination, which descends on
-    both losses, and lies strictly between them; the factor gives it back the size that it lost. The head keeps
+    where the norms of the last are of each tensor. In a conflict d is the shortest convex combination, which lies
+    strictly between both gradients and lowers both losses; the factor restores the size that it lost. The head keeps
     the plain sum.
 
     As in the released code. Here the joint gradient is all of the loss but this modality's own term: also CRMT's margin
@@ -87,7 +87,7 @@ class ParetoGradients(Method):
             for (total, own), rest in zip(pairs, joint, strict=True):
                 mixed = 2 * (share * rest + (1 - share) * own)
                 size = mixed.norm()
-                # Where the two cancel exactly there is no direction to enlarge.
+                # Where the two cancel exactly there is no direction to rescale.
                 longer = torch.where(size > 0, (rest + own).norm() / size, size).clamp(min=1)
                 total.copy_(self.rescale * longer * mixed)
 

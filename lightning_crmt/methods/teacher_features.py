@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stay near what encoders learned that were trained alone."""
+"""Keep features close to those of encoders that were trained alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing_extensions import override
 
 from lightning_crmt.checks import describe
 from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, of_modality
-from lightning_crmt.methods.parts.features import features_of
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
 from lightning_crmt.targets import MixedTarget, Target
@@ -30,8 +29,8 @@ class TeacherFeatures(Method):
     :math:`d_m` as well.) Teachers are copies, frozen, in evaluation mode, on the module's device; they are no part of
     it and are not saved.
 
-    Teachers see the batch as it is at this callback's place: before ``AdversarialTraining`` the clean one, after it the
-    attacked. After ``Mixup`` they see the mixed one, as they must.
+    Teachers see the batch as it is at this callback's place in the list: clean if before ``AdversarialTraining``,
+    attacked if after it. The callback must come after ``Mixup``, so that they see the mixed batch.
 
     Args:
         teachers: encoders by modality, for all of them or some.
@@ -42,7 +41,7 @@ class TeacherFeatures(Method):
     Raises:
         ValueError: if an argument is out of range, or a modality has no teacher or two; on ``setup``, if it is unknown,
             or the checkpoint does not hold its encoder; in training, if features have different shapes.
-        TypeError: if a teacher is no module.
+        TypeError: if a teacher is not a module.
 
     >>> method = TeacherFeatures(checkpoints={"audio": "audio.ckpt", "image": "image.ckpt"}, weight=0.1)
     """
@@ -111,7 +110,7 @@ class TeacherFeatures(Method):
             raise ValueError(
                 "TeacherFeatures must come after Mixup: its teachers must see the samples that are trained on"
             )
-        features = features_of(output, self)
+        features = self.features_of(output)
         losses = []
         for name, wanted in self._wanted.items():
             if not isinstance(wanted, Tensor) or wanted.shape != features[name].shape:
@@ -125,7 +124,7 @@ class TeacherFeatures(Method):
 
 
 def _encoder_of_checkpoint(encoder: nn.Module, name: str, path: str) -> nn.Module:
-    """``encoder`` with the values that a checkpoint has for the modality."""
+    """``encoder`` with the parameters and buffers of the modality in a checkpoint."""
     state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
     prefix = f"encoders.{name}."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Train each modality beside the joint answer."""
+"""Train each modality alone as well as all jointly."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lightning_crmt.training import Method
 
 
 class UnimodalLosses(Method):
-    r"""Uni-modal losses beside the joint one, the uniform baseline of Wang et al., CVPR 2020 (arXiv 1905.12681).
+    r"""Uni-modal losses added to the joint one, the uniform baseline of Wang et al., CVPR 2020 (arXiv 1905.12681).
 
     .. math:: L = \mathrm{CE}(h, y) + \sum_m w_m \, \mathrm{CE}(h_m, y)
 
-    with logits :math:`h_m` of shape ``(B, K)`` from a linear head of its own on the features :math:`z^m`,
-    ``(B, d_m)``. The heads exist for the fit: they are trained by the module's optimizer, saved with this callback and
-    not with the module, so that a checkpoint is tested and certified without it.
+    with logits :math:`h_m` of shape ``(B, K)`` from a linear head of its own on the features :math:`z^m`, ``(B, d_m)``.
+    The heads exist during the fit only: they are trained by the module's optimizer, saved with this callback and not
+    with the module, so that a checkpoint is tested and certified without it.
 
     Args:
         weight: :math:`w_m`, a number or one by modality, at least 0.

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics in the manner of torchmetrics: pure functions, and classes that sum them up.
+"""Metrics in the style of torchmetrics: pure functions, and classes that average them over samples.
 
-Those over certificates are lower bounds of the robustness, or estimates that say so; those over attacks upper bounds.
+Metrics of certificates are lower bounds of the robustness, or are named estimates; metrics of attacks are upper bounds.
 """
 
 from lightning_crmt.metrics.attacks import MeanAdversarialDistance, RobustAccuracy, credited_distance, withstood

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics over the results of attacks. Attacks may miss: these are upper bounds of the robustness."""
+"""Metrics over the results of attacks: upper bounds of the robustness, as attacks may miss adversarial inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_crmt.modality import at_least_single
 def withstood(logits: Tensor, target: Tensor, attacked: Tensor) -> Tensor:
     """Which predictions are right and stay so under an attack, ``(B,)`` bool.
 
-    Logits that are not finite are no right answer, attacked or not.
+    Logits that are not finite count as wrong, attacked or not.
 
     Args:
         logits: for the clean inputs, ``(B, K)``.
@@ -44,7 +44,7 @@ def credited_distance(distance: Tensor, target: Tensor, logits: Tensor) -> Tenso
     """The distance of each adversarial input where the clean prediction is right, 0 where it is wrong, ``(B,)``.
 
     Args:
-        distance: as a search measured it, ``(B,)``, in units of its budget; infinite where it came back with none.
+        distance: as a search measured it, ``(B,)``, in units of its budget; infinite where the search failed.
         target: classes, ``(B,)``.
         logits: for the clean inputs, ``(B, K)``.
 
@@ -63,7 +63,7 @@ def credited_distance(distance: Tensor, target: Tensor, logits: Tensor) -> Tenso
 
 
 class RobustAccuracy(SampleMean):
-    """Share of samples that are right and stay so under an attack; an upper bound, which a better attack lowers.
+    """Share of samples that are right and stay so under an attack; an upper bound, which a better attack may lower.
 
     Args:
         kwargs: those of ``torchmetrics.Metric``.
@@ -82,14 +82,14 @@ class RobustAccuracy(SampleMean):
 
     @override
     def update(self, logits: Tensor, target: Tensor, attacked: Tensor) -> None:
-        """Take in a batch; the arguments are those of :func:`withstood`."""
+        """Add a batch; the arguments are those of :func:`withstood`."""
         self._add(withstood(logits, target, attacked))
 
 
 class MeanAdversarialDistance(SampleMean):
     """Mean distance of the nearest adversarial inputs, a wrong prediction counting as 0; an upper bound.
 
-    Infinite if the search came back without one for some sample. In units of the search's budget, like the distances.
+    Infinite if the search failed for some sample. In units of the search's budget, like the distances.
 
     Args:
         kwargs: those of ``torchmetrics.Metric``.
@@ -108,7 +108,7 @@ class MeanAdversarialDistance(SampleMean):
 
     @override
     def update(self, distance: Tensor, target: Tensor, logits: Tensor) -> None:
-        """Take in a batch; the arguments are those of :func:`credited_distance`."""
+        """Add a batch; the arguments are those of :func:`credited_distance`."""
         self._add(credited_distance(distance, target, logits))
 
 

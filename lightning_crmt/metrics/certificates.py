@@ -72,7 +72,7 @@ class _CertificateMetric(SampleMean):
 
     @override
     def update(self, certificate: Certificate, target: Tensor) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Raises:
             ValueError: if the certificate is of the other kind, a class is out of range, or a modality is unknown.
@@ -143,7 +143,7 @@ class MeanCertifiedRadius(_CertificateMetric):
 
 
 class EstimatedAccuracy(CertifiedAccuracy):
-    """:class:`CertifiedAccuracy` of radii that rest on estimated constants: no guarantee, and no other name for it."""
+    """:class:`CertifiedAccuracy` of radii that rest on estimated constants: no guarantee, as the name says."""
 
     certified = False
 

@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What all metrics of this room are: a mean over samples."""
+"""The base of all metrics in this package: a mean over samples."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ class SampleMean(Metric):
     """Mean over samples of one value each, from sums in double precision.
 
     Args:
-        settings: what makes the values of two metrics of one class differ.
+        settings: the settings by which two metrics of one class differ.
         kwargs: those of ``torchmetrics.Metric``.
     """
 
@@ -36,11 +35,6 @@ class SampleMean(Metric):
         self._state = f"sums of {type(self).__qualname__}{settings}"
         self.add_state(self._state, torch.zeros(2, 1, dtype=torch.float64), dist_reduce_fx="sum")
 
-    @abstractmethod
-    @override
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Take in a batch."""
-
     def _add(self, values: Tensor) -> None:
         setattr(self, self._state, getattr(self, self._state) + total_and_count(values.double()))
 
@@ -55,7 +49,7 @@ class SampleMean(Metric):
         """The value, or several of them in their order, in a matplotlib figure.
 
         Args:
-            val: what ``forward`` or ``compute`` gave, or a list of such; what ``compute`` gives now by default.
+            val: a result of ``forward`` or ``compute``, or a list of these; by default that of ``compute`` now.
             ax: matplotlib axes to draw into; new ones by default.
 
         Returns:

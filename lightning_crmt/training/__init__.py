@@ -1,12 +1,11 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What callbacks and methods share when they take part in a fit."""
+"""Parts that callbacks and methods share while they act on a fit."""
 
 from lightning_crmt.training.batch_sums import BatchSums, confidences, losses
 from lightning_crmt.training.data_pass import TrainingPass, ValidationPass
-from lightning_crmt.training.method import Method, Needs, Source
+from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source
 from lightning_crmt.training.named_model import NamedModel, crmt_module, late_fusion
-from lightning_crmt.training.releasing import ReleasingCallback
 
 __all__ = [
     "BatchSums",

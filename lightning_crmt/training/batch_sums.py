@@ -15,7 +15,7 @@ from lightning_crmt.targets import Target, mixed_loss
 
 
 class BatchSums:
-    """Sums over samples by name. They are right for batches of unequal size too, where a mean of means is not.
+    """Sums over samples by name. Their means are right for batches of unequal size too, where a mean of means is not.
 
     >>> sums = BatchSums()
     >>> sums.add({"audio": torch.tensor(2.0)}, size=4)
@@ -29,14 +29,14 @@ class BatchSums:
         self._size = 0
 
     def add(self, values: Inputs, size: int) -> None:
-        """Take in the sums over ``size`` samples."""
+        """Add the sums over ``size`` samples."""
         for name, value in values.items():
             value = at_least_single(value.detach())
             self._values[name] = self._values[name] + value if name in self._values else value
         self._size += size
 
     def means(self, trainer: Trainer) -> dict[str, float]:
-        """The means over the samples of all processes, which must call it together; and begin anew."""
+        """The means over the samples of all processes, which must call this together; then the sums restart at 0."""
         values = list(self._values.values())
         vector = torch.stack([*values, values[0].new_tensor(self._size)])
         *sums, size = trainer.strategy.reduce(vector, reduce_op="sum").tolist()

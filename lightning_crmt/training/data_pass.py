@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over the training data from within a callback, beside the Trainer's own loader."""
+"""One pass over the training data from within a callback, apart from the Trainer's own loader."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from lightning_crmt.modality import Inputs
 class TrainingPass:
     """The training data once, in order, each rank its share, on the rank's device, under a progress bar.
 
-    Never iterates the Trainer's own loader: with persistent workers the epoch under way would lose its batches. The
+    Never iterates the Trainer's own loader: with persistent workers the current epoch would lose batches. The
     loader is built anew from the data set and loads in the main process, so that no random state is drawn from workers.
-    Under DDP samples may repeat to even out the ranks, which no maximum minds.
+    Under DDP samples may repeat to even out the ranks, which does not change a maximum.
 
     Args:
         trainer: the running Trainer.
@@ -77,7 +77,7 @@ class TrainingPass:
 
 
 class ValidationPass(TrainingPass):
-    """The first validation loader of the fit, as far as the Trainer goes in it.
+    """The first validation loader of the fit, up to the Trainer's ``limit_val_batches``.
 
     Args:
         trainer: the running Trainer, whose validation loaders are set up.

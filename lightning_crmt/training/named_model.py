@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Read batches and call modules by modality name, whatever form the user's own take."""
+"""Read batches and call modules by modality name, whatever form the user's own batches and modules have."""
 
 from __future__ import annotations
 
@@ -39,19 +39,17 @@ class NamedModel(nn.Module):
         super().__init__()
         self.module = module
         if isinstance(module, CRMTMixin):
-            self.names = list(module.encoders.keys()) if names is None else list(names)
+            names = list(module.encoders) if names is None else names
+            check_same_modalities("inputs", names, module.encoders)
         elif names is None:
             raise ValueError(
                 f"`inputs` must name the modalities of {type(module).__name__} in the order of its batches, "
-                "as in inputs=('image', 'audio'), because it is no CRMT module"
+                "as in inputs=('image', 'audio'), because it is not a CRMT module"
             )
-        else:
-            self.names = list(names)
+        self.names = list(names)
         check_modality_names("inputs", self.names)
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"`inputs` must be different names, got {self.names}")
-        if isinstance(module, CRMTMixin):
-            check_same_modalities("inputs", self.names, module.encoders.keys())
         self._call = self._calling_convention()
 
     def forward(self, inputs: Inputs) -> Any:
@@ -104,10 +102,10 @@ class NamedModel(nn.Module):
 
 
 def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:
-    """``pl_module``, known to be a CRMT module.
+    """``pl_module``, checked to be a CRMT module.
 
     Raises:
-        TypeError: naming the callback that needs one, if it is none.
+        TypeError: naming the callback that needs one, if it is not.
     """
     if not isinstance(pl_module, CRMTMixin):
         raise TypeError(
@@ -118,7 +116,7 @@ def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:
 
 
 def late_fusion(module: CRMTMixin, callback: Callback) -> LateFusion:
-    """The head of ``module``, known to be late fusion.
+    """The head of ``module``, checked to be a late fusion.
 
     Raises:
         TypeError: naming the callback that needs one, if it is another kind.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""AutoAttack by its authors, to check our own attacks by: the extra ``attacks``."""
+"""AutoAttack as its authors wrote it, to check our own attacks against; it needs the extra ``attacks``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from lightning_crmt.modality import Inputs
 #: The searches of AutoAttack that follow gradients; its random search needs the shape of an image.
 Search: TypeAlias = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"]
 
-#: Fewest classes that a search can handle: the denominators of some losses are differences of so many logits.
+#: Fewest classes that a search can handle: the denominators of some losses are differences of that many logits.
 _CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2}
 
-# What the library has to say goes to whoever listens, and nowhere by default.
+# The library's messages go to this logger, which is silent by default.
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
 
@@ -40,13 +40,13 @@ class AutoAttack(BudgetedAttack):
     is then 8 radii away on every side and never binds, one scale for all entries keeps the joint ball a ball, and its
     single precision costs :math:`10^{-6} r` wherever the inputs lie. In l-infinity each modality may have its own
     radius. A box of the budget is kept by clamping what the model sees: every allowed input can be reached, but along
-    a border the search is less able than one that knows it. What is found is projected and judged by us.
+    a border the search is weaker than one that knows of it. We project and judge its results ourselves.
 
     Args:
         budget: what a perturbation may be: l2 with one radius, or l-infinity; radii may differ by sample.
-        attacks: in this order; the later ones get what the earlier left.
-        steps: of each.
-        target_classes: of the targeted ones; the wrong classes with the largest logits, all if there are fewer.
+        attacks: run in this order, each on the samples that the earlier ones did not fool.
+        steps: number of steps of each attack.
+        target_classes: how many wrong classes the targeted attacks aim at, largest logits first.
         seed: of random starts.
 
     Raises:
@@ -74,7 +74,7 @@ class AutoAttack(BudgetedAttack):
 
     @override
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Perturbed inputs that fool the model where the library found one within the budget; else the clean ones."""
+        """Perturbed inputs where the library fooled the model within the budget; elsewhere the clean inputs."""
         with handed_over(model, inputs, target, self.budget) as view:
             attacked, numbered = view.attacked, Numbered(view)
             num_classes = attacked.clean_logits.shape[1]
@@ -112,7 +112,7 @@ class Numbered(nn.Module):
     """For a library that works in single precision within the box [0, 1], and drops and reorders samples.
 
     The clean input is the middle of the box, one radius is ``1 / 16``. More entries at the end, each 0 or 1, are the
-    binary digits of the number of the sample: too far apart for one radius to change, and without influence else.
+    binary digits of the sample number: one radius is too small to change them, and they influence nothing else.
     """
 
     radius = 1 / 16

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""An attack of foolbox, to check our own attacks by: the extra ``attacks``."""
+"""An attack from foolbox, to check our own attacks against; it needs the extra ``attacks``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What an attack of another library gets to see of a model of several inputs: one vector in, logits out."""
+"""A model of several inputs as other libraries see it: one vector in, logits out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, under_attack
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import Perturbation, times
+from lightning_crmt.checks import require_package
 from lightning_crmt.modality import Inputs, at_least_single, logits_of
 
 
@@ -152,23 +152,19 @@ class _Isolated(torch.autograd.Function):
         return gradient.nan_to_num(0.0, 0.0, 0.0), None
 
 
-def load(package: str, extra: str = "attacks") -> Any:
+def load(package: str) -> Any:
     """Import an optional package.
 
     Raises:
         ModuleNotFoundError: if it is not installed, with the extra that installs it.
     """
     before = os.environ.get("GIT_PYTHON_REFRESH")
-    # One of foolbox's own dependencies refuses to load where there is no git, unless told that nobody minds.
+    # One of foolbox's own dependencies refuses to load without git unless this variable is set.
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # imports of deprecated names there
-            return import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{package} cannot be imported ({error}): pip install 'lightning_crmt[{extra}]'", name=error.name
-        ) from error
+            return require_package(package, f"{package} cannot be imported", "attacks")
     finally:
         if before is None:
             del os.environ["GIT_PYTHON_REFRESH"]
@@ -184,7 +180,7 @@ def require_ball(budget: Budget, norms: Sequence[str]) -> None:
 
 @contextmanager
 def handed_over(model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> Iterator[OneVectorModel]:
-    """Lend ``model`` to a library that may seed torch's global generators and set the interpreter's trace function."""
+    """Lend ``model`` to a library; undo what it may do to torch's global generators and Python's trace function."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     trace = sys.gettrace()
     try:

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What searches for adversarial inputs share."""
+"""The parts that searches for adversarial inputs share."""

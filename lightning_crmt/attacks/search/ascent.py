@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Searches step by step, which leave each sample at the first place that fools the model."""
+"""Searches that go step by step, and stop for each sample at the first input that fools the model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Start(PerSample):
         attacked: the model and its clean inputs.
         objective: what is raised.
         delta: the first perturbation.
-        generator: for all that is random; the same draws for all samples, so that what is found for one does not depend
-            on which others are in the batch.
+        generator: makes all random draws; they are the same for all samples, so that the result for one does not
+            depend on the others in the batch.
     """
 
     attacked: AttackedModel
@@ -36,7 +36,7 @@ class Start(PerSample):
 
 
 class Search(ABC):
-    """Where a search is, with all that it keeps for each sample, and where it goes from there.
+    """A search in progress: where it is, what it remembers about each sample, and how it goes on.
 
     Attributes:
         delta: the perturbation where the search is.
@@ -50,7 +50,7 @@ class Search(ABC):
 
     @abstractmethod
     def look(self) -> Tensor:
-        """Put the inputs where the search is into ``tried``; where these fool the model, ``(B,)``."""
+        """Put the current inputs into ``tried``, and say where they fool the model, ``(B,)``."""
 
     @abstractmethod
     def advance(self) -> None:
@@ -58,7 +58,7 @@ class Search(ABC):
 
     @abstractmethod
     def end(self) -> dict[str, Tensor]:
-        """The inputs that the search comes to in the end."""
+        """The inputs at the end of the search."""
 
     def run(self, steps: int) -> dict[str, Tensor]:
         """For each sample the first inputs that fool the model, else those where the search ends."""

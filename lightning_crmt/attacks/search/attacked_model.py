@@ -25,11 +25,11 @@ Classes: TypeAlias = int | Tensor
 
 
 class AttackedModel(PerSample):
-    """A model under attack, with clean inputs in its own precision; what an attack is given is checked here, and once.
+    """A model under attack, with clean inputs in its own precision. The arguments of attacks are checked here, once.
 
     Attributes:
         inputs: the clean inputs on the model's device, those that are attacked in the precision of its parameters.
-        budget: what a perturbation may be.
+        budget: the allowed perturbations.
         modalities: names of those that are attacked.
         target: right classes, ``(B,)``.
         towards: classes to lead towards, ``(B,)``; None for any wrong one.
@@ -66,13 +66,13 @@ class AttackedModel(PerSample):
         return broken(logits, self.target, self.towards)
 
     def objective(self, loss: Loss, rival: Tensor | None = None) -> Objective:
-        """What to raise: towards the given classes if there are such, else towards ``rival``, else any wrong class."""
+        """The objective to raise: towards the given classes if any, else ``rival``, else any wrong class."""
         if self.towards is not None:
             return Objective(loss, self.towards, towards=True)
         return Objective(loss, self.target, rival)
 
     def objectives(self, loss: Loss, targeted: bool = False, classes: int | None = None) -> list[Objective]:
-        """What to raise one after the other: with ``targeted`` each of so many wrong classes, unless one is given.
+        """The objectives to raise in turn: with ``targeted`` one for each of the ``classes`` strongest wrong classes.
 
         Raises:
             ValueError: if the model has too few classes for the denominator of the DLR loss.
@@ -123,7 +123,7 @@ class AttackedModel(PerSample):
         if not self.logits(changed).equal(self.logits(self.inputs)):
             raise RuntimeError(
                 f"the model's logits depend on {name!r} but carry no gradient to it: something in it detaches them; "
-                "a search by gradients would find nothing and prove nothing"
+                "a gradient search would fail and prove nothing"
             )
         self._unused.add(name)
 
@@ -151,7 +151,7 @@ def public_logits(model: Model, inputs: Inputs) -> Tensor:
 
 
 def right_answers(logits: Tensor, target: Tensor) -> Tensor:
-    """Where the prediction is the target, ``(B,)``; logits that are not finite answer nothing."""
+    """Where the prediction is the target, ``(B,)`` bool; never where the logits are not finite."""
     return (logits.argmax(dim=1) == target.to(logits.device)) & logits.isfinite().all(dim=1)
 
 
@@ -183,5 +183,5 @@ def as_taken_by(model: Model, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def holder_of(model: Model) -> nn.Module:
-    """What ``frozen_eval`` can take: the module, or an empty one for a callable that is none."""
+    """A module for ``frozen_eval``: the model itself, or an empty module in place of a plain function."""
     return model if isinstance(model, nn.Module) else nn.Module()

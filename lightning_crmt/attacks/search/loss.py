@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a search raises: functions of the logits that grow towards a wrong prediction, or towards a given class."""
+"""Objectives: functions of the logits that grow towards a wrong prediction, or towards a given class."""
 
 from __future__ import annotations
 

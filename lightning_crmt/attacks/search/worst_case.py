@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The best that searches have found so far: the worst input within a budget, or the nearest that fools the model.
+"""The best results of searches so far: the worst input within a budget, or the nearest that fools the model.
 
-What counts is what is stored, under the public forward: logits that a search saw came with a graph, for which some
-layers take another path.
+Only stored inputs count, judged by the public forward pass: the logits that a search saw came with a graph, for which
+some layers take another path.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class WorstCase:
         self.inputs = {name: attacked.inputs[name].clone() for name in attacked.modalities}
         self._left = ~attacked.fooled(attacked.clean_logits)
         if attacked.towards is not None:
-            self._left &= attacked.towards != attacked.target  # no error leads to the right class
+            self._left &= attacked.towards != attacked.target  # the true class cannot be aimed for
         self._lead = lead(attacked.objective("margin"), attacked.clean_logits)
 
     def rows(self) -> Tensor:
-        """Indices of the samples that are left to search for: what fell already costs nothing more."""
+        """Indices of the samples still to attack; those already fooled cost nothing more."""
         return self._left.nonzero().squeeze(1)
 
     def take(self, rows: Tensor, part: AttackedModel, tried: Inputs) -> None:
-        """Judge what was tried for the samples in ``rows``, which ``part`` is about.
+        """Judge the inputs tried for the samples in ``rows``; ``part`` is the attacked model for these samples.
 
         What lies outside of the budget is first pulled back into it. Inputs that are not finite are outside too: that
         a model has no answer to them says nothing against it.
@@ -60,12 +60,12 @@ class WorstCase:
 
 
 class Nearest:
-    """For each sample the smallest perturbation that fools the model, measured on what is stored.
+    """For each sample the smallest perturbation that fools the model, measured on the stored inputs.
 
     Attributes:
-        inputs: the attacked modalities; clean where nothing was found.
+        inputs: the attacked modalities; clean where no perturbation fooled the model.
         factor: size in units of the budget, ``(B,)``, float64: 0 where the clean input fools the model already,
-            infinite where nothing was found.
+            infinite where no perturbation did.
     """
 
     def __init__(self, attacked: AttackedModel) -> None:

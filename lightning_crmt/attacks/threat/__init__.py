@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a perturbation may be."""
+"""Which perturbations are allowed: budgets, norms and boxes."""

@@ -64,7 +64,7 @@ class Box:
         return (self.low - mean) / std, (self.high - mean) / std
 
     def contains(self, value: Tensor) -> bool:
-        """Whether all of ``value`` is in the box, but for what rounding to single precision, or its own, explains."""
+        """Whether all of ``value`` is in the box, up to rounding to single precision or to its own."""
         low, high = self.bounds(value)
         mean, std = (self._broadcast(_numbers(given), value) for given in (self.mean, self.std))
         largest = max((abs(bound) for bound in (self.low, self.high) if abs(bound) < torch.inf), default=0.0)

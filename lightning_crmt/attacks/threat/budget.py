@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a perturbation may be; every search asks here and nowhere else."""
+"""Which perturbations are allowed; the one place that every search asks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Budget(PerSample):
     - one radius: :math:`\sqrt{\sum_m \|\delta^m\|_2^2} \le \epsilon`, the modalities together;
     - a radius for each: :math:`\|\delta^m\| \le \epsilon^m`, a product of balls, in l2 or l-infinity.
 
-    A modality that is not attacked is not touched: the very same tensor comes back. Radii are in units of the model's
-    inputs, after whatever normalisation came before them. A budget does not change; two are equal if they allow the
-    same by the same radii.
+    A modality that is not attacked is not touched: the same tensor object comes back. Radii are in units of the model's
+    inputs, after whatever normalisation came before them. A budget is immutable; two are equal if they have the
+    same modalities, radii, norm and boxes.
 
     Args:
         radius: a number, one per sample ``(B,)``, or either by modality.
@@ -102,10 +102,10 @@ class Budget(PerSample):
         return frozenset(radii), self.norm, frozenset(self.box.items())
 
     def groups(self, names: Collection[str]) -> list[tuple[Collection[str], Radius]]:
-        """The normal form: those of the modalities that share a radius, and that radius.
+        """The normal form: each group of modalities that share a radius, with that radius.
 
         Args:
-            names: of those that are perturbed, where the budget does not name them itself.
+            names: the perturbed modalities, used where the budget does not name them itself.
 
         >>> Budget(0.2).groups(["audio", "image"]), Budget({"audio": 0.1, "image": 0.3}).groups([])
         ([(['audio', 'image'], 0.2)], [(('audio',), 0.1), (('image',), 0.3)])
@@ -263,7 +263,7 @@ class Budget(PerSample):
         return bool((self.size(rounding) > 1e-3).any())
 
     def difference(self, moved: Inputs, inputs: Inputs) -> Perturbation:
-        """What was changed, in float64, by attacked modality: what a search is measured by."""
+        """The perturbation in float64, by attacked modality: what a search is judged by."""
         return {name: moved[name].double() - inputs[name].double() for name in self.names(inputs)}
 
     def parts(self, delta: Perturbation, factor: Radius = 1.0) -> list[tuple[Perturbation, Tensor]]:

@@ -78,7 +78,7 @@ class L2(Norm):
             return _stretched(direction, scale, in_place)
         scaled = _stretched(direction, scale)
         while True:
-            # What the clipped entries do not use of the radius is left to the others; each round clips more of them.
+            # The part of the radius that clipped entries do not use is left to the others; each round clips more.
             clipped = _clipped(scaled, room)
             free = {name: clipped[name] == d for name, d in scaled.items()}
             used = _squares({name: d.masked_fill(free[name], 0) for name, d in clipped.items()})
@@ -115,7 +115,7 @@ class LInf(Norm):
 
 def _vector_norm(value: Tensor, order: float) -> Tensor:
     vectors = value.flatten(1)
-    # On the CPU double precision takes four times as long, and a look at the result nothing.
+    # On the CPU double precision takes four times as long; checking the result costs nothing.
     if vectors.device.type == "cpu":
         norm: Tensor = torch.linalg.vector_norm(vectors, order, dim=1).double()
         if bool(((norm > 1e-15) & (norm < 1e15)).all()):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is one per sample: rows of a batch, and perturbations of several modalities as vectors."""
+"""Values with one row per sample, and perturbations of several modalities treated as one vector."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PerSample:
     """A value that may hold something for each sample: tensors ``(B, ...)``, dicts of them, or values like this one."""
 
     def select(self, rows: Tensor) -> Self:
-        """The same for some of the samples, ``rows`` being their indices."""
+        """The same value for some of the samples, whose indices are ``rows``."""
         other = copy.copy(self)
         vars(other).update(select(vars(self), rows))
         return other

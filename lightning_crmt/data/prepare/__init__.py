@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of videos into frames, flow and spectrograms, once: ``lightning-crmt prepare``."""
+"""Turn a folder of videos into frames, flow and spectrograms, once: ``lightning-crmt prepare``."""

@@ -27,7 +27,7 @@ HARMLESS = re.compile(
     "|first frame is no keyframe|Invalid frame dimensions 0x0|Last message repeated"
 )
 
-_STREAMS = {"video": ("0:V:0", "-an"), "audio": ("0:a:0", "-vn")}  # V is any video but covers and thumbnails
+_STREAMS = {"video": ("0:V:0", "-an"), "audio": ("0:a:0", "-vn")}  # V is any video except covers and thumbnails
 
 
 class BrokenVideoError(Exception):

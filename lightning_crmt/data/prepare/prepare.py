@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of videos becomes frames, spectrograms and optical flow, once: the function, its report, its command."""
+"""Turn a folder of videos into frames, spectrograms and optical flow: the function, its report and its command."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def prepare(
 
     What is there is not made again, and a run that was stopped goes on from there, with the same settings. A video
     that is cut off, damaged, or has no picture or no sound is skipped and listed, and tried again in the next run.
-    A video that was replaced is not noticed: delete what was made of it to have it made anew. Only one run at a time
+    A video that was replaced is not noticed: delete its output to have it made again. Only one run at a time
     may write to OUTPUT.
 
     Args:

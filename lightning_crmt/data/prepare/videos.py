@@ -15,9 +15,9 @@ SUFFIXES = (
 
 
 def find_videos(folder: Path, leave_out: Path | None = None) -> dict[str, Path]:
-    """Videos in a folder and the folders below it, by the names of their clips: the path below it without suffix.
+    """Videos in a folder and its subfolders, by clip name: the path below the folder without suffix.
 
-    Names that start with a dot are left out: other programs hide files so.
+    Names that start with a dot are left out: they are hidden files of other programs.
 
     Args:
         folder: where to look; links are followed, except those that lead back to a folder they are in.

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""From files to tensors: frames, flow and spectrograms of clips, recordings, files of packages; splits and scales."""
+"""Read files into tensors (frames, flow and spectrograms of clips, recordings, data of packages), split and scale."""

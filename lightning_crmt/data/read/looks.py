@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a clip is looked at: moments, one crop and one mirroring for all of its modalities; the base of readers."""
+"""How a clip is viewed: moments, one crop and one mirroring for all of its modalities; the base of readers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Box(NamedTuple):
 
 
 class Look(NamedTuple):
-    """One way to see a clip, drawn once and the same for all frames and modalities, so that they stay aligned.
+    """One view of a clip, drawn once and shared by all frames and modalities, so that they stay aligned.
 
     Attributes:
         moments: where in the clip frames are taken, as fractions of its length.

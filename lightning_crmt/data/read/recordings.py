@@ -55,7 +55,7 @@ def fetch_recordings(folder: str | Path, url: str | None = None) -> None:
     """Fetch the archive and unpack its recordings into ``folder / "recordings"``, unless something is there already.
 
     Everything is prepared beside the folder, which is then renamed, so that a folder with something in it is complete:
-    whatever goes wrong on the way leaves nothing behind.
+    a failure on the way leaves nothing behind.
 
     Args:
         folder: where to; made, with its parents.
@@ -126,7 +126,7 @@ def read_recordings(path: str | Path) -> Recordings:
     elif path.is_dir():
         files = list(path.glob("*.wav")) or list((path / "recordings").glob("*.wav"))
         if not files:
-            raise ValueError(f"{path} must hold files {{digit}}_{{speaker}}_{{index}}.wav, found none")
+            raise ValueError(f"{path} must hold files {{digit}}_{{speaker}}_{{index}}.wav, got none")
         rows = [(*_parse(file), _read_wave(file)) for file in files]
     else:
         raise FileNotFoundError(
@@ -156,7 +156,7 @@ def spectrograms(recordings: Recordings, frames: int, n_mels: int, dynamic_range
         recordings: what to transform.
         frames: frames of 25 ms, 10 ms from start to start.
         n_mels: bands.
-        dynamic_range: from the loudest moment to silence, in log energy, above 0; 10 are 43 decibels.
+        dynamic_range: from the loudest moment to silence, in log energy, above 0; 10 is 43 decibels.
 
     Raises:
         ValueError: if a recording is shorter than a frame; the message names it.

@@ -13,7 +13,7 @@ from torch import Tensor
 def standardised(value: Tensor, train: Tensor, over: Sequence[int]) -> Tensor:
     r"""Subtract the mean of the training rows and divide by their deviation, :math:`u = (v - \mu) / \sigma`.
 
-    What is constant in the training rows is not divided.
+    Values that are constant over the training rows are not divided.
 
     Args:
         value: all rows, ``(N, ...)``.

@@ -18,7 +18,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.data.read.looks import Look, Reader
 
-#: The least energy that is told from silence: the single precision epsilon, also in double precision.
+#: The smallest energy that differs from silence: the single precision epsilon, also in double precision.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
 #: What silence looks like in a spectrogram.
 LOG_FLOOR = math.log(ENERGY_FLOOR)

@@ -41,8 +41,8 @@ def people_by_part(
 
     Args:
         person: what a person is called in the settings ``held_out_{person}s`` and ``validation_{person}s``.
-        test: whose samples are the test part.
-        validation: whose samples are the validation part.
+        test: people whose samples are the test part.
+        validation: people whose samples are the validation part.
         everyone: all people; empty if the data are not read yet.
 
     Raises:
@@ -70,7 +70,7 @@ def pair_by_class(target: Tensor, other: Tensor, generator: torch.Generator) -> 
     Args:
         target: class of each sample, ``(N,)``.
         other: class of each row of the other data set, ``(M,)``.
-        generator: decides which samples meet.
+        generator: decides which samples are paired.
 
     Returns:
         Rows of the other data set, ``(N,)``.

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Data modules of prepared videos: which clips are listed, what a sample is, and how they are served."""
+"""The base of data modules of prepared videos: lists of clips, samples, and loaders."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which clips a data set has: named by its lists, split by seed, and looked for on the disk."""
+"""The clips of a data set: named by its lists, split by seed, and looked up on disk."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lines_of(path: Path, hint: str) -> Iterator[tuple[str, str]]:
 
 
 def plain(name: str) -> str:
-    """The name of a class as it is compared: spaces and underscores are the same."""
+    """The form in which names of classes are compared: spaces and underscores are the same."""
     return name.strip().replace("_", " ")
 
 

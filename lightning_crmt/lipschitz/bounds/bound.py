@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
+from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.gate import (
     CODE,
     Encoders,
@@ -23,6 +24,7 @@ from lightning_crmt.lipschitz.gate import (
     of_each_encoder,
     place_of,
     refuse_changed_behaviour,
+    remember_code,
 )
 from lightning_crmt.lipschitz.rigorous.forward_error import rigorous_bound
 from lightning_crmt.soundness import Soundness
@@ -39,22 +41,22 @@ def lipschitz_bound(
     .. math:: \|f(x') - f(x)\|_2 \le L \|x' - x\|_2 \quad \text{for all } x, x'
 
     the product of bounds of its layers, each by the rule for its exact type: a subclass may compute something else. It
-    is the bound of these very weights; training, loading or casting them makes it stale. Layers that are 1-Lipschitz by
-    construction are measured like all others. The module stays as it is, in training mode if it was.
+    holds for the present weights only; training, loading or casting them makes it stale. Layers that are 1-Lipschitz by
+    construction are measured like all others. The module is left as it was, including its training mode.
 
     ``level="rigorous"`` also proves the arithmetic of the bound, for the few types of layers where this package can;
     :func:`~lightning_crmt.lipschitz.forward_error` is the other half of such a certificate.
 
     Args:
-        module: an encoder or a part of one; every layer of a type that has a rule, or one you gave by
+        module: an encoder or a part of one, all of whose layers have a rule: built in, or registered with
             :func:`lipschitz_rule`.
-        input_shape: shape of one sample, without the batch. Not needed, but convolutions and averages get tighter, and
-            some paddings have a bound only with it.
+        input_shape: shape of one sample, without the batch dimension. Optional, but it tightens the bounds of
+            convolutions and averages, and some paddings have a bound only with it.
         level: ``SOUND`` or ``RIGOROUS``, or its name.
 
     Raises:
-        NoBoundError: a ``ValueError`` that names path and type of a module that has no rule, or whose settings or
-            weights admit no bound, or that does not run the code of its type.
+        NoBoundError: a ``ValueError`` that names path and type of a module without a rule, whose settings or weights
+            allow no bound, or which does not run the code of its type.
 
     >>> round(lipschitz_bound(nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten()), (1, 20)), 1) > 0
     True
@@ -105,11 +107,17 @@ def encoder_bounds(
     shapes = dict.fromkeys(encoders.keys()) if input_shapes is None else input_shapes
     bounds = of_each_encoder(encoders, lambda name, encoder: lipschitz_bound(encoder, shapes[name], level=level))
     values = {name: torch.tensor(_single_precision_up(bound), dtype=torch.float64) for name, bound in bounds.items()}
-    return LipschitzConstants(values, of="encoder", soundness=level)
+    return LipschitzConstants(
+        values,
+        of="encoder",
+        soundness=level,
+        fingerprints={name: fingerprint(encoder) for name, encoder in encoders.items()},
+        shapes=None if input_shapes is None else {name: tuple(shape) for name, shape in input_shapes.items()},
+    )
 
 
 class Place:
-    """Where in a network a rule is asked for a bound, and how it asks on for the parts of its module.
+    """Where in a network a rule is asked for a bound, and how the rule gets the bounds of the module's parts.
 
     Attributes:
         path: name of the module as in ``named_modules``, ``""`` for the whole.
@@ -135,7 +143,7 @@ class Place:
             )
         try:
             bound = float(rule(part, here))
-        except NoBoundError:  # of a part, and named after it
+        except NoBoundError:  # of a part, which the error names already
             raise
         except ValueError as error:
             raise NoBoundError(f"no Lipschitz bound for {where}: {error}") from error
@@ -210,6 +218,7 @@ def lipschitz_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         for kind in types:
             _RULES[kind] = rule
+            remember_code(kind)
         return rule
 
     return register
@@ -225,5 +234,6 @@ def _rule_of(module: nn.Module) -> Rule | None:
 
 
 def _single_precision_up(value: float) -> float:
-    nearest = np.float32(value)
+    with np.errstate(over="ignore"):  # infinity is a bound too
+        nearest = np.float32(value)
     return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The rules for torch's and this package's layers, each with the reason why it is an upper bound."""
+"""The rules for layers of torch and of this package, each with the reason why it is an upper bound."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def _linear(layer: nn.Linear | OrthogonalLinear, place: Place) -> float:
 
 @lipschitz_rule(nn.Conv1d, nn.Conv2d, OrthogonalConv1d, OrthogonalConv2d)
 def _convolution(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d, place: Place) -> float:
-    operator = _operator(layer)
+    operator = convolution_of(layer)
     return convolution_norm(operator, _spatial(place.input_shape, operator.axes))
 
 
 @lipschitz_rule(nn.BatchNorm1d, nn.BatchNorm2d)
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, place: Place) -> float:
-    return float(_batch_norm_scale(layer).max()) * SLACK
+    return float(batch_norm_scale(layer).max()) * SLACK
 
 
 @lipschitz_rule(nn.LeakyReLU)
@@ -107,7 +107,7 @@ def _gelu(layer: nn.GELU, place: Place) -> float:
 
 @lipschitz_rule(nn.Softplus)
 def _softplus(layer: nn.Softplus, place: Place) -> float:
-    # torch's Softplus answers x above its threshold t, a jump of log(1 + e^-t): no slope bounds it. From t = 40 on, the
+    # torch's Softplus returns x above its threshold t, a jump of log(1 + e^-t): no slope bounds it. From t = 40 on, the
     # jump is below what double precision resolves at t.
     if not (layer.beta > 0 and layer.threshold >= 40):
         raise ValueError(
@@ -135,6 +135,7 @@ def _unflatten(layer: nn.Unflatten, place: Place) -> float:
 def _average(layer: nn.AvgPool1d | nn.AvgPool2d, place: Place) -> float:
     # All entries of the operator have one sign; norm <= sqrt(largest row sum * largest column sum).
     axes = 1 if isinstance(layer, nn.AvgPool1d) else 2
+    _spatial(place.input_shape, axes)
     if layer.ceil_mode or (any(_by_axis(layer.padding, axes)) and not layer.count_include_pad):
         raise ValueError("`ceil_mode` or `count_include_pad=False` with padding divide windows at the border by less")
     area = math.prod(_by_axis(layer.kernel_size, axes))
@@ -147,6 +148,7 @@ def _average(layer: nn.AvgPool1d | nn.AvgPool2d, place: Place) -> float:
 def _maximum(layer: nn.MaxPool1d | nn.MaxPool2d, place: Place) -> float:
     # Maxima of a window differ by at most the largest difference in it, so squares add up over the windows.
     axes = 1 if isinstance(layer, nn.MaxPool1d) else 2
+    _spatial(place.input_shape, axes)
     if layer.return_indices:
         raise ValueError("`return_indices` must be False: indices jump")
     kernel, stride, dilation = (_by_axis(x, axes) for x in (layer.kernel_size, layer.stride, layer.dilation))
@@ -158,13 +160,14 @@ def _maximum(layer: nn.MaxPool1d | nn.MaxPool2d, place: Place) -> float:
 def _global_average(layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d, place: Place) -> float:
     axes = 1 if isinstance(layer, nn.AdaptiveAvgPool1d) else 2
     _refuse_but_global(layer.output_size)
-    # Without the sizes, that of a single input.
+    # Without the sizes, the bound for a single input.
     sizes = _spatial(place.input_shape, axes) or (1,)
     return SLACK / math.sqrt(math.prod(sizes))
 
 
 @lipschitz_rule(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 def _global_maximum(layer: nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d, place: Place) -> float:
+    _spatial(place.input_shape, 1 if isinstance(layer, nn.AdaptiveMaxPool1d) else 2)
     _refuse_but_global(layer.output_size)
     if layer.return_indices:
         raise ValueError("`return_indices` must be False: indices jump")
@@ -179,7 +182,8 @@ def _scale(layer: Scale, place: Place) -> float:
 @lipschitz_rule(Residual)
 def _residual(layer: Residual, place: Place) -> float:
     branch = place.bound(layer.branch, "branch", place.input_shape)
-    return math.fsum([1.0, -layer.weight, layer.weight * branch])
+    weight = float(layer.weight)  # it may have been learnt, and have left [0, 1]
+    return (abs(1 - weight) + abs(weight) * branch) * SLACK
 
 
 @lipschitz_rule(MLP, ConvNet1d, ConvNet2d, LipschitzMLP, LipschitzCNN)
@@ -187,7 +191,8 @@ def _encoder(encoder: MLP | ConvNet1d | ConvNet2d | LipschitzMLP | LipschitzCNN,
     return place.bound(encoder.layers, "layers", place.input_shape)
 
 
-def _operator(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d) -> Convolution:
+def convolution_of(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d) -> Convolution:
+    """The operator of a layer, without its bias."""
     if isinstance(layer, OrthogonalConv1d | OrthogonalConv2d):
         layer = layer.fixed()
     kernel = exact_numbers(layer.weight, "weight")
@@ -201,7 +206,8 @@ def _operator(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d
     return Convolution(kernel, stride, padding, dilation, layer.groups, layer.padding_mode)
 
 
-def _batch_norm_scale(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
+def batch_norm_scale(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
+    """What each channel is multiplied by in evaluation mode."""
     if layer.running_var is None or layer.running_mean is None:
         raise ValueError("it must track running statistics; with those of the batch, samples influence each other")
     exact_numbers(layer.running_mean, "running_mean")
@@ -212,7 +218,7 @@ def _batch_norm_scale(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
     return gain / variance.sqrt()
 
 
-#: Linear maps that are counted together with the batch normalisation after them.
+#: Linear maps that are bounded together with the batch normalisation after them.
 _BEFORE_NORM: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     nn.BatchNorm1d: (nn.Linear, OrthogonalLinear, nn.Conv1d, OrthogonalConv1d),
     nn.BatchNorm2d: (nn.Conv2d, OrthogonalConv2d),
@@ -226,9 +232,9 @@ def _folded(layer: Any, norm: Any, shape: tuple[int, ...] | None) -> float | Non
     if isinstance(layer, nn.Linear | OrthogonalLinear):
         if shape is None or len(shape) != 1:  # on (B, T, C) the channels are T
             return None
-        return spectral_norm(_batch_norm_scale(norm)[:, None] * exact_numbers(layer.weight, "weight"))
-    operator = _operator(layer)
-    scale = _batch_norm_scale(norm).reshape(-1, *(1,) * (1 + operator.axes))
+        return spectral_norm(batch_norm_scale(norm)[:, None] * exact_numbers(layer.weight, "weight"))
+    operator = convolution_of(layer)
+    scale = batch_norm_scale(norm).reshape(-1, *(1,) * (1 + operator.axes))
     return convolution_norm(replace(operator, kernel=operator.kernel * scale), _spatial(shape, operator.axes))
 
 

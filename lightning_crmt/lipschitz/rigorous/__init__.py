@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds that count rounding too."""
+"""Lipschitz bounds and forward errors that also count rounding."""

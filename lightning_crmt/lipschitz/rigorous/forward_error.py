@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lipschitz bounds and forward errors that are proof against rounding, for the few layers where that can be proved."""
+"""Lipschitz bounds and forward errors that hold despite rounding, for the few layers where that can be proved."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class ForwardError:
 
     Attributes:
         at: error at r = 0, ``(B,)`` in double precision.
-        growth: what it grows by per unit of r.
+        growth: increase of the error per unit of r.
         magnitude: upper bound of the norm of the computed features at r = 0, ``(B,)``.
-        magnitude_growth: what that grows by per unit of r.
+        magnitude_growth: increase of that bound per unit of r.
     """
 
     at: Tensor
@@ -92,7 +92,7 @@ class ForwardError:
 
 
 def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
-    r"""Bound the rounding error of a network's features around samples, proof against rounding itself.
+    r"""Bound the rounding error of a network's features around samples; the bound itself counts rounding too.
 
     A certificate about exact arithmetic says nothing about the numbers that a computer compares: without this slack,
     one in six probes at the edge of an "exact" certificate in single precision changes the prediction. With
@@ -121,7 +121,7 @@ def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or not len(x):
         raise ValueError(f"`x` must be a floating point tensor (B, ...) of at least one sample, got {describe(x)}")
     with frozen_eval(module), torch.no_grad():
-        dtype = proved_precision(module)
+        dtype = proved_precision(module, x)
         # Through the network's own precision: that is the sample it sees.
         centre = x.detach().to("cpu", dtype).double()
         if not centre.isfinite().all():
@@ -136,7 +136,7 @@ def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
 def encoder_errors(encoders: Encoders, inputs: Inputs) -> dict[str, ForwardError]:
     """The errors that :func:`~lightning_crmt.certification.certify` takes, by :func:`forward_error` for each encoder.
 
-    Two rigorous norms per layer, whatever the size of the batch: give it big ones.
+    It computes two rigorous norms per layer, whatever the size of the batch: large batches pay.
 
     Args:
         encoders: one module per modality, by name.
@@ -152,7 +152,7 @@ def encoder_errors(encoders: Encoders, inputs: Inputs) -> dict[str, ForwardError
     return of_each_encoder(encoders, lambda name, encoder: forward_error(encoder, inputs[name]))
 
 
-#: Goes on to a part, called so in its parent.
+#: Descends into a part, given with its name in its parent.
 _Inner: TypeAlias = Callable[[nn.Module, str], list[Step]]
 
 
@@ -167,7 +167,7 @@ def _linear(layer: nn.Linear) -> Step:
     return affine(exact_numbers(layer.weight, "weight"), bias)
 
 
-# They choose, reorder or keep numbers, and are 1-Lipschitz.
+# These layers choose, reorder or keep numbers, and are 1-Lipschitz.
 _EXACT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.ReLU, GroupSort)
 #: The steps of each type of module, for exactly this type: a subclass may compute something else.
 _STEPS: dict[type[nn.Module], Callable[[Any, _Inner], list[Step]]] = {

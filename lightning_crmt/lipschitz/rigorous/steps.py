@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-r"""The steps that a network is made of, where it can be proved how far rounding takes each from what it should be.
+r"""The steps that a network is made of, each with a proved bound of its rounding error.
 
 Everything here bounds what the network computes at *every* point x' with :math:`\|x' - x\|_2 \le r` of samples x, for
 all r at once, because each bound is affine in r. All numbers are sums and products of numbers >= 0, and each step
-multiplies its results by ``_ROUNDED_UP``, far more than the rounding of its own double precision arithmetic takes.
+multiplies its results by ``_ROUNDED_UP``, far more than its own double precision arithmetic loses by rounding.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LARGEST = 2.0**60
 
 @dataclass(frozen=True)
 class Growing:
-    r"""A bound of what can happen at distance r of a sample: ``at + growth * r``, for all r at once.
+    r"""A bound that holds at distance r from a sample: ``at + growth * r``, for all r at once.
 
     Attributes:
         at: at the sample itself, ``(B,)`` in double precision.
-        growth: what it grows by per unit of r.
+        growth: increase per unit of r.
     """
 
     at: Tensor
@@ -47,7 +47,7 @@ class Growing:
 
 @dataclass(frozen=True)
 class ErrorBound:
-    r"""What the network may hold between two steps, at any x' at distance r of x.
+    r"""Bounds of the value between two steps of the network, at any x' at distance r from x.
 
     Attributes:
         centre: ``(B, ...)`` in double precision, near the value at x.
@@ -69,7 +69,7 @@ class ErrorBound:
     def after(
         self, centre: Tensor, slope: float, value: Growing, here: Tensor, terms: int, factor: float = 1.0
     ) -> ErrorBound:
-        """What the network may hold after a step.
+        """The bounds after a step.
 
         Args:
             centre: the step's value at the old centre, in double precision.
@@ -77,7 +77,7 @@ class ErrorBound:
             value: with ``factor``, bounds the norm of what the step rounds in the network's precision.
             here: ``(B,)``, with ``factor``, that of what it rounded in the double precision of ``centre``.
             terms: how many roundings each entry takes.
-            factor: see there.
+            factor: see ``value`` and ``here``.
 
         Raises:
             ValueError: if a value could overflow.
@@ -103,8 +103,7 @@ class Step:
 
     Attributes:
         bound: upper bound of the l2 Lipschitz constant of the exact map.
-        advance: from what the network may hold before the step to what it may hold after it; raises a ``ValueError`` if
-            a value could overflow.
+        advance: from the bounds before the step to those after it; raises a ``ValueError`` if a value could overflow.
     """
 
     bound: float

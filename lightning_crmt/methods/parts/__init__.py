@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What methods of training share."""
+"""Parts that several training methods share."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that are a number, or one for each modality."""
+"""Settings that are one number for all modalities, or a number for each."""
 
 from __future__ import annotations
 

@@ -9,14 +9,14 @@ import math
 import torch
 from torch import Tensor
 
-#: The most rounds of one run; they end earlier, when no point changes its cluster.
+#: The most rounds of one run; it ends earlier when no point changes its cluster.
 _ROUNDS = 300
 
 
 def purity(features: Tensor, target: Tensor, clusters: int, seed: int = 0, restarts: int = 10) -> float:
     r"""Purity of a k-means clustering: the share of samples that are of the commonest class of their cluster.
 
-    Each feature is scaled to [-1, 1] before. The same features give the same number always.
+    Each feature is first scaled to [-1, 1]. The same features always give the same number.
 
     Args:
         features: ``(N, d)``.
@@ -30,7 +30,7 @@ def purity(features: Tensor, target: Tensor, clusters: int, seed: int = 0, resta
     0.75
     """
     low, high = features.amin(dim=0), features.amax(dim=0)
-    # A feature that is constant says nothing, and stays where it is.
+    # A constant feature carries no information, and is not scaled.
     points = 2 * (features - low) / torch.where(high > low, high - low, 1) - 1
     assigned = k_means(points, clusters, seed, restarts)
     counts = torch.zeros(int(assigned.max()) + 1, int(target.max()) + 1, dtype=torch.long)
@@ -63,7 +63,7 @@ def _starts(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor
     nearest = torch.full((len(points),), math.inf, dtype=points.dtype, device=points.device)
     for _ in range(clusters - 1):
         nearest = torch.minimum(nearest, (points - points[chosen[-1]]).square().sum(dim=1))
-        # All points may be chosen ones already.
+        # All points may have been chosen already.
         chances = nearest.cpu().double() if bool(nearest.any()) else torch.ones(len(points), dtype=torch.double)
         draw = torch.rand((), generator=generator, dtype=torch.double) * chances.sum()
         chosen.append(min(int(torch.searchsorted(chances.cumsum(dim=0), draw, right=True)), len(points) - 1))

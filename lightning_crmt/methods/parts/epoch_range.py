@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The epochs that a method acts in."""
+"""The epochs in which a method acts."""
 
 from __future__ import annotations
 

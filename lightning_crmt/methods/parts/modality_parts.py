@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What belongs to one modality alone."""
+"""The parameters that belong to one modality alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_crmt.mixin import CRMTMixin
 
 
 def encoder_parameters(module: CRMTMixin) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters of each encoder; one that several encoders share is nobody's own, and left out."""
+    """The trainable parameters of each encoder; those that several encoders share are left out."""
     trained = {name: [p for p in encoder.parameters() if p.requires_grad] for name, encoder in module.encoders.items()}
     owners = Counter(id(parameter) for parameters in trained.values() for parameter in parameters)
     return {name: [p for p in parameters if owners[id(p)] == 1] for name, parameters in trained.items()}

@@ -17,7 +17,7 @@ Gradients = tuple[Sequence[nn.Parameter], list[Tensor]]
 
 
 class SeparateGradients:
-    """The gradients of named losses, on the same footing as ``parameter.grad`` right before a step.
+    """The gradients of named losses, comparable with ``parameter.grad`` right before a step.
 
     That is: divided by the number of accumulated batches and added up over them, averaged over processes, and without
     the factor of a gradient scaler. Each loss costs a backward pass of its own, which DDP does not see.
@@ -54,7 +54,7 @@ class SeparateGradients:
         self._gathered[name] = parameters, new
 
     def take(self, trainer: Trainer) -> dict[str, Gradients]:
-        """What was gathered, by name, the mean over all processes, which must call it together; and begin anew."""
+        """The gradients so far by name, averaged over all processes, which must call this together; then start anew."""
         gathered, self._gathered = self._gathered, {}
         for name, (parameters, gradients) in gathered.items():
             if gradients and trainer.world_size > 1:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a method reads what each modality alone would answer."""
+"""Where a method reads the logits of each modality alone."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput
+from lightning_crmt.modality import FusionOutput, as_vectors
+from lightning_crmt.training import Method
 
 #: ``"separate"``: linear heads that exist for the fit alone; ``"own"``: the uni-modal logits of the module's own head.
 Readout: TypeAlias = Literal["separate", "own"]
 
 
 class AuxiliaryHead(nn.Linear):
-    """A linear classifier that is trained with a module and no part of what it answers.
+    """A linear classifier that is trained with a module without affecting its output.
 
-    So it stays out of the module's state dict: a checkpoint loads into the plain module, with or without the method
+    It stays out of the module's state dict: a checkpoint loads into the plain module, with or without the method
     that brought the head.
 
     >>> AuxiliaryHead(5, 3).state_dict()
@@ -28,14 +28,14 @@ class AuxiliaryHead(nn.Linear):
     """
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
+        """Save nothing."""
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing, and nothing is missing."""
+        """Load nothing, and report nothing as missing."""
 
 
 class UnimodalReadout:
-    """Uni-modal logits for the time of a fit.
+    """Uni-modal logits during a fit.
 
     Args:
         heads: where the logits come from.
@@ -58,13 +58,13 @@ class UnimodalReadout:
             self.heads = nn.ModuleDict({name: AuxiliaryHead(size, classes) for name, size in sizes.items()})
             module.training_stage.push(owner, heads=self.heads)
 
-    def logits(self, module: CRMTMixin, output: FusionOutput, method: object) -> dict[str, Tensor]:
-        """What each modality alone answers, ``(B, K)``, with a graph."""
+    def logits(self, module: CRMTMixin, output: FusionOutput, method: Method) -> dict[str, Tensor]:
+        """Logits of each modality alone, each ``(B, K)``, with a graph."""
         if self.kind == "own":
             return module.head.unimodal_logits(output.scores)
         if not self.heads:
             raise RuntimeError(f"{type(method).__name__} has its heads within a fit only: add it to a Trainer")
-        features = as_vectors(features_of(output, method))
+        features = as_vectors(method.features_of(output))
         return {name: head(features[name]) for name, head in self.heads.items()}
 
     def _values(self) -> dict[str, nn.Parameter]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that learn from validation how each modality alone does."""
+"""The base of methods that follow how well each modality alone does in validation."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from lightning_crmt.training import BatchSums, Method, Needs, crmt_module
 
 
 class ValidatedMethod(Method):
-    """A method that learns from every validation of a fit, by its first loader, how each modality alone does.
+    """A method that measures, on the first loader of every validation, how well each modality alone does.
 
     It runs the module once more on each batch, so that a validation step of the user's own need not report anything.
     """
 
     needs = Needs.STEPS | Needs.VALIDATION
 
-    def __init__(self) -> None:
-        self.validation = BatchSums()
-        self.reset()
+    validation: BatchSums
 
     @abstractmethod
     def measure(self, logits: Inputs, target: Tensor) -> dict[str, Tensor]:
@@ -35,7 +33,7 @@ class ValidatedMethod(Method):
 
     @abstractmethod
     def learn(self, module: CRMTMixin, means: dict[str, float]) -> None:
-        """Take in these numbers, as means over all validation samples."""
+        """Act on these numbers, as means over all validation samples."""
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""From logits, or from samples, to a certificate."""
+"""From logits and constants to a certificate."""
 
 from __future__ import annotations
 
@@ -8,24 +8,18 @@ import math
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.inequality import sensitivities
 from lightning_crmt.certification.rounding import UP, rounding
-from lightning_crmt.checks import check_inputs, check_same_modalities, describe
-from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
+from lightning_crmt.checks import check_same_modalities, describe
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
-    BOUND_LEVELS,
     ForwardError,
     LipschitzConstants,
-    NoBoundError,
-    encoder_bounds,
-    encoder_errors,
-    encoders_and_head,
 )
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
+from lightning_crmt.modality import FusionOutput, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -39,7 +33,7 @@ def certify(
 ) -> Certificate:
     """Turn logits and Lipschitz constants into a :class:`Certificate`.
 
-    The form of the bound follows from what the constants are constants of (see :class:`LipschitzConstants`).
+    The form of the bound depends on what the constants describe, see :class:`LipschitzConstants`.
 
     Without ``errors``, it is about exact arithmetic, ``SOUND`` at best, and a float32 input very near the edge of the
     ball may still change the float32 prediction. With them and rigorous constants it is ``RIGOROUS``: about the
@@ -50,8 +44,8 @@ def certify(
         output: what the model returned, computed in evaluation mode and full precision.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights.
-        missing: modalities to certify without: dropped from the fusion, their score adding nothing.
-        errors: rounding errors of the features of these very samples, of every modality that is not missing, by
+        missing: modalities to certify without; their scores are dropped from the fusion.
+        errors: rounding errors of the features of the same samples, for every modality that is not missing, by
             :func:`~lightning_crmt.lipschitz.encoder_errors`. They need constants of encoders and a head of fixed
             numbers on the CPU, see :func:`~lightning_crmt.layers.with_fixed_weights`.
 
@@ -70,7 +64,7 @@ def certify(
     """
     pairs = sensitivities(lipschitz, head)
     present = [name for name in pairs if name not in missing]
-    logits = (_fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
+    logits = (fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
         if pair.shape != (num_classes, num_classes):
@@ -93,76 +87,19 @@ def certify(
     return Certificate(prediction, margins, slopes, soundness, tuple(missing), limit)
 
 
-def certify_late_fusion(
-    model: nn.Module,
-    inputs: Inputs,
-    lipschitz: LipschitzConstants | None = None,
-    *,
-    level: Soundness | str = Soundness.SOUND,
-    missing: Collection[str] = (),
-) -> Certificate:
-    """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
-
-    Args:
-        model: answers ``head({m: encoders[m](inputs[m])})`` with its attributes ``encoders``, by modality, and
-            ``head``. A certificate covers nothing else that it may do to its inputs.
-        inputs: one batch by modality; run on the device and in the precision of the model's parameters.
-        lipschitz: constants of these very weights; with estimated ones the radii are estimates. By default
-            :func:`~lightning_crmt.lipschitz.encoder_bounds` computes them: for many batches, do that once.
-        level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
-            weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
-        missing: modalities to certify without, see :func:`~lightning_crmt.certification.certify`.
-
-    Raises:
-        NoBoundError: if an encoder has no bound at this level.
-        ValueError: at level rigorous, for weaker constants, and for a model that nothing is proved about.
-        TypeError: if ``model`` has no encoders or head.
-
-    >>> from lightning_crmt.fusion import LinearFusion
-    >>> model = nn.Module()
-    >>> model.encoders = nn.ModuleDict({"audio": nn.Linear(20, 16), "image": nn.Identity()})
-    >>> model.head = LinearFusion({"audio": 16, "image": 30}, num_classes=10)
-    >>> model.forward = lambda inputs: model.head({name: f(inputs[name]) for name, f in model.encoders.items()})
-    >>> inputs = {"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}
-    >>> certify_late_fusion(model, inputs).soundness, certify_late_fusion(model, inputs, level="rigorous").soundness
-    (<Soundness.SOUND: 2>, <Soundness.RIGOROUS: 3>)
-    """
-    level = Soundness.among(BOUND_LEVELS, "level", level)
-    rigorous = level is Soundness.RIGOROUS
-    if rigorous and lipschitz is not None and lipschitz.soundness < level:
-        raise ValueError(
-            f"`lipschitz` must be rigorous at level 'rigorous', it is {lipschitz.soundness.name.lower()}; "
-            "leave it out, or take encoder_bounds(encoders, level='rigorous')"
-        )
-    encoders, head = encoders_and_head(model)
-    if lipschitz is None or rigorous:
-        check_inputs(inputs, encoders.keys())
-    with frozen_eval(model), torch.no_grad():
-        inputs = as_taken_by(model, inputs)
-        if lipschitz is None:
-            try:
-                shapes = {name: value.shape[1:] for name, value in inputs.items()}
-                lipschitz = encoder_bounds(encoders, shapes, level=level)
-            except NoBoundError as error:
-                if rigorous:
-                    raise  # it says what to do
-                raise NoBoundError(
-                    f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
-                    "lipschitz=estimate_lipschitz(model, batches)"
-                ) from error
-        errors = encoder_errors(encoders, inputs) if rigorous else None
-        return certify(model(inputs), head, lipschitz, missing=missing, errors=errors)
-
-
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
     margins = logits.gather(1, prediction[:, None]) - logits
     return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
 
 
-def _fused(
+def fused(
     output: FusionOutput | Tensor, head: LateFusion | None, modalities: list[str], missing: Collection[str]
 ) -> Tensor:
-    """Logits without the scores of those that are missing."""
+    """Logits without the scores of the modalities that are missing.
+
+    Raises:
+        ValueError: if unknown modalities are missing, or all, or there are no scores to drop.
+    """
     if isinstance(missing, str):
         raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
     if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):

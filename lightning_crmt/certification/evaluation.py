@@ -1,0 +1,224 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+r"""A batch as the model runs it and in exact arithmetic: what sound certificates rest on.
+
+What ``SOUND`` promises: the clean prediction is that of the model as it runs, in any split of the batch; and no input
+within the radius changes the prediction in exact arithmetic. So margins are those of a twin in double precision, and
+they count only where every one of them exceeds what rounding can take from it as the model runs: elsewhere the running
+prediction cannot be vouched for, and the radius is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from lightning_crmt.certification.certificate import Certificate
+from lightning_crmt.certification.examined import Examined
+from lightning_crmt.certification.from_outputs import certify, fused
+from lightning_crmt.certification.inequality import own_class, row_distances, sensitivities
+from lightning_crmt.checks import check_batch, check_inputs
+from lightning_crmt.frozen_eval import as_taken_by, device_of, frozen_eval
+from lightning_crmt.lipschitz import (
+    BOUND_LEVELS,
+    LipschitzConstants,
+    NoBoundError,
+    Precision,
+    encoder_bounds,
+    encoder_errors,
+    encoders_and_head,
+    refuse_parts_out_of_reach,
+    running_error,
+)
+from lightning_crmt.modality import Inputs, logits_of
+from lightning_crmt.soundness import Soundness
+
+
+def certify_late_fusion(
+    model: nn.Module,
+    inputs: Inputs,
+    lipschitz: LipschitzConstants | None = None,
+    *,
+    level: Soundness | str = Soundness.SOUND,
+    missing: Collection[str] = (),
+) -> Certificate:
+    """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
+
+    Args:
+        model: its attributes ``encoders``, by modality, and ``head`` are run as
+            ``head({m: encoders[m](inputs[m])})``, and its own answer, if it has a ``forward``, must be the same.
+        inputs: one batch by modality; run on the device and in the precision of the model's parameters.
+        lipschitz: estimated constants, for radii that are estimates. Bounds by
+            :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
+            computed anyway, once for weights as they are.
+        level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
+            weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
+        missing: modalities to certify without, see :func:`~lightning_crmt.certification.certify`.
+
+    Raises:
+        NoBoundError: if an encoder has no bound at this level.
+        ValueError: for bounds of other weights or shapes, for models in half precision, and at level rigorous for a
+            model that nothing is proved about.
+        TypeError: if ``model`` has no encoders or head, or its head is of a type whose code is not known.
+
+    >>> from lightning_crmt.fusion import LinearFusion
+    >>> model = nn.Module()
+    >>> model.encoders = nn.ModuleDict({"audio": nn.Linear(20, 16), "image": nn.Identity()})
+    >>> model.head = LinearFusion({"audio": 16, "image": 30}, num_classes=10)
+    >>> model.forward = lambda inputs: model.head({name: f(inputs[name]) for name, f in model.encoders.items()})
+    >>> inputs = {"audio": torch.randn(2, 20), "image": torch.randn(2, 30)}
+    >>> certify_late_fusion(model, inputs).soundness, certify_late_fusion(model, inputs, level="rigorous").soundness
+    (<Soundness.SOUND: 2>, <Soundness.RIGOROUS: 3>)
+    """
+    level = Soundness.among(BOUND_LEVELS, "level", level)
+    if level is Soundness.SOUND and lipschitz is not None and not lipschitz.soundness.certified:
+        head = encoders_and_head(model)[1]
+        with frozen_eval(model), torch.no_grad():
+            return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
+    evaluation = Evaluation(model, inputs, lipschitz, level=level)
+    if "forward" in vars(model) or type(model).forward is not nn.Module.forward:
+        with frozen_eval(model), torch.no_grad():
+            logits = logits_of(model(as_taken_by(model, inputs)))
+        own = evaluation.output.logits
+        if not torch.allclose(logits, own, rtol=1e-3, atol=1e-3 * float(own.abs().amax()), equal_nan=True):
+            raise ValueError(
+                "`model` must answer head({m: encoders[m](inputs[m])}) to be certified, and it answers something else: "
+                f"logits differ by up to {float((logits - own).abs().max()):.3g}"
+            )
+    return evaluation.certificate(missing)
+
+
+class Evaluation:
+    """One batch as the model runs it, for certificates with and without some of the modalities.
+
+    Args:
+        model: encoders by modality and a head of late fusion, as its attributes; nothing else of it takes part.
+        inputs: one batch by modality.
+        lipschitz: bounds of these very encoders by ``encoder_bounds``, to be checked; they are computed anyway, once
+            for weights as they are.
+        level: sound or rigorous.
+
+    Attributes:
+        output: what the head answered.
+
+    Raises:
+        NoBoundError: naming an encoder's layer without a bound, or a part that does something else than its type.
+        ValueError: for bounds of other weights or shapes, and for models in half precision.
+        TypeError: if encoders or head are missing, or the head is of a type whose code is not known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        lipschitz: LipschitzConstants | None = None,
+        *,
+        level: Soundness | str = Soundness.SOUND,
+    ) -> None:
+        self.level = Soundness.among(BOUND_LEVELS, "level", level)
+        encoders, self.head = encoders_and_head(model)
+        check_inputs(inputs, encoders.keys())
+        refuse_parts_out_of_reach(model)
+        with frozen_eval(model), torch.no_grad():
+            inputs = as_taken_by(model, inputs)
+            twin = Examined.of(dict(encoders.items()), self.head)
+            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
+            _refuse_other(lipschitz, self.level, twin, shapes)
+            features = {name: encoder(inputs[name]) for name, encoder in encoders.items()}
+            self.output = self.head(features)
+            if (rows := check_batch("features", features)) != (size := check_batch("inputs", inputs)):
+                raise ValueError(f"`encoders` must give a row of features for each of {size} samples, got {rows}")
+            if self.level is Soundness.RIGOROUS:
+                self.constants = encoder_bounds(encoders, shapes, level=self.level)
+                self.errors = encoder_errors(encoders, inputs)
+                return
+            try:
+                self.constants = twin.bounds(shapes)
+            except NoBoundError as error:
+                raise NoBoundError(
+                    f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
+                    "lipschitz=estimate_lipschitz(model, batches)"
+                ) from error
+            self.exact_head, self.feature_errors = twin.head, {}
+            exact: dict[str, Tensor] = {}
+            for name, encoder in encoders.items():
+                own = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), inputs[name].dtype)
+                exact[name], self.feature_errors[name] = running_error(
+                    encoder,
+                    twin.encoders[name],
+                    inputs[name].to(device_of(twin.head), torch.float64),
+                    Precision(own, inputs[name].device),
+                    twin.layer_bound,
+                )
+            self.exact_output = self.exact_head(exact)
+            self.precision = Precision(self.head.bias.dtype, self.head.bias.device)
+
+    def certificate(self, missing: Collection[str] = ()) -> Certificate:
+        """The certificate of these predictions, or of those with some modalities dropped from the fusion.
+
+        Raises:
+            ValueError: if ``missing`` names unknown modalities, or all.
+        """
+        if self.level is Soundness.RIGOROUS:
+            return certify(self.output, self.head, self.constants, missing=missing, errors=self.errors)
+        with torch.no_grad():
+            names = list(self.head.in_features)
+            present = [name for name in names if name not in missing]
+            running = fused(self.output, self.head, names, missing)
+            exact = fused(self.exact_output, self.exact_head, names, missing)
+            prediction = running.argmax(dim=1).to(exact.device)
+            margins = exact.gather(1, prediction[:, None]) - exact
+            slack = self._slack(prediction, present)
+            vouched = ((margins > slack) | own_class(prediction, exact.shape[1])).all(dim=1)
+            vouched &= running.isfinite().all(dim=1).to(exact.device)
+            # Double precision rounds too: as much less as its unit is smaller.
+            margins = torch.where(vouched[:, None], margins - slack * self.precision.share_of_double, 0.0)
+            slopes = {
+                name: pair[prediction] if name in present else torch.zeros_like(margins)
+                for name, pair in sensitivities(self.constants, self.exact_head).items()
+            }
+        return Certificate(prediction, margins, slopes, Soundness.SOUND, tuple(missing))
+
+    def _slack(self, prediction: Tensor, present: Collection[str]) -> Tensor:
+        r"""How far margins may be from exact ones as the model runs, ``(B, K)``.
+
+        .. math:: |\hat m_{pj} - m_{pj}| \le \sum_m \| w_p^m - w_j^m \| e^m + \sum_{k \in \{p, j\}} \Big(
+            \gamma |b_k| + \sum_m (\gamma \| w_k^m \| + 4 \| \hat w_k^m - w_k^m \|) (\| z^m \| + e^m) \Big)
+
+        with the errors :math:`e^m` of the features. Where the head computes its rows anew in every pass they come out a
+        little different from one machine to another, which the factor 4 is for.
+        """
+        exact, running = self.exact_head.class_weights, self.head.class_weights
+        terms = max(self.head.in_features.values()) + len(self.head.in_features) + 4
+        gamma = 4 * self.precision.gamma(terms)
+        each = gamma * self.exact_head.bias.abs() + terms * self.precision.smallest
+        slack = each[prediction][:, None] + each
+        for name in present:
+            rows, error = exact[name], self.feature_errors[name]
+            size = self.exact_output.features[name].norm(dim=1) + error
+            each = gamma * rows.norm(dim=1) + 4 * (running[name].to(rows) - rows).norm(dim=1)
+            slack = slack + (each[prediction][:, None] + each) * size[:, None]
+            slack = slack + row_distances(rows)[prediction] * error[:, None]
+        return slack
+
+
+def _refuse_other(
+    lipschitz: LipschitzConstants | None, level: Soundness, twin: Examined, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    if lipschitz is None:
+        return
+    if lipschitz.soundness < level:
+        raise ValueError(
+            f"`lipschitz` must be {level.name.lower()} at level {level.name.lower()!r}, it is "
+            f"{lipschitz.soundness.name.lower()}; leave it out, or take encoder_bounds(encoders, level=...)"
+        )
+    if lipschitz.fingerprints != twin.fingerprints:
+        raise ValueError(
+            "`lipschitz` must be bounds of these very encoders, as encoder_bounds gives them, and they are of others: "
+            "weights were changed since, or nobody examined the encoders; leave them out, and bounds are computed once "
+            "for weights as they are"
+        )
+    if lipschitz.shapes is not None and lipschitz.shapes != shapes:
+        raise ValueError(f"`lipschitz` must be bounds for samples of shapes {shapes}, it is for {lipschitz.shapes}")

@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Encoders and a head that passed the gate, with a twin of them in exact arithmetic."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
+
+from torch import nn
+
+from lightning_crmt.fusion import LateFusion, OrthogonalFusion
+from lightning_crmt.layers import with_fixed_weights
+from lightning_crmt.lipschitz import (
+    LipschitzConstants,
+    encoder_bounds,
+    examine,
+    fingerprint,
+    lipschitz_bound,
+)
+
+#: Models whose twins are kept: more than one, for certificates of several models in turn.
+_KEPT = 4
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Examined:
+    """A twin of encoders and head in double precision, its weights stored, and bounds by the shape of a sample.
+
+    Attributes:
+        fingerprints: of the encoders, by modality.
+        encoders: in double precision, in evaluation mode, by modality.
+        head: in double precision.
+    """
+
+    _known: ClassVar[OrderedDict[str, Examined]] = OrderedDict()
+
+    def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: dict[str, str]) -> None:
+        self.fingerprints = fingerprints
+        self.encoders = {name: with_fixed_weights(_exact(encoder)) for name, encoder in encoders.items()}
+        exact = _exact(head)
+        self.head = exact.fixed() if isinstance(exact, OrthogonalFusion) else exact
+        self._bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
+        self._layers: dict[tuple[int, tuple[int, ...]], float] = {}
+
+    @classmethod
+    def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion) -> Examined:
+        """The twin of these very weights: made once, and found again by what they hold.
+
+        Raises:
+            ValueError: a ``NoBoundError`` for parts that do something else than the code of their type.
+            TypeError: if the head is of another type than those whose code is known.
+        """
+        examine(encoders, head)
+        fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
+        key = f"{fingerprints} {fingerprint(head)}"
+        if key not in cls._known:
+            cls._known[key] = cls(encoders, head, fingerprints)
+            while len(cls._known) > _KEPT:
+                cls._known.popitem(last=False)
+        cls._known.move_to_end(key)
+        return cls._known[key]
+
+    def bounds(self, shapes: Mapping[str, tuple[int, ...]]) -> LipschitzConstants:
+        """Sound bounds of the encoders for samples of these shapes.
+
+        Raises:
+            NoBoundError: naming the modality and the layer.
+        """
+        key = tuple(shapes.items())
+        if key not in self._bounds:
+            self._bounds[key] = encoder_bounds(self.encoders, shapes)
+        return self._bounds[key]
+
+    def layer_bound(self, layer: nn.Module, shape: tuple[int, ...]) -> float:
+        """Bound of a layer of an encoder at a shape."""
+        key = id(layer), shape
+        if key not in self._layers:
+            self._layers[key] = lipschitz_bound(layer, shape)
+        return self._layers[key]
+
+
+def _exact(module: M) -> M:
+    twin = copy.deepcopy(module)
+    if any(tensor.device.type == "mps" for tensor in twin.parameters()):
+        twin = twin.cpu()  # that device has no double precision
+    return twin.double().eval().requires_grad_(False)

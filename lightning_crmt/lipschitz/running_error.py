@@ -1,0 +1,228 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+r"""How far the features that a network computes as it runs can be from those of exact arithmetic.
+
+A certificate at level sound judges perturbed inputs in exact arithmetic, but its clean prediction must be the one that
+the model gives as it runs, in single precision and in any split of the batch. So the error of the running features is
+bounded, layer by layer. With exact values z, running values :math:`\hat z = z + \delta`, :math:`\|\delta\| \le e`, and
+a layer with Lipschitz bound L,
+
+.. math:: e' = L e + \gamma_n \left( \| M(z) \| + \|M\| e \right), \qquad \gamma_n = \frac{n u}{1 - n u} ,
+
+where M replaces every number of the layer by its absolute value: for :math:`W z + b` it is :math:`|W| |z| + |b|`
+(Higham, Accuracy and Stability of Numerical Algorithms, chapter 3), for sums in any order. This is about one point, the
+clean input; :mod:`~lightning_crmt.lipschitz.rigorous` proves more, all around it, for fewer layers.
+
+Assumed, not proved: the roundings of a long sum do not all err to one side, so that n of them count as
+:math:`4 \sqrt n` (Higham and Mary, SIAM J. Sci. Comput. 41, 2019); libraries may compute convolutions by algorithms
+with larger errors than direct sums, up to ``_CONVOLUTION`` times; functions such as ``tanh`` are off by a few units in
+the last place; and a layer whose rule was registered by a user is no worse than ``_REGISTERED`` roundings of its input
+and output.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lightning_crmt.encoders import MLP, ConvNet1d, ConvNet2d, LipschitzCNN, LipschitzMLP
+from lightning_crmt.layers import (
+    GroupSort,
+    MaxMin,
+    Residual,
+    Scale,
+    ScaledAvgPool1d,
+    ScaledAvgPool2d,
+)
+from lightning_crmt.lipschitz.bounds.rules import batch_norm_scale, convolution_of
+
+#: By how much algorithms such as Winograd's may exceed the error of direct sums.
+_CONVOLUTION = 4.0
+#: Roundings that a layer of a user's own is taken to make.
+_REGISTERED = 1024
+#: Roundings that a function of one number is taken to make.
+_FUNCTION = 8
+
+#: Bound of a layer in the l2 norm at a shape.
+Bounds: TypeAlias = Callable[[nn.Module, tuple[int, ...]], float]
+
+_EXACT = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU, nn.ReLU6,
+    nn.Hardtanh, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d,
+    nn.ZeroPad2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, GroupSort, MaxMin,
+)  # fmt: skip
+_FUNCTIONS = (
+    nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Sigmoid, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU,
+    nn.Softplus, nn.Hardsigmoid,
+)  # fmt: skip
+_AVERAGES = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, ScaledAvgPool1d, ScaledAvgPool2d
+)  # fmt: skip
+
+
+class Precision:
+    """Unit roundoffs of a type of numbers as products and other operations run.
+
+    Args:
+        dtype: single or double precision.
+        device: where the network runs.
+
+    Raises:
+        ValueError: for half precision: its rounding exceeds the margins of most classifiers.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "a model must run in float32 or float64 to be certified, it runs in "
+                f"{str(dtype).removeprefix('torch.')}; certify model.float(), or take estimated constants"
+            )
+        #: What the unit roundoff of double precision is of this one.
+        self.share_of_double = 1.0 if dtype is torch.float64 else 2.0**-24
+        self.unit = 2.0**-24 if dtype is torch.float32 else 2.0**-53
+        self.smallest = 2.0**-126 if dtype is torch.float32 else 2.0**-1022
+        self.largest = float(torch.finfo(dtype).max) * 2.0**-4
+        self.factors = _unit_of_factors(device) if dtype is torch.float32 else 0.0
+
+    def gamma(self, count: int) -> float:
+        """Relative error of a sum of ``count`` terms with rounded factors; infinite where nothing can be said."""
+        total = min(count, 4 * math.sqrt(count)) * self.unit
+        return math.inf if total >= 0.5 else total / (1 - total) + 3 * self.factors
+
+
+def _unit_of_factors(device: torch.device) -> float:
+    """By how much the factors of products in single precision may be rounded first; 0 if they are not."""
+    units = {"highest": 0.0, "ieee": 0.0, "none": 0.0, "high": 2.0**-11, "tf32": 2.0**-11}
+    chosen = ["highest"]
+    try:
+        chosen.append(torch.get_float32_matmul_precision())
+    except RuntimeError:  # set by the newer switches below, and not all alike
+        chosen.append("bf16")
+    backends: list[Any] = [torch.backends]
+    if device.type == "cuda":
+        backends += [torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None), torch.backends.cuda.matmul]
+    else:
+        mkldnn = torch.backends.mkldnn
+        backends += [mkldnn, getattr(mkldnn, "conv", None), getattr(mkldnn, "matmul", None)]
+    for backend in backends:
+        chosen.append(getattr(backend, "fp32_precision", "none"))
+        if device.type == "cuda" and getattr(backend, "allow_tf32", False):
+            chosen.append("tf32")
+    for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE"):
+        if os.environ.get(name, "strict").lower() not in ("strict", "0"):
+            chosen.append("bf16")
+    return max(units.get(each, 2.0**-8) for each in chosen)
+
+
+@torch.no_grad()
+def running_error(
+    running: nn.Module, twin: nn.Module, x: Tensor, precision: Precision, bounds: Bounds
+) -> tuple[Tensor, Tensor]:
+    r"""Exact features, and how far those that the network computes as it runs may be from them.
+
+    Args:
+        running: the network, in evaluation mode, every layer of a type with a rule.
+        twin: a copy in double precision, with stored weights in place of those that ``running`` computes in every pass.
+        x: samples as the network gets them, ``(B, ...)``, in double precision.
+        precision: as the network runs.
+        bounds: l2 bound of a layer of ``twin`` at a shape.
+
+    Returns:
+        Features ``(B, ...)`` in double precision, and a bound of the l2 norm of the error, ``(B,)``; infinite where
+        numbers may overflow.
+
+    >>> from lightning_crmt.lipschitz import lipschitz_bound
+    >>> layer, x = nn.Linear(3, 2), torch.ones(5, 3).double()
+    >>> twin = nn.Linear(3, 2).double()
+    >>> _ = twin.load_state_dict(layer.state_dict())
+    >>> precision = Precision(torch.float32, torch.device("cpu"))
+    >>> features, error = running_error(layer, twin, x, precision, lipschitz_bound)
+    >>> features.shape, bool((error < 1e-6).all())
+    (torch.Size([5, 2]), True)
+    """
+    return _Walk(precision, bounds)(running, twin, x, x.new_zeros(len(x)))
+
+
+class _Walk:
+    def __init__(self, precision: Precision, bounds: Bounds) -> None:
+        self.precision, self.bounds = precision, bounds
+
+    def __call__(self, running: Any, twin: Any, z: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        kind = parametrize.type_before_parametrizations(running)
+        if kind is nn.Sequential:
+            for name, part in twin._modules.items():
+                z, error = self(running._modules[name], part, z, error)
+            return z, error
+        if kind in (MLP, ConvNet1d, ConvNet2d, LipschitzMLP, LipschitzCNN):
+            return self(running.layers, twin.layers, z, error)
+        if kind is Residual:
+            return self._residual(running, twin, z, error)
+        out = twin(z)
+        error = self.bounds(twin, tuple(z.shape[1:])) * error
+        if kind not in _EXACT:
+            error = error + self._made(running, twin, z, out, error)
+        return out, torch.where(_norm(out, math.inf) < self.precision.largest, error, math.inf)
+
+    def _made(self, running: Any, layer: Any, z: Tensor, out: Tensor, error: Tensor) -> Tensor:
+        """What the layer's own rounding adds."""
+        p, entries = self.precision, out[0].numel()
+        if isinstance(layer, nn.Linear):
+            weight, bias = layer.weight.abs(), None if layer.bias is None else layer.bias.abs()
+            gamma = p.gamma(weight.shape[1] + 2)
+            return self._products(F.linear(z.abs(), weight, bias), running, layer, z, error, gamma)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d):
+            gamma = _CONVOLUTION * p.gamma(layer.weight[0].numel() + 2)
+            return self._products(_absolute_convolution(layer, z), running, layer, z, error, gamma)
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            shape = (-1, *(1,) * (z.dim() - 2))
+            scale, mean = batch_norm_scale(layer).to(z), torch.as_tensor(layer.running_mean).abs()
+            bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.abs()
+            magnitude = (z.abs() + mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape)
+            return p.gamma(6) * (_norm(magnitude) + float(scale.max()) * error) + p.smallest * entries
+        if isinstance(layer, _AVERAGES):
+            count = math.prod(z.shape[2:]) + 2
+            return p.gamma(count) * (_norm(layer(z.abs())) + error) + p.smallest * entries
+        if isinstance(layer, Scale):
+            return p.gamma(1) * (_norm(out) + error) + p.smallest * entries
+        count, terms = (_FUNCTION, math.sqrt(entries)) if isinstance(layer, _FUNCTIONS) else (_REGISTERED, 0.0)
+        return p.gamma(count) * (_norm(z) + _norm(out) + terms + error) + p.smallest * entries
+
+    def _products(self, magnitude: Tensor, running: Any, layer: Any, z: Tensor, error: Tensor, gamma: float) -> Tensor:
+        weight: Tensor = layer.weight.abs()
+        # ||M|| <= sqrt(largest row sum * largest column sum), of a convolution too.
+        sums = weight.flatten(1).sum(1).max() * weight.transpose(0, 1).flatten(1).sum(1).max()
+        spread = math.sqrt(float(sums))
+        # Weights that are computed in every pass come out a little different, from one number of threads to another.
+        drift: Tensor = running.weight.to(weight) - layer.weight
+        apart = 4 * float(drift.norm()) * math.sqrt(math.prod(weight.shape[2:]))
+        lost = self.precision.smallest * magnitude[0].numel() * weight[0].numel()
+        return gamma * (_norm(magnitude) + spread * error) + apart * (_norm(z) + error) + lost
+
+    def _residual(self, running: Residual, twin: Residual, z: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        weight = float(twin.weight)
+        branch, of_branch = self(running.branch, twin.branch, z, error)
+        out = (1 - weight) * z + weight * branch
+        made = (1 + abs(1 - weight)) * (_norm(z) + error) + (1 + abs(weight)) * (_norm(branch) + of_branch)
+        made = self.precision.gamma(4) * made + self.precision.smallest * out[0].numel()
+        return out, abs(1 - weight) * error + abs(weight) * of_branch + made
+
+
+def _norm(value: Tensor, order: float = 2.0) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(value.flatten(1), ord=order, dim=1)
+    return norm
+
+
+def _absolute_convolution(layer: Any, z: Tensor) -> Tensor:
+    operator = convolution_of(layer)
+    magnitude: Tensor = replace(operator, kernel=operator.kernel.abs().to(z)).apply(z.abs())
+    if layer.bias is not None:
+        magnitude = torch.add(magnitude, layer.bias.abs().reshape(-1, *(1,) * operator.axes))
+    return magnitude

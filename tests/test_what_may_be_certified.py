@@ -1,0 +1,402 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing is certified that was not examined, and what is certified is true of the model as it runs."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_crmt import (
+    CRMTModule,
+    FusionOutput,
+    LinearFusion,
+    NoBoundError,
+    OrthogonalFusion,
+    Soundness,
+    encoder_bounds,
+    estimate_lipschitz,
+    with_fixed_weights,
+)
+from lightning_crmt.callbacks import CertifiedRobustness
+from lightning_crmt.certification import certify_late_fusion
+from lightning_crmt.encoders import MLP, LipschitzMLP
+from lightning_crmt.layers import OrthogonalLinear, Residual
+
+
+def model_of(encoder=None, features=4, head=LinearFusion, classes=3):
+    torch.manual_seed(0)
+    encoders = {"a": nn.Linear(6, features) if encoder is None else encoder, "b": MLP(5, features)}
+    sizes = dict.fromkeys("ab", features)
+    return CRMTModule(encoders, classes, head=head, in_features=sizes).eval()
+
+
+def inputs_of(size=20):
+    generator = torch.Generator().manual_seed(1)
+    return {"a": torch.randn(size, 6, generator=generator), "b": torch.randn(size, 5, generator=generator)}
+
+
+# --- constants know what they are of
+
+
+def changed_by_data(model):
+    model.encoders["a"].weight.data.mul_(10)
+
+
+def loaded(model):
+    model.load_state_dict({name: 3 * value for name, value in model.state_dict().items()})
+
+
+def averaged(model):
+    for parameter in model.encoders.parameters():
+        parameter.data = 0.5 * parameter.data + 0.5
+
+
+def adapted(model):
+    with torch.no_grad():
+        model.encoders["b"].layers[1].weight.add_(0.1)
+
+
+@pytest.mark.parametrize("change", [changed_by_data, loaded, averaged, adapted])
+def test_constants_of_other_weights_are_refused_and_computed_again_where_none_are_given(change):
+    model, inputs = model_of(), inputs_of()
+    constants, before = encoder_bounds(model.encoders), model.certify(inputs)
+    torch.testing.assert_close(model.certify(inputs, constants).radius(), before.radius())
+    change(model)
+    with pytest.raises(ValueError, match=r"`lipschitz` must be bounds of these very encoders.*weights were changed"):
+        model.certify(inputs, constants)
+    fresh = copy.deepcopy(model)
+    torch.testing.assert_close(model.certify(inputs).radius(), fresh.certify(inputs).radius())
+    assert not torch.equal(model.certify(inputs).radius(), before.radius())
+
+
+def test_constants_that_nobody_examined_certify_nothing():
+    model, inputs = model_of(), inputs_of()
+    made_up = encoder_bounds({"a": nn.Identity(), "b": nn.Identity()})
+    with pytest.raises(ValueError, match="`lipschitz` must be bounds of these very encoders"):
+        model.certify(inputs, made_up)
+
+
+def pooled():
+    return nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+
+
+def test_bounds_of_one_length_do_not_serve_another():
+    torch.manual_seed(0)
+    model = CRMTModule({"a": pooled(), "b": pooled()}, 3, head=LinearFusion, in_features={"a": 4, "b": 4}).eval()
+    long, short = ({name: torch.randn(8, 1, length) for name in "ab"} for length in (400, 4))
+    constants = encoder_bounds(model.encoders, {"a": (1, 400), "b": (1, 400)})
+    model.certify(long, constants)
+    with pytest.raises(ValueError, match=r"`lipschitz` must be bounds for samples of shapes \{'a': \(1, 4\)"):
+        model.certify(short, constants)
+
+
+@pytest.mark.parametrize("lengths", [(400, 4, 4), (4, 400, 4), (40, 4, 400, 7, 4)])
+def test_a_loader_of_several_lengths_gives_each_its_own_bound(lengths):
+    torch.manual_seed(0)
+    model = CRMTModule({"a": pooled(), "b": pooled()}, 3, head=LinearFusion, in_features={"a": 4, "b": 4}).eval()
+    batches = []
+    for length in lengths:
+        inputs = {name: torch.randn(16, 1, length) for name in "ab"}
+        batches.append((inputs, model(inputs).logits.argmax(1).detach()))
+    trainer = Trainer(
+        logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[CertifiedRobustness([0.3])],
+    )  # fmt: skip
+    (numbers,) = trainer.test(model, DataLoader(batches, batch_size=None), verbose=False)
+    alone = [copy.deepcopy(model).certify(inputs).radius() for inputs, _ in batches]
+    expected = torch.cat(alone).mean().item()
+    assert numbers["test/certified_radius/joint"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_weights_that_change_between_two_batches_of_a_validation_are_noticed():
+    model, inputs = model_of(), inputs_of()
+    first = model.certify(inputs).radius()
+    changed_by_data(model)
+    second = model.certify(inputs).radius()
+    with torch.no_grad():
+        model.encoders["a"].weight.div_(10)
+    torch.testing.assert_close(model.certify(inputs).radius(), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv1d(5, 5, 1), nn.AdaptiveAvgPool1d(1), nn.AdaptiveMaxPool1d(1), nn.MaxPool1d(2), nn.AvgPool1d(2)]
+)
+def test_inputs_without_a_batch_are_refused(layer):
+    model = CRMTModule({"a": nn.Sequential(layer, nn.Flatten())}, 2, head=LinearFusion, in_features={"a": 40}).eval()
+    with pytest.raises(ValueError, match=r"must have channels and 1 axes|must have shape"):
+        model.certify({"a": torch.randn(5, 40)})
+
+
+# --- the gate
+
+
+class Hot(LinearFusion):
+    def forward(self, features):
+        output = super().forward(features)
+        return FusionOutput(10 * output.logits, output.scores, output.features)
+
+
+class HotFuse(LinearFusion):
+    def fuse(self, scores):
+        return 10 * super().fuse(scores)
+
+
+class HotDirections(OrthogonalFusion):
+    @property
+    def directions(self):
+        return {name: 10 * rows for name, rows in super().directions.items()}
+
+
+@pytest.mark.parametrize("head", [Hot, HotFuse, HotDirections])
+@pytest.mark.parametrize("level", ["sound", "rigorous"])
+def test_a_head_of_another_type_is_refused(head, level):
+    with pytest.raises((TypeError, ValueError), match="`head` must"):
+        model_of(head=head).certify(inputs_of(), level=level)
+
+
+def hook(module, arguments, output=None):
+    """Does nothing, which nobody can know."""
+
+
+def hook_on_encoder(model):
+    model.encoders["a"].register_forward_hook(hook)
+
+
+def hook_before_part(model):
+    model.encoders["b"].layers[0].register_forward_pre_hook(hook)
+
+
+def hook_on_head(model):
+    model.head.register_forward_hook(hook)
+
+
+def hook_on_model(model):
+    model.register_forward_pre_hook(hook)
+
+
+@pytest.mark.parametrize("level", ["sound", "rigorous"])
+@pytest.mark.parametrize("add", [hook_on_encoder, hook_before_part, hook_on_head, hook_on_model])
+def test_hooks_are_refused_by_name_also_with_bounds_given(add, level):
+    model, inputs = model_of(), inputs_of()
+    constants = encoder_bounds(model.encoders, level=level)
+    add(model)
+    for given in (None, constants):
+        with pytest.raises(ValueError, match="hook"):
+            model.certify(inputs, given, level=level)
+    estimates = model.certify(inputs, estimate_lipschitz(model, [inputs]))
+    assert estimates.soundness is Soundness.ESTIMATED
+
+
+def test_global_hooks_are_refused():
+    model, inputs = model_of(), inputs_of()
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        with pytest.raises(ValueError, match="hook"):
+            model.certify(inputs)
+    finally:
+        handle.remove()
+    model.certify(inputs)
+
+
+def test_replaced_methods_are_refused(monkeypatch):
+    inputs = inputs_of()
+    for path in ("encoders.a", "encoders.b.layers.0", "head"):
+        model = model_of()
+        part = model.get_submodule(path)
+        part.forward = type(part).forward.__get__(part)
+        with pytest.raises(ValueError, match="forward"):
+            model.certify(inputs)
+    model = model_of()
+    model.head.fuse = lambda scores: 10 * LinearFusion.fuse(model.head, scores)
+    with pytest.raises(ValueError, match="fuse"):
+        model.certify(inputs)
+    model = model_of()
+    model.forward = lambda inputs: CRMTModule.forward(model, {name: 10 * x for name, x in inputs.items()})
+    with pytest.raises(ValueError, match="forward"):
+        model.certify(inputs)
+    forward = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: 10 * forward(layer, x))
+    with pytest.raises(ValueError, match="methods of its type were replaced"):
+        model_of().certify(inputs)
+
+
+class Wrapped(torch.Tensor):
+    pass
+
+
+def test_weights_that_are_no_plain_tensors_are_refused():
+    model = model_of()
+    weight = nn.Parameter(model.encoders["a"].weight.detach().as_subclass(Wrapped))
+    model.encoders["a"].weight = weight
+    assert type(model.encoders["a"].weight) is not nn.Parameter
+    with pytest.raises(TypeError, match=r"`a.weight` must be a plain tensor"):
+        model.certify(inputs_of())
+
+
+class Scaled(CRMTModule):
+    def forward(self, inputs):
+        return super().forward({name: 10 * value for name, value in inputs.items()})
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_forward_that_does_more_is_refused(given):
+    torch.manual_seed(0)
+    model = Scaled({"a": nn.Linear(6, 4)}, 3, in_features={"a": 4}, head=LinearFusion).eval()
+    constants = encoder_bounds(model.encoders) if given else None
+    with pytest.raises(ValueError, match="`forward` must be that of CRMTMixin"):
+        model.certify({"a": torch.randn(5, 6)}, constants)
+
+
+class InDict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoders = {"a": nn.Sequential(nn.Dropout(0.9), nn.Linear(20, 16))}
+        self.head = LinearFusion({"a": 16}, 3)
+
+    def forward(self, inputs):
+        return self.head({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
+
+
+def test_encoders_that_eval_does_not_reach_are_refused():
+    with pytest.raises(TypeError, match="`model` must register 'a' as a submodule"):
+        certify_late_fusion(InDict().eval(), {"a": torch.randn(5, 20)})
+
+
+def test_a_plain_module_must_answer_what_its_encoders_and_head_do():
+    class Louder(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.encoders, self.factor = nn.ModuleDict({"a": nn.Linear(20, 16)}), factor
+            self.head = LinearFusion({"a": 16}, 3)
+
+        def forward(self, inputs):
+            return self.head({name: encoder(self.factor * inputs[name]) for name, encoder in self.encoders.items()})
+
+    inputs = {"a": torch.randn(5, 20)}
+    assert (certify_late_fusion(Louder(1), inputs).radius() > 0).any()
+    with pytest.raises(ValueError, match="`model` must answer head"):
+        certify_late_fusion(Louder(10), inputs)
+
+
+def test_a_part_that_eval_leaves_in_training_mode_is_refused():
+    model, inputs = model_of(nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 4))), inputs_of()
+    dropout = model.encoders["a"][0]
+    dropout.train = lambda mode=True: nn.Module.train(dropout, True)
+    with pytest.raises(ValueError, match=r"`model.eval\(\)` must put every part.*encoders.a.0"):
+        model.certify(inputs)
+    del dropout.train
+    model.certify(inputs)
+
+
+def test_parts_in_training_mode_are_run_in_evaluation_mode():
+    model = model_of(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)))
+    inputs = inputs_of()
+    right = model.certify(inputs).radius()
+    model.train()
+    model.encoders["b"].eval()
+    mean = model.encoders["a"][1].running_mean.clone()
+    torch.testing.assert_close(model.certify(inputs).radius(), right)
+    assert torch.equal(model.encoders["a"][1].running_mean, mean)
+    assert model.training
+    assert not model.encoders["b"].training
+
+
+def test_a_residual_layer_is_bounded_for_every_weight():
+    for weight in (-0.7, 0.0, 0.3, 1.0, 2.49):
+        residual = Residual(OrthogonalLinear(2, 2, bias=False), weight=nn.Parameter(torch.tensor(0.5)))
+        with torch.no_grad():
+            residual.branch.raw.copy_(-torch.eye(2))
+            residual.weight.fill_(weight)
+        matrix = torch.stack([residual(row[None])[0] for row in torch.eye(2)]).detach()
+        bound = encoder_bounds({"a": residual}).values["a"]
+        assert bound >= torch.linalg.matrix_norm(matrix, ord=2) * (1 - 1e-6)
+
+
+# --- arithmetic
+
+
+def exact(model, inputs):
+    return copy.deepcopy(model).double().certify({name: value.double() for name, value in inputs.items()})
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 101325.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_single_precision_lengthens_no_radius(offset, scale):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    model = CRMTModule({"a": encoder}, 4, in_features={"a": 8}, head=LinearFusion).eval()
+    with torch.no_grad():
+        encoder[0].weight.copy_(scale * torch.randn(16, 8))
+        encoder[0].bias.copy_(-offset * encoder[0].weight.double().sum(1))
+    inputs = {"a": offset + 0.02 * torch.randn(300, 8)}
+    certificate, right = model.certify(inputs), exact(model, inputs)
+    sure = certificate.radius() > 0
+    assert torch.equal(certificate.prediction[sure], right.prediction[sure])
+    assert (certificate.radius()[sure] <= right.radius()[sure] * (1 + 1e-9)).all()
+    for size in (1, 7, 64):
+        alone = torch.cat([model({"a": part}).logits.argmax(1) for part in inputs["a"].split(size)])
+        assert torch.equal(alone[sure], certificate.prediction[sure])
+    if offset == 0:
+        assert sure.float().mean() > 0.95  # what can be vouched for is
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head", [LinearFusion, OrthogonalFusion])
+def test_half_precision_is_refused(dtype, head):
+    model = model_of(head=head).to(dtype)
+    with pytest.raises(ValueError, match="a model must run in float32 or float64 to be certified"):
+        model.certify({name: value.to(dtype) for name, value in inputs_of().items()})
+
+
+def test_reduced_precision_of_products_is_seen():
+    model, inputs = model_of(), inputs_of(400)
+    full = (model.certify(inputs).radius() > 0).sum()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        reduced = (model.certify(inputs).radius() > 0).sum()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert reduced < full
+
+
+@pytest.mark.parametrize("factor", [1e-23, 1e-30, 1e-38])
+def test_tiny_weights_do_not_make_radii_infinite(factor):
+    torch.manual_seed(0)
+    model = CRMTModule({"a": nn.Identity()}, 3, in_features={"a": 3}, head=LinearFusion).eval()
+    x = {"a": torch.randn(5, 3)}
+    with torch.no_grad():
+        model.head.bias.zero_()
+    right = model.certify(x).radius()
+    with torch.no_grad():
+        model.head.rows["a"].mul_(factor)
+    assert (model.certify(x).radius() <= right * (1 + 1e-2 if factor == 1e-38 else 1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("encoder", [LipschitzMLP(6, 8, hidden=(8,)), nn.Sequential(nn.Linear(6, 8), nn.GELU())])
+def test_radii_agree_with_double_precision(encoder):
+    model, inputs = model_of(encoder, features=8), inputs_of(200)
+    certificate, right = model.certify(inputs), exact(model, inputs)
+    sure = certificate.radius() > 0
+    assert sure.float().mean() > 0.95
+    torch.testing.assert_close(certificate.radius()[sure], right.radius()[sure], rtol=1e-5, atol=1e-7)
+    fixed = with_fixed_weights(model)
+    sure &= fixed.certify(inputs).radius() > 0
+    torch.testing.assert_close(fixed.certify(inputs).radius()[sure], right.radius()[sure], rtol=1e-4, atol=1e-6)
+
+
+def test_where_numbers_overflow_nothing_is_certified():
+    model = model_of(nn.Sequential(nn.Linear(6, 4), nn.ReLU()))
+    with torch.no_grad():
+        model.encoders["a"][0].weight.fill_(3e38)
+    assert (model.certify({name: 10 * value for name, value in inputs_of().items()}).radius() == 0).all()
+
+
+def test_layers_without_a_rule_are_named():
+    with pytest.raises(NoBoundError, match=r"the encoder of 'a'.*LayerNorm.* lipschitz=estimate_lipschitz"):
+        model_of(nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4))).certify(inputs_of())
