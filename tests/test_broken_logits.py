@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An input inside the budget for which logits are not finite breaks the model, whatever searches and counts."""
 
-import re
-
 import pytest
 import torch
 from support.linear_model import Linear, predict, samples
@@ -156,14 +154,13 @@ def test_training_on_a_lost_answer_names_the_attack_and_the_modality():
         def forward(self, x):
             return super().forward(x.sqrt())
 
+    torch.manual_seed(0)
     encoders = {"fou": Rooting(6, 4), "mor": torch.nn.Linear(6, 4)}
     module = CRMTModule(encoders, num_classes=3, rho=0, head=LinearFusion)
     inputs = {name: torch.rand(12, 6) + 0.01 for name in encoders}
     target = torch.arange(12) % 3
     mild = AdversarialTraining(LossAscent(Budget(1e-3)))
     mild.transform(module, inputs, target)
-    with pytest.raises(
-        ValueError,
-        match=re.escape("LossAscent made those of 12 of 12 samples NaN or infinite by its changes of ['fou']"),
-    ):
+    message = r"LossAscent made those of [1-9]\d* of 12 samples NaN or infinite by its changes of \['fou'\]"
+    with pytest.raises(ValueError, match=message):
         AdversarialTraining(LossAscent(Budget(5.0))).transform(module, inputs, target)
