@@ -3,11 +3,14 @@
 """Nothing is certified that was not examined, and what is certified is true of the model as it runs."""
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _OrthMaps, orthogonal
 from torch.utils.data import DataLoader
 
 from lightning_crmt import (
@@ -19,10 +22,12 @@ from lightning_crmt import (
     Soundness,
     encoder_bounds,
     estimate_lipschitz,
+    lipschitz_rule,
     with_fixed_weights,
 )
 from lightning_crmt.callbacks import CertifiedRobustness
 from lightning_crmt.certification import certify_late_fusion
+from lightning_crmt.certification.examined import Examined
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.layers import OrthogonalLinear, Residual
 
@@ -80,6 +85,75 @@ def test_constants_that_nobody_examined_certify_nothing():
         model.certify(inputs, made_up)
 
 
+class Mapped(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, weight):
+        return self.function(weight)
+
+
+class Times(nn.Module):
+    of_class = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self._private = 1.0
+        self.nested = {"factors": [1.0]}
+
+    def forward(self, x):
+        return x * (self.of_class * self._private * self.nested["factors"][0])
+
+
+@lipschitz_rule(Times)
+def _(layer, place):
+    return abs(layer.of_class * layer._private * layer.nested["factors"][0])
+
+
+def by_another_function(encoder):
+    encoder[1].parametrizations.weight[0].function = lambda weight: 3 * weight
+
+
+def by_a_private_attribute(encoder):
+    encoder[0]._private = 30.0
+
+
+def by_a_nested_attribute(encoder):
+    encoder[0].nested["factors"][0] = 30.0
+
+
+def by_a_class_attribute(encoder):
+    Times.of_class = 30.0
+
+
+def by_another_map(encoder):
+    encoder[2].parametrizations.weight[0].orthogonal_map = _OrthMaps.cayley
+
+
+@pytest.mark.parametrize(
+    "change",
+    [by_another_function, by_a_private_attribute, by_a_nested_attribute, by_a_class_attribute, by_another_map],
+)
+def test_what_parts_compute_is_more_than_their_weights(change, monkeypatch):
+    monkeypatch.setattr(Times, "of_class", 1.0)
+    mapped = nn.Sequential(
+        Times(),
+        parametrize.register_parametrization(nn.Linear(6, 6), "weight", Mapped(lambda weight: 2 * weight)),
+        orthogonal(nn.Linear(6, 4), orthogonal_map="matrix_exp", use_trivialization=False),
+    )
+    model, inputs = model_of(mapped), inputs_of()
+    before, constants = model.certify(inputs), encoder_bounds(model.encoders)
+    torch.testing.assert_close(model.certify(inputs, constants).margins, before.margins)
+    change(mapped)
+    after = model.certify(inputs)
+    assert not torch.allclose(after.radius(), before.radius())
+    Examined._known.clear()
+    torch.testing.assert_close(after.radius(), model.certify(inputs).radius())
+    with pytest.raises(ValueError, match="`lipschitz` must be bounds of these very encoders"):
+        model.certify(inputs, constants)
+
+
 def pooled():
     return nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten())
 
@@ -130,6 +204,22 @@ def test_inputs_without_a_batch_are_refused(layer):
     model = CRMTModule({"a": nn.Sequential(layer, nn.Flatten())}, 2, head=LinearFusion, in_features={"a": 40}).eval()
     with pytest.raises(ValueError, match=r"must have channels and 1 axes|must have shape"):
         model.certify({"a": torch.randn(5, 40)})
+
+
+def test_padding_that_would_shift_samples_is_refused():
+    shifted = nn.Sequential(nn.ZeroPad2d((0, 0, 1, -1)), nn.Linear(6, 4))
+    assert torch.equal(shifted[0](torch.ones(2, 6)), torch.tensor([[0.0] * 6, [1.0] * 6]))
+    with pytest.raises(ValueError, match=r"'0', a ZeroPad2d: samples must have two axes.*got shape \(6,\)"):
+        model_of(shifted).certify(inputs_of())
+
+
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_padding_that_was_changed_is_refused(padding):
+    convolution = nn.Conv1d(1, 1, 3, padding=padding, padding_mode="replicate")
+    assert encoder_bounds({"a": convolution}, {"a": (1, 5)}).values["a"] > 0
+    convolution.padding = (0,)  # which its forward does not read
+    with pytest.raises(ValueError, match="`padding` must be as it was when the layer was made"):
+        encoder_bounds({"a": convolution}, {"a": (1, 5)})
 
 
 # --- the gate
@@ -283,6 +373,23 @@ def test_a_plain_module_must_answer_what_its_encoders_and_head_do():
         certify_late_fusion(Louder(10), inputs)
 
 
+@pytest.mark.parametrize("level", ["sound", "rigorous"])
+def test_a_plain_module_may_answer_otherwise_by_rounding_alone(level):
+    class Shifted(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.encoders, self.shift = nn.ModuleDict({"a": nn.Linear(20, 16)}), shift
+            self.head = LinearFusion({"a": 16}, 3)
+
+        def forward(self, inputs):
+            return self.head({"a": self.encoders["a"](inputs["a"])}).logits + torch.tensor([0.0, 0.0, self.shift])
+
+    inputs = {"a": torch.randn(5, 20)}
+    assert (certify_late_fusion(Shifted(0.0).eval(), inputs, level=level).radius() > 0).any()
+    with pytest.raises(ValueError, match="`model` must answer head"):
+        certify_late_fusion(Shifted(5e-4).eval(), inputs, level=level)
+
+
 def test_a_part_that_eval_leaves_in_training_mode_is_refused():
     model, inputs = model_of(nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 4))), inputs_of()
     dropout = model.encoders["a"][0]
@@ -388,6 +495,68 @@ def test_radii_agree_with_double_precision(encoder):
     fixed = with_fixed_weights(model)
     sure &= fixed.certify(inputs).radius() > 0
     torch.testing.assert_close(fixed.certify(inputs).radius()[sure], right.radius()[sure], rtol=1e-4, atol=1e-6)
+
+
+def in_place(activation):
+    return nn.Sequential(activation(inplace=True), nn.Linear(6, 6))
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [in_place(nn.ELU), in_place(nn.LeakyReLU), nn.Sequential(nn.Linear(6, 6), Residual(in_place(nn.ReLU)))],
+    ids=["ELU", "LeakyReLU", "in a branch"],
+)
+def test_activations_in_place_change_no_sample_and_no_shortcut(encoder):
+    model, inputs = model_of(encoder, features=6), inputs_of(200)
+    before = {name: value.clone() for name, value in inputs.items()}
+    certificate = model.certify(inputs)
+    assert all(torch.equal(value, before[name]) for name, value in inputs.items())
+    exact_model = copy.deepcopy(model).double()
+    logits = exact_model({name: value.double().clone() for name, value in inputs.items()}).logits
+    margins = logits.gather(1, certificate.prediction[:, None]) - logits
+    sure = certificate.radius() > 0
+    assert sure.float().mean() > 0.95
+    torch.testing.assert_close(certificate.margins[sure], margins[sure], rtol=1e-6, atol=1e-6)
+
+
+def test_encoders_in_double_precision_before_a_head_in_single_round_in_double():
+    model = CRMTModule({"a": nn.Linear(2, 1).double()}, 2, in_features={"a": 1}, head=LinearFusion).eval()
+    weight = torch.tensor([[3.0, -3.0]], dtype=torch.float64) / 7
+    with torch.no_grad():
+        model.encoders["a"].weight.copy_(weight)
+        model.encoders["a"].bias.zero_()
+        model.head.rows["a"].copy_(torch.tensor([[1.0], [0.0]]))
+        model.head.bias.zero_()
+    # Whose products are rounded to eighths, and differ by as little as a few sevenths.
+    x = 1e15 + torch.randint(-9, 10, (200, 2), generator=torch.Generator().manual_seed(0)).double()
+    certificate = model.certify({"a": x})
+    distance = torch.tensor([float(Fraction(float(weight[0, 0])) * int(a - b)) for a, b in x]).abs() / weight.norm()
+    assert (certificate.radius() > 0).any()
+    assert (certificate.radius() <= distance * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize(("rows", "message"), [(torch.bfloat16, "a model must run in float32"), (torch.float32, None)])
+def test_a_head_rounds_as_its_coarsest_part(rows, message):
+    model = CRMTModule({"a": nn.Identity()}, 2, in_features={"a": 64}, head=LinearFusion).double().eval()
+    model.head.rows.to(rows)
+    x = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)).double()
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            model.certify({"a": x})
+        return
+    with torch.no_grad():
+        # Nearly on the boundary: a margin that single precision cannot tell from 0, and double can.
+        normal = (model.head.rows["a"][0] - model.head.rows["a"][1]).double()
+        offset = x @ normal + model.head.bias[0] - model.head.bias[1] - 1e-10
+        x -= offset[:, None] * normal / normal.square().sum()
+    assert (model.certify({"a": x}).radius() == 0).all()
+
+
+def test_where_more_than_rounding_separates_run_and_twin_nothing_is_certified():
+    model, inputs = model_of(nn.BatchNorm1d(6), features=6), inputs_of()
+    with torch.no_grad():
+        model.encoders["a"].running_var.fill_(-9.9999e-6)  # of `running_var + eps`, little is left but rounding
+    assert (model.certify(inputs).radius() == 0).all()
 
 
 def test_where_numbers_overflow_nothing_is_certified():

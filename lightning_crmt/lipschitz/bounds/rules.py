@@ -29,7 +29,7 @@ from lightning_crmt.lipschitz.gate import exact_numbers
 _IDENTITY_IN_EVALUATION = [nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout]
 _SLOPES_UP_TO_ONE = [nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Hardtanh]
 # They permute, or extend by constants.
-_REORDERING = [nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d]
+_REORDERING = [nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d]
 # Sorting changes no distance between sorted vectors by more than it was. Windows that are disjoint are each a row
 # (1, ..., 1) / sqrt(n) of norm 1.
 _OWN = [GroupSort, ScaledAvgPool1d, ScaledAvgPool2d]
@@ -48,6 +48,13 @@ CONSTANTS: dict[type[nn.Module], float] = {
 @lipschitz_rule(*CONSTANTS)
 def _constant(layer: nn.Module, place: Place) -> float:
     return CONSTANTS[type(layer)]
+
+
+@lipschitz_rule(nn.ZeroPad2d)
+def _zero_pad(layer: nn.ZeroPad2d, place: Place) -> float:
+    if place.input_shape is not None and len(place.input_shape) < 2:
+        raise ValueError(f"samples must have two axes, so that they stay apart, got shape {place.input_shape}")
+    return 1.0
 
 
 @lipschitz_rule(nn.Sequential)
@@ -203,6 +210,9 @@ def convolution_of(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalC
         padding = tuple((total // 2, total - total // 2) for total in totals)
     else:
         padding = tuple((each, each) for each in _by_axis(layer.padding, kernel.dim() - 2))
+    around = [size for before_after in reversed(padding) for size in before_after]
+    if layer.padding_mode != "zeros" and list(layer._reversed_padding_repeated_twice) != around:
+        raise ValueError(f"`padding` must be as it was when the layer was made, it was changed to {layer.padding}")
     return Convolution(kernel, stride, padding, dilation, layer.groups, layer.padding_mode)
 
 
