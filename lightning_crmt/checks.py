@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,6 +26,24 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with keys {list(value)}"
     return f"a {type(value).__name__}"
+
+
+def require_package(name: str, reason: str, extra: str) -> Any:
+    """The module ``name`` of an optional package.
+
+    Raises:
+        ModuleNotFoundError: with the ``reason`` why it is needed and the extra that installs it, if it is not there.
+
+    >>> require_package("no_such_package", "this needs it", "video")
+    Traceback (most recent call last):
+        ...
+    ModuleNotFoundError: this needs it (No module named 'no_such_package'): pip install 'lightning_crmt[video]'
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        message = f"{reason} ({error}): pip install 'lightning_crmt[{extra}]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
 
 
 def check_at_least(least: float, **settings: float | None) -> None:

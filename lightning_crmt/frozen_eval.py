@@ -15,6 +15,19 @@ from lightning_crmt.modality import Inputs
 
 
 @contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every part in its own mode again, which may differ among them."""
+    training = [part for model in models for part in model.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False  # not .eval(): a user's override of it need not be undone by .train()
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
     """Inside, ``model`` is in evaluation mode with frozen parameters, and gradients can be taken in full precision.
 
@@ -29,16 +42,14 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
     >>> model.training, model[0].weight.requires_grad, model[0].weight.grad
     (True, True, None)
     """
-    modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = device_of(model)
     cuda = [device] if device.type == "cuda" else []
     try:
-        for module, _ in modes:
-            module.training = False  # not .eval(): a user's override of it need not be undone by .train()
         for parameter in trained:
             parameter.requires_grad_(False)
         with (
+            evaluating(model),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
@@ -48,8 +59,6 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -66,6 +66,15 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
+def as_vectors(features: Inputs) -> dict[str, Tensor]:
+    """One vector ``(B, d_m)`` per sample: of a sequence ``(B, T, d_m)`` its mean.
+
+    >>> as_vectors({"audio": torch.ones(2, 3), "text": torch.ones(2, 5, 4)})["text"].shape
+    torch.Size([2, 4])
+    """
+    return {name: z if z.dim() == 2 else z.flatten(1, -2).mean(dim=1) for name, z in features.items()}
+
+
 def at_least_single(value: Tensor) -> Tensor:
     """``value`` in double precision if it is so already, else in single; half is too coarse for differences."""
     return value if value.dtype is torch.float64 else value.float()

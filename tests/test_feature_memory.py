@@ -15,7 +15,7 @@ from lightning_crmt.attacks import PGD, Budget
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 from lightning_crmt.fusion import MemoryFusion
-from lightning_crmt.fusion.sparse_coding import reconstruction, sparse_codes
+from lightning_crmt.fusion.memory import reconstruction, sparse_codes
 from lightning_crmt.methods import AdversarialTraining, FeatureMemory, MinimalSimilarity, Mixup
 
 

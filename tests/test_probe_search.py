@@ -12,8 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_crmt import FusionOutput, LinearFusion, OrthogonalFusion, ProbeSearch, Soundness, estimate_lipschitz
-from lightning_crmt.lipschitz.screening.pairs import pair_norms
-from lightning_crmt.lipschitz.screening.screen import Prediction, Screen
+from lightning_crmt.lipschitz.screening import Prediction, Screen, pair_norms
 
 SIZES = {"image": (1, 8, 8), "audio": (20,)}
 CLASSES = 12
@@ -100,7 +99,7 @@ def test_most_gradients_are_not_taken(monkeypatch):
         taken.append(count)
         return norms, count
 
-    monkeypatch.setattr("lightning_crmt.lipschitz.screening.probes.pair_norms", counted)
+    monkeypatch.setattr("lightning_crmt.lipschitz.screening.pair_norms", counted)
     batches = split(samples(2048)[0])
     estimate_lipschitz(trained(), batches, search=ProbeSearch())
     assert 64 * CLASSES <= sum(taken) < 2048 * CLASSES / 2

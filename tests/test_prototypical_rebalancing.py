@@ -15,8 +15,7 @@ from lightning_crmt.callbacks import IntegrationReweighting
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 from lightning_crmt.methods import Mixup, PrototypicalRebalancing
-from lightning_crmt.methods.parts.prototypes import Prototypes
-from lightning_crmt.methods.prototypical_rebalancing import coefficients
+from lightning_crmt.methods.prototypical_rebalancing import Prototypes, coefficients
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import MixedTarget
 

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from support.linear_model import Linear, samples
+from support.obfuscated import HEALTHY, RADIUS, WRAPPED, build
 from torch import nn
 
 from lightning_crmt.attacks import (
@@ -21,6 +22,7 @@ from lightning_crmt.attacks import (
     MissingModality,
     RandomNoise,
     RandomSearch,
+    strongest,
     suspicions,
 )
 from lightning_crmt.attacks.survival import distance_by, fooled_by, surviving
@@ -128,6 +130,37 @@ def test_a_healthy_model_is_left_in_peace(kind, budget):
 )
 def test_nor_is_it_blamed_for_what_an_attack_is_like(attack):
     assert suspicions(attack, *of(Net())) == []
+
+
+@pytest.mark.parametrize("kind", [PGD, MinimumNorm])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_gradients_that_exist_and_mislead_are_named(name, kind):
+    said = suspicions(kind(Budget(RADIUS), steps=4), *build(name, seed=0))
+    assert any("8 of 8 samples the gradient does not foretell what small steps do" in each for each in said), said
+
+
+@pytest.mark.parametrize("radius", [0.1, RADIUS, 1000.0])
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_gradients_foretell_small_steps(name, radius):
+    assert suspicions(APGD(Budget(radius), steps=10, targeted=True), *build(name, seed=0)) == []
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_strongest_attack_does_not_depend_on_gradients(name):
+    model, inputs, target = build(name, seed=0)
+    budget = Budget(RADIUS)
+    without = fooled_by(RandomSearch(budget, steps=40), model, inputs, target)
+    assert without.any()
+    assert (fooled_by(strongest(budget, steps=4), model, inputs, target) >= without).all()
+
+
+def test_a_search_without_gradients_that_does_better_is_mentioned():
+    """Where steps are right and far too short, noise may find nothing and a search still does."""
+    model, inputs, target = of(Net())
+    tiny = PGD(Budget(0.2), steps=1, step_size=1e-4)
+    assert any(
+        re.search(r"(noise|no gradients).* fools \d+ ", each) for each in suspicions(tiny, model, inputs, target)
+    )
 
 
 def test_a_weak_attack_is_told_that_it_is_weak():

@@ -3,6 +3,7 @@
 """The short form of ``make soundness``, and whether what it measures by can be trusted."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,23 +19,22 @@ from fuzzing import exact, planted
 from fuzzing.exact import Reference, Threat
 from fuzzing.trials import Trial
 
-# Certificates hold. `gently` keeps to what is known to hold; without it the suite is `make soundness`.
+# Certificates hold; the long form of it is `make soundness`.
 
-GENTLE = {
-    "linear": 2,
-    "one-dimensional": 1,
-    "small ReLU": 1,
-    "network": 1,
-    "rigorous": 1,
-    "dropped modality": 1,
-    "changed weights": 2,
-    "global hook": 1,
+SHORT = {
+    "linear": (0, 1),
+    "one-dimensional": (0,),
+    "small ReLU": (0,),
+    "network": (1, 2),
+    "rigorous": (0,),
+    "dropped modality": (0,),
+    "changed weights": (0, 1),
 }
 
 
-@pytest.mark.parametrize(("kind", "seed"), [(kind, seed) for kind, count in GENTLE.items() for seed in range(count)])
+@pytest.mark.parametrize(("kind", "seed"), [(kind, seed) for kind, seeds in SHORT.items() for seed in seeds])
 def test_certificates_hold(kind, seed):
-    outcome = Trial(kind, seed, gently=True).run()
+    outcome = Trial(kind, seed).run()
     assert not outcome.violations, "\n".join(map(str, outcome.violations))
 
 
@@ -53,7 +53,7 @@ def test_certificates_hold(kind, seed):
     ],
 )
 def test_certificates_that_are_too_long_are_found(kind, shrink):
-    for seed in range(12):
+    for seed in range(1, 13):
         outcome = Trial(kind, seed, gently=True, shrink=shrink).run()
         if outcome.violations:
             assert outcome.wrong > 0
@@ -63,15 +63,19 @@ def test_certificates_that_are_too_long_are_found(kind, shrink):
 
 
 def test_a_violation_is_repeated_from_its_seed():
-    one, other = (Trial("linear", 7, gently=True, shrink=0.5).run() for _ in range(2))
+    one, other = (Trial("linear", 7, gently=True, shrink=0.3).run() for _ in range(2))
     assert [str(v) for v in one.violations] == [str(v) for v in other.violations]
     assert one.violations
 
 
-def test_the_command_says_what_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["soundness.py", "--repeat", "0:global hook"])
+def test_the_command_fails_for_a_wrong_certificate_and_says_how_to_repeat_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["soundness.py", "--repeat", "7:linear"])
+    monkeypatch.setattr(soundness, "Trial", partial(Trial, gently=True))
     assert soundness.main() == 0
-    assert "must have no forward hooks" in capsys.readouterr().out
+    assert "--repeat" not in capsys.readouterr().out
+    monkeypatch.setattr(soundness, "Trial", partial(Trial, gently=True, shrink=0.3))
+    assert soundness.main() == 1
+    assert "--repeat 7:linear" in capsys.readouterr().out
 
 
 # Exact answers, by other means.
@@ -125,9 +129,9 @@ def trap():
 
 
 def test_a_grid_and_regions_and_a_search_know_the_trap():
-    model, x, prediction = trap(), {"x": torch.zeros(1, 1).double()}, torch.tensor([0])
+    model, x, prediction = trap(), {"x": torch.full((1, 1), 0.1, dtype=torch.float64)}, torch.tensor([0])
     reference, threat = Reference(model, model), Threat(("x",))
-    true = 2 + 1 / 11
+    true = 2 + 1 / 11 - 0.1
     net = model.encoders["x"]
     weights = {"x": [(net[0].weight, net[0].bias), (net[2].weight, torch.zeros(1).double())]}
     rows = dict(model.head.class_weights)

@@ -317,7 +317,11 @@ def by_minimum_norm(
     except (ValueError, RuntimeError):  # logits that are not finite
         return best
     delta = {name: found.inputs[name] - inputs[name] for name in threat.modalities}
-    return torch.where(reference.other(found.inputs, prediction), threat.size(delta), best)
+    # It ends so near to the boundary that float64 cannot tell the sides apart: a hair further, it can.
+    size = threat.size(delta)
+    some = found.factor.isfinite() & (size > 0)
+    beyond = along(reference, inputs, prediction, threat, delta, torch.where(some, size, 1.0))
+    return torch.where(some, beyond, best)
 
 
 def on_a_grid(
@@ -326,8 +330,8 @@ def on_a_grid(
     """For modalities of one number each, one or two of them attacked: a dense grid of the sum that late fusion is."""
     best = torch.where(reference.other(inputs, prediction), 0.0, torch.inf)
     names = threat.modalities
-    spread = sum(inputs[name].std() for name in names)
-    reach = 2 * torch.where(radius.isfinite() & (radius > 0), radius, 3 * spread)
+    spread = sum(inputs[name].abs().max() for name in names) + 1e-300
+    reach = 2 * torch.where(radius.isfinite() & (radius > 0), radius, spread)
     with torch.no_grad():
         clean = reference(inputs)
     ahead = clean - clean.gather(1, prediction[:, None])

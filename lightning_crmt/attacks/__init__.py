@@ -8,10 +8,9 @@ from lightning_crmt.attacks.ensemble import Ensemble, MinimumNormEnsemble
 from lightning_crmt.attacks.external.autoattack import AutoAttack
 from lightning_crmt.attacks.external.foolbox import FoolboxDDN
 from lightning_crmt.attacks.fgm import FGM
-from lightning_crmt.attacks.loss_ascent import LossAscent
 from lightning_crmt.attacks.minimum_norm import Adversarial, MinimumNorm, MinimumNormAttack
 from lightning_crmt.attacks.missing import Fill, MissingModality, mean_inputs
-from lightning_crmt.attacks.pgd import PGD
+from lightning_crmt.attacks.pgd import PGD, LossAscent
 from lightning_crmt.attacks.presets import paper_fgm, paper_pgd, strongest
 from lightning_crmt.attacks.random_search import RandomNoise, RandomSearch
 from lightning_crmt.attacks.sanity_checks import PROBABILITIES, suspicions

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Self, override
 
 from lightning_crmt.attacks.search.ascent import Start
-from lightning_crmt.attacks.search.attacked_model import Classes, Model, public_logits, right_answers, under_attack
+from lightning_crmt.attacks.search.attacked_model import Classes, Model, broken, public_logits, under_attack
 from lightning_crmt.attacks.search.loss import Loss
 from lightning_crmt.attacks.search.worst_case import WorstCase
 from lightning_crmt.attacks.threat.budget import Budget, Radius
@@ -31,6 +31,9 @@ class Attack(ABC):
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
         """Perturbed inputs that fool the model wherever the attack succeeds.
 
+        Inputs for which logits are not finite fool it: it answers nothing there. Where that is so without any change
+        there is nothing to attack, and the call refuses; scores count such samples as wrong and attack the others.
+
         They have the precision of the model's parameters, and are on its device; a modality that is not attacked is the
         same tensor object as before. The model, ``inputs`` and the global random state are left as they were.
 
@@ -41,7 +44,7 @@ class Attack(ABC):
             target: true class of each sample, ``(B,)``, which the attack leads away from.
 
         Raises:
-            ValueError: if the settings do not fit the inputs, or inputs or logits are not finite.
+            ValueError: if the settings do not fit the inputs, or inputs or the logits of clean inputs are not finite.
             TypeError: if a modality that is to be perturbed holds integers.
             RuntimeError: if the model detaches its logits from an attacked modality and the attack needs gradients.
         """
@@ -61,7 +64,7 @@ class Attack(ABC):
         >>> MissingModality().succeeds(torch.eye(3), torch.tensor([0, 0, 2]))
         tensor([False,  True, False])
         """
-        return ~right_answers(logits, target)
+        return broken(logits, target)
 
 
 class BudgetedAttack(Attack):
@@ -129,11 +132,7 @@ class BudgetedAttack(Attack):
 
     @override
     def succeeds(self, logits: Tensor, target: Tensor) -> Tensor:
-        wrong = super().succeeds(logits, target)
-        if self.towards is None:
-            return wrong
-        led = logits.argmax(dim=1) == torch.as_tensor(self.towards, device=logits.device)
-        return wrong & (led | ~logits.isfinite().all(dim=1))
+        return broken(logits, target, self.towards)
 
 
 class FixedBudget(BudgetedAttack):

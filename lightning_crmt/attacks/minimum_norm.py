@@ -51,7 +51,7 @@ class MinimumNormAttack(BudgetedAttack):
             target: class of each sample, ``(B,)``, that the attack leads away from.
 
         Raises:
-            ValueError: if the budget does not fit the inputs, or inputs or logits are not finite.
+            ValueError: if the budget does not fit the inputs, or inputs or the logits of clean inputs are not finite.
             TypeError: if a modality that is to be perturbed holds integers.
             RuntimeError: if the model detaches its logits from an attacked modality.
         """
@@ -130,7 +130,7 @@ class MinimumNorm(MinimumNormAttack):
             change = 0.005 + 0.05 * share
             ahead = self.budget.steepest(gradient, attacked.inputs)
             # Not there yet: to first order the boundary is this much further.
-            missing = (-margin).clamp(min=0) / dot(ahead, gradient).clamp(min=1e-30)
+            missing = ((-margin).clamp(min=0) / dot(ahead, gradient).clamp(min=1e-30)).clamp(max=_FAR)
             grown = torch.where(reached, radius * (1 + change), size + missing)
             radius = torch.where(fooled, torch.minimum(radius, size) * (1 - change), grown).clamp(max=_FAR)
             reached = reached | fooled
@@ -149,7 +149,9 @@ class MinimumNorm(MinimumNormAttack):
             moved = self.budget.apply(delta, attacked.inputs)
             logits, margin, gradient = attacked.gradient(moved, objective)
             best.take(moved, attacked.fooled(logits))
-            nearest = self._nearest(gradient, dot(gradient, delta) - margin, attacked.inputs)
+            # Where logits are not finite there is no boundary to follow: straight back.
+            needed = (dot(gradient, delta) - margin).nan_to_num(0.0, 0.0, 0.0)
+            nearest = self._nearest(gradient, needed, attacked.inputs)
             share = max(0.1, 0.5 * (1 - step / steps))
             delta = {name: d + share * (1.002 * nearest[name] - d) for name, d in delta.items()}
             delta = self.budget.project(delta, attacked.inputs, 1.5 * best.factor.clamp(max=_FAR))

@@ -11,6 +11,7 @@ from lightning_crmt.attacks.ensemble import Ensemble
 from lightning_crmt.attacks.fgm import FGM
 from lightning_crmt.attacks.minimum_norm import MinimumNorm
 from lightning_crmt.attacks.pgd import PGD
+from lightning_crmt.attacks.random_search import RandomSearch
 from lightning_crmt.attacks.search.attacked_model import Classes
 from lightning_crmt.attacks.threat.budget import Budget
 
@@ -50,13 +51,15 @@ def strongest(
     """What to judge a model by: cheap attacks first, each on the samples that the ones before left.
 
     :class:`PGD` in ten steps; :class:`APGD` on the margin; on cross-entropy, whose gradient sees all classes; aimed at
-    each wrong class; from random starts at the four strongest; and :class:`MinimumNorm`, which goes along the boundary
-    instead of up the loss, towards these four. A sample that no attack fools costs about 17 gradients for each of
-    ``steps``.
+    each wrong class; from random starts at the four strongest; :class:`MinimumNorm`, which goes along the boundary
+    instead of up the loss, towards these four; and :class:`RandomSearch`, which asks for no gradient, so that none can
+    mislead it. A sample that is left to the end costs up to 17 gradients for each of ``steps``, with as many queries,
+    and 20 queries without a gradient for the last: 680 and 800 by default.
 
     Args:
         budget: the allowed perturbations.
-        steps: of each :class:`APGD`, and twice those of :class:`MinimumNorm`; at least 2.
+        steps: of each :class:`APGD`, twice those of :class:`MinimumNorm`, and a tenth of those of
+            :class:`RandomSearch`; at least 2.
         restarts: number of the random starts.
         classes: how many wrong classes to aim at, largest logits first; None for all.
         towards: a class, or one per sample ``(B,)``, that all lead towards, instead of each wrong one.
@@ -76,5 +79,6 @@ def strongest(
             *([apgd(targeted=True, classes=classes)] if each else []),
             apgd(restarts=restarts, targeted=each, classes=few, random_start=True, seed=seed),
             MinimumNorm(budget, steps=max(1, steps // 2), restarts=1, classes=few, towards=towards, seed=seed),
+            RandomSearch(budget, steps=10 * steps, towards=towards, seed=seed),
         ]
     )

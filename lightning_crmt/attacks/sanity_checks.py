@@ -12,12 +12,20 @@ from torch import Tensor, nn
 
 from lightning_crmt.attacks.attack import Attack, BudgetedAttack
 from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
-from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, right_answers
+from lightning_crmt.attacks.random_search import RandomSearch
+from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, right_answers, under_attack
 from lightning_crmt.attacks.survival import check_fits, distance_by, fooled_by
-from lightning_crmt.modality import Inputs, logits_of
+from lightning_crmt.attacks.threat.per_sample import dot
+from lightning_crmt.modality import Inputs, logits_of, select
 
 #: Draws of noise that a search by gradients should not lose to.
 _DRAWS = 20
+#: Directions of a search without gradients, and what share of the samples it may win.
+_DIRECTIONS, _BEATEN = 100, 0.1
+#: Samples at which the gradient is compared with differences, in so many directions and steps of these sizes.
+_FEW, _WAYS, _STEPS = 8, 4, (1e-3, 1e-2, 1e-1)
+#: Differences of logits below this, relative to the largest, say nothing about a gradient.
+_FLAT = 1e-5
 #: The share of samples without a gradient from which on we warn; a ReLU network may have a few.
 _BLIND = 0.1
 #: Differences of logits below this, relative to the largest, may be rounding, of TF32 at worst.
@@ -41,14 +49,18 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     - two forwards of the same inputs differ; predictions change with the batch that a sample is in; or the attack fools
       samples with a radius of 0: then nothing else is tried;
     - the first gradient that the attack takes is 0, or not finite, in every attacked modality, for a tenth or more;
-    - random noise of the same size fools samples that the attack does not;
+    - the gradient does not foretell what the margin does in small steps, at more than half of 8 samples: central
+      differences along it and in 3 random directions, over 0.1 %, 1 % and 10 % of the budget (of a tenth of the spread
+      of the inputs where that is less), are off by more than half whatever the step;
+    - random noise of the same size fools samples that the attack does not, or a :class:`RandomSearch` does, 2 of them
+      or more and over a tenth;
     - some are not fooled where the budget is large enough to turn any of these inputs into any other, ten times over.
 
-    The last three are for attacks that take gradients, the others for all. The last may be no fault of the attack, if
+    The last four are for attacks that take gradients, the others for all. The last may be no fault of the attack, if
     its modalities cannot decide alone: the sentence says so.
 
-    Cost: three calls of the attack (one if it searches for the distance) and 24 forward passes. Give it about 32
-    samples, not a data set.
+    Cost: three calls of the attack (one if it searches for the distance); 24 forward passes; 24 more and a gradient at
+    8 samples; and 200 for the samples that the attack left. Give it about 32 samples, not a data set.
 
     Args:
         attack: settings of the attack.
@@ -165,6 +177,10 @@ def _of_the_search(
             "blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large margins, or "
             "does the model ignore these modalities?"
         )
+    values = {name: inputs[name].double() for name in budget.names(inputs)}
+    span = {n: torch.maximum(v.amax(0) - v.amin(0), v.abs().amax(0))[None] for n, v in values.items()}
+    widest = budget.size(span).max().item()
+    yield from _of_the_gradient(attack, model, inputs, target, right.nonzero().squeeze(1)[:_FEW], min(1, widest / 10))
     # Noise within the budget, or nearer than the result of the search.
     generator, lost = torch.Generator().manual_seed(0), torch.zeros_like(right)
     for _ in range(_DRAWS):
@@ -175,11 +191,17 @@ def _of_the_search(
             f"random noise of the same size fools {_count(lost, right)} samples that the attack did not: its gradients "
             "mislead it, or its steps are too few"
         )
+    else:
+        rows = (right & (factor > 0)).nonzero().squeeze(1)
+        won = _won_without_gradients(attack.select(rows), model, select(inputs, rows), target[rows], factor[rows])
+        if won > max(1.0, _BEATEN * int(right.sum())):
+            yield (
+                f"a search that asks for no gradients fools {won} of {int(right.sum())} samples that the attack did "
+                "not, or nearer by a tenth: its gradients mislead it, or its steps are too few"
+            )
     left, where = right & factor.isinf(), "at any distance"
     if not isinstance(attack, MinimumNormAttack):
-        values = {name: inputs[name].double() for name in budget.names(inputs)}
-        span = {n: torch.maximum(v.amax(0) - v.amin(0), v.abs().amax(0))[None] for n, v in values.items()}
-        huge = 10 * budget.size(span).max().item()
+        huge = 10 * widest
         if not 0 < huge < torch.inf:  # a radius of 0 stays 0
             return
         left &= ~fooled_by(attack.scaled(huge), model, inputs, target)
@@ -189,6 +211,52 @@ def _of_the_search(
             f"{where}, {_count(left, right)} samples are not fooled: either the attacked modalities cannot decide "
             "alone, or the search fails"
         )
+
+
+def _of_the_gradient(
+    attack: BudgetedAttack, model: Model, inputs: Inputs, target: Tensor, rows: Tensor, share: float
+) -> Iterator[str]:
+    """Whether the gradient at some samples foretells what steps of several sizes, shares of the budget, come to."""
+    one = attack.select(rows)
+    with under_attack(model, select(inputs, rows), target[rows], one.budget, one.towards) as attacked:
+        budget, clean = one.budget, attacked.inputs
+        objective = attacked.objective("margin", attacked.rivals()[0])
+        gradient = attacked.gradient(clean, objective)[2]
+        generator = torch.Generator().manual_seed(0)
+        ways = [gradient, *(budget.random(clean, generator) for _ in range(_WAYS - 1))]
+        ways = [budget.steepest(way, clean) for way in ways]
+        judged = right = torch.zeros_like(attacked.target, dtype=torch.bool)
+        for size in _STEPS:
+            foretold, came = [], []
+            for way in ways:
+                forth, back = (
+                    budget.near({name: sign * share * size * each for name, each in way.items()}, clean)
+                    for sign in (1, -1)
+                )
+                foretold.append(dot(gradient, budget.difference(forth, back)))
+                came.append(objective(attacked.logits(forth)).double() - objective(attacked.logits(back)).double())
+            told, seen = torch.stack(foretold), torch.stack(came)
+            scale = torch.maximum(told.norm(dim=0), seen.norm(dim=0))
+            visible = scale > _FLAT * attacked.clean_logits.abs().amax(dim=1)
+            judged = judged | visible
+            right = right | visible & ((told - seen).norm(dim=0) <= scale / 2)
+    if int((judged & ~right).sum()) > len(rows) / 2:
+        yield (
+            f"at {_count(judged & ~right, judged)} samples the gradient does not foretell what small steps do, of "
+            f"{_STEPS[0]:g} to {_STEPS[-1]:g} times the budget: it misleads, so trust no more than what was found "
+            "without it, which may be little of what is there"
+        )
+
+
+def _won_without_gradients(attack: BudgetedAttack, model: Model, inputs: Inputs, target: Tensor, factor: Tensor) -> int:
+    """How many of these samples a random search fools within the budget, or nearer than at these factors of it."""
+    nearer = (
+        attack.budget.scaled(0.9 * factor.nan_to_num(posinf=1.0))
+        if isinstance(attack, MinimumNormAttack)
+        else attack.budget
+    )
+    search = RandomSearch(nearer, steps=_DIRECTIONS, towards=attack.towards)
+    return int(fooled_by(search, model, inputs, target).sum()) if len(target) else 0
 
 
 def _sum_to_one(logits: Tensor) -> bool:

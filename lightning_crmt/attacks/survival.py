@@ -16,7 +16,7 @@ from lightning_crmt.attacks.attack import Attack, BudgetedAttack
 from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
 from lightning_crmt.attacks.missing import MissingModality
 from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, select
 
 #: Rounding of float64 sums of squares may exceed a radius that was kept exactly by this share.
 _SLACK = 1e-6
@@ -117,7 +117,7 @@ def surviving(
     for factor in sorted(factors):
         rows = left.nonzero().squeeze(1)
         if len(rows) and factor > 0:  # no change at 0, and other libraries need not take it
-            part = {key: value[rows.to(value.device)] for key, value in inputs.items()}
+            part = select(inputs, rows)
             sized = attack.scaled(factor).select(rows) if isinstance(attack, BudgetedAttack) else attack
             left[rows] = ~fooled_by(sized, model, part, target[rows.to(target.device)], name)
         masks[factor] = left.clone()

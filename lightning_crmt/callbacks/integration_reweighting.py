@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step 2 of CRMT within the same fit."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils import parameters_to_vector
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, describe
@@ -26,6 +27,7 @@ from lightning_crmt.stage import StageObjective
 from lightning_crmt.training import BatchSums, ReleasingCallback, TrainingPass, crmt_module, late_fusion
 
 
+@dataclass(eq=False, repr=False)
 class IntegrationReweighting(ReleasingCallback):
     r"""Step 2 of CRMT (Yang et al., ICLR 2024): train the integration weights alone on the robustness bound.
 
@@ -58,35 +60,33 @@ class IntegrationReweighting(ReleasingCallback):
     'IntegrationReweighting'
     """
 
-    def __init__(
-        self,
-        last_epochs: int | None = None,
-        *,
-        start_epoch: int | None = None,
-        lr: float = 0.01,
-        objective: Objective = "clipped",
-        clip: float | None = None,
-        constants: Soundness | str | ProbeSearch = "estimated",
-        dataloader: Iterable[Any] | None = None,
-    ) -> None:
-        if (last_epochs is None) == (start_epoch is None):
-            raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {last_epochs} and {start_epoch}")
-        check_at_least(1, last_epochs=last_epochs)
-        check_at_least(0, start_epoch=start_epoch)
-        check_positive(lr=lr, clip=clip)
-        if objective not in ("mean", "clipped"):
-            raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
-        if isinstance(dataloader, Iterator):
-            raise TypeError(f"`dataloader` is read twice, so it must not be an iterator, got {describe(dataloader)}")
-        self.last_epochs = last_epochs
-        self.start_epoch = start_epoch
-        self.lr = lr
-        self.objective: Objective = objective
-        self.clip = clip
-        self.search = constants if isinstance(constants, ProbeSearch) else None
-        level = "estimated" if isinstance(constants, ProbeSearch) else constants
+    last_epochs: int | None = None
+    _: KW_ONLY
+    start_epoch: int | None = None
+    lr: float = 0.01
+    objective: Objective = "clipped"
+    clip: float | None = None
+    constants: Soundness | str | ProbeSearch = "estimated"
+    dataloader: Iterable[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.last_epochs is None) == (self.start_epoch is None):
+            given = f"{self.last_epochs} and {self.start_epoch}"
+            raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {given}")
+        check_at_least(1, last_epochs=self.last_epochs)
+        check_at_least(0, start_epoch=self.start_epoch)
+        check_positive(lr=self.lr, clip=self.clip)
+        if self.objective not in ("mean", "clipped"):
+            raise ValueError(f"`objective` must be 'mean' or 'clipped', got {self.objective!r}")
+        if isinstance(self.dataloader, Iterator):
+            given = describe(self.dataloader)
+            raise TypeError(f"`dataloader` is read twice, so it must not be an iterator, got {given}")
+        self.search = self.constants if isinstance(self.constants, ProbeSearch) else None
+        level = "estimated" if isinstance(self.constants, ProbeSearch) else self.constants
         self.constants = Soundness.among([Soundness.ESTIMATED, Soundness.SOUND], "constants", level)
-        self.dataloader = dataloader
+        self._forget()
+
+    def _forget(self) -> None:
         #: The constants of step 2; None before the switch.
         self.lipschitz: LipschitzConstants | None = None
         self._clip: float | None = None
@@ -111,7 +111,7 @@ class IntegrationReweighting(ReleasingCallback):
         if stage != "fit":
             return
         # A resumed run gets its constants back after this; a callback that is used again must not keep them.
-        self.lipschitz, self._clip, self._norm, self._rates = None, None, None, []
+        self._forget()
         module = crmt_module(pl_module, self)
         module.check_parts()
         if not late_fusion(module, self).integration_parameters():
@@ -190,7 +190,7 @@ class IntegrationReweighting(ReleasingCallback):
             )
         with torch.no_grad():
             weights = module.head.integration_parameters()
-            norm = _joint_norm(weights)
+            norm = parameters_to_vector(weights).norm()
             for weight in weights:
                 weight.mul_(self._norm / norm)
 
@@ -249,7 +249,7 @@ class IntegrationReweighting(ReleasingCallback):
             if not sums:
                 raise ValueError("the Lipschitz pass must see at least one sample, got none")
             self._clip = sums.means(module.trainer)["radius"]
-        self._norm = float(_joint_norm(module.head.integration_parameters()))
+        self._norm = float(parameters_to_vector(module.head.integration_parameters()).detach().norm())
         return lipschitz
 
     def _enter(self, module: CRMTMixin, lipschitz: LipschitzConstants) -> None:
@@ -268,11 +268,6 @@ class IntegrationReweighting(ReleasingCallback):
         integration = {id(parameter) for parameter in crmt_module(pl_module, self).head.integration_parameters()}
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         return [group for group in groups if any(id(parameter) in integration for parameter in group["params"])]
-
-
-def _joint_norm(weights: list[nn.Parameter]) -> Tensor:
-    norm: Tensor = torch.cat([weight.detach().flatten() for weight in weights]).norm()
-    return norm
 
 
 def _freezing(module: nn.Module, but: list[nn.Parameter]) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -105,9 +105,6 @@ class _Accuracies(Measurement):
             logits = [self.attack.logits_without(self.model, inputs, subset) for subset in subsets]
         check_target(target, logits[0].shape[1], len(logits[0]))
         right = [each.argmax(dim=1) == target for each in logits]
-        self.means.add(
-            {Key("", self.what, "+".join(s) or "none"): each for s, each in zip(subsets, right, strict=True)}
-        )
         names = [*("+".join(subset) or "none" for subset in subsets), "worst"]
         right.append(torch.stack(right).all(dim=0))
         self.means.add({Key("", self.what, name): each for name, each in zip(names, right, strict=True)})

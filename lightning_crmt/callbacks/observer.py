@@ -2,12 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base of observing callbacks: when to measure, on which batches, and how to log it without affecting training."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
-from lightning_crmt.training import NamedModel
+from lightning_crmt.training import NamedModel, ReleasingCallback
 
 C = TypeVar("C", bound=Callback)
 
@@ -37,7 +36,8 @@ class Measurement(ABC):
         return {key: mean for key, (mean,) in self.means.compute(reduce).items()}
 
 
-class Observer(Callback, ABC):
+@dataclass(kw_only=True, eq=False, repr=False)
+class Observer(ReleasingCallback, ABC):
     """Measures something in every validation and test epoch, and logs it under ``val/`` or ``test/``.
 
     The Trainer's sanity check tries the measurement and logs nothing. Epochs that are not measured log the last numbers
@@ -50,20 +50,20 @@ class Observer(Callback, ABC):
         max_batches: how many batches of each loader to measure, from the first on; all by default.
     """
 
-    _running: dict[int, Measurement]
-    _last: dict[Key, float]
-    _measured_at: int | None
+    inputs: Sequence[str] | None = None
+    every_n_epochs: int = 1
+    max_batches: int | None = None
 
-    def __init__(
-        self, *, inputs: Sequence[str] | None = None, every_n_epochs: int = 1, max_batches: int | None = None
-    ) -> None:
-        check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        if isinstance(inputs, str):
-            raise TypeError(f"`inputs` must be a sequence of names, got the string {inputs!r}")
-        self.inputs = inputs
-        self.every_n_epochs = every_n_epochs
-        self.max_batches = max_batches
+    def __post_init__(self) -> None:
+        check_at_least(1, every_n_epochs=self.every_n_epochs, max_batches=self.max_batches)
+        if isinstance(self.inputs, str):
+            raise TypeError(f"`inputs` must be a sequence of names, got the string {self.inputs!r}")
         self._forget()
+
+    def _forget(self) -> None:
+        self._running: dict[int, Measurement] = {}
+        self._last: dict[Key, float] = {}
+        self._measured_at: int | None = None
 
     @abstractmethod
     def measurement(self, model: NamedModel) -> Measurement:
@@ -92,11 +92,7 @@ class Observer(Callback, ABC):
         self.measurement(NamedModel(pl_module, self.inputs))  # an error before training if it cannot be measured
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._forget()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def release(self, pl_module: LightningModule) -> None:
         self._forget()
 
     @override
@@ -139,11 +135,6 @@ class Observer(Callback, ABC):
 
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
-
-    def _forget(self) -> None:
-        self._running = {}
-        self._last = {}
-        self._measured_at = None
 
 
 def check_radii(radii: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks import PGD, AttackedModel, Budget, Model, Perturbation, under_attack
+from lightning_crmt.attacks import PGD, AttackedModel, Budget, Model, Perturbation, right_answers, under_attack
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.checks import check_at_least, check_batch
 from lightning_crmt.modality import Inputs, select
@@ -32,7 +32,7 @@ class Counterexample:
         radius: the l2 radius that was claimed to be tolerated.
         distance: l2 norm of the perturbation, measured in float64 on the stored inputs; in the form of ``radius``.
         before: class that was certified.
-        after: class predicted for the changed inputs.
+        after: class predicted for the changed inputs; None where their logits are not finite.
         inputs: the clean sample by modality, with a batch dimension of 1.
         perturbation: what was added, in float64, by modality.
         perturbed: the changed sample, as given to the model.
@@ -44,7 +44,7 @@ class Counterexample:
     radius: Norms
     distance: Norms
     before: int
-    after: int
+    after: int | None
     inputs: Mapping[str, Tensor]
     perturbation: Mapping[str, Tensor]
     perturbed: Mapping[str, Tensor]
@@ -59,7 +59,7 @@ class Counterexample:
         return (
             f"sample {self.sample} is {self.soundness.label} to stay of class {self.before} under changes of "
             f"{self.threat} up to {_written(self.radius)}, but a change of {_written(self.distance)} "
-            f"makes it class {self.after}"
+            + ("makes its logits NaN or infinite" if self.after is None else f"makes it class {self.after}")
         )
 
     def save(self, path: str | Path) -> Path:
@@ -117,7 +117,8 @@ def verify_certificate(
 
     The threats are the ball over all modalities, each modality alone, and random products of budgets on the border of
     what :meth:`Certificate.tolerates` accepts. Each is probed by random directions and by a gradient search towards
-    every class. Only predictions of the public forward pass for stored inputs count, with norms measured in float64.
+    every class. What counts is the prediction of the public forward for what is stored, with norms measured in float64;
+    logits that are not finite predict nothing, and disprove the certificate.
 
     The claims of a ``RIGOROUS`` certificate are taken to the letter. All others are about exact arithmetic: there the
     radii are shortened by a millionth, and a rival that leads by no more than rounding explains
@@ -137,7 +138,8 @@ def verify_certificate(
 
     Raises:
         CertificateViolation: an ``AssertionError`` with a counterexample.
-        ValueError: if ``inputs`` have other modalities or another batch size than the certificate.
+        ValueError: if ``inputs`` have other modalities or another batch size than the certificate, or they or their
+            logits are not finite.
 
     >>> from lightning_crmt import LinearFusion, LipschitzConstants, certify
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
@@ -258,9 +260,10 @@ class _Judge:
         """By how much the lead of another class exceeds what rounding explains; minus infinity where none leads."""
         lead = logits.amax(dim=1) - logits.gather(1, attacked.target[:, None]).squeeze(1)
         slack = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
-        # A rigorous claim is about the prediction itself; and rounding never explains logits that are not finite.
-        beyond = torch.full_like(lead, torch.inf) if self.rigorous else (lead - slack).nan_to_num(torch.inf, torch.inf)
-        return torch.where(logits.argmax(dim=1) != attacked.target, beyond, -torch.inf)
+        # A rigorous claim is about the prediction itself; and logits that are not finite are beyond any excuse.
+        excused = logits.isfinite().all(dim=1) & (not self.rigorous)
+        beyond = torch.where(excused, lead - slack, torch.inf)
+        return torch.where(right_answers(logits, attacked.target), -torch.inf, beyond)
 
     def _counterexample(self, index: int, perturbed: Inputs) -> Counterexample:
         row = torch.tensor([index], device=self.attacked.target.device)
@@ -284,7 +287,7 @@ class _Judge:
             radius=_plain({group: radius[index] for group, radius in self.claimed.items()}),
             distance=_plain(self._norms(delta)),
             before=int(attacked.target),
-            after=int(after.argmax(dim=1)),
+            after=int(after.argmax(dim=1)) if bool(after.isfinite().all()) else None,
             inputs=attacked.inputs,
             perturbation=delta,
             perturbed=nearest,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lightning_crmt.checks import require_package
 from lightning_crmt.evaluation.keys import Key, curves
 
 if TYPE_CHECKING:
@@ -209,11 +210,8 @@ def figure_type() -> type[Figure]:
     Raises:
         ModuleNotFoundError: if it is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("figures need matplotlib: pip install 'lightning_crmt[plot]'") from error
-    return Figure
+    figure: type[Figure] = require_package("matplotlib.figure", "figures need matplotlib", "plot").Figure
+    return figure
 
 
 def _new_figure() -> tuple[Figure, Axes]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.fusion.head import FusionHead
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, as_vectors
 
 #: Where uni-modal scores come from: the head itself without the other modalities, or a linear head for each.
 Scores: TypeAlias = Literal["ablated", "auxiliary"]
@@ -56,7 +56,7 @@ class JointFusion(FusionHead):
     def _scores(self, features: Inputs) -> dict[str, Tensor]:
         if not self.auxiliary:
             return {name: self.joint_logits({name: value}) for name, value in features.items()}
-        vectors = {name: value.mean(dim=1) if value.dim() == 3 else value for name, value in features.items()}
+        vectors = as_vectors(features)
         return {name: head(vectors[name]) for name, head in self.auxiliary.items()}
 
 

@@ -19,7 +19,7 @@ from lightning_crmt.lipschitz.gate import (
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
 from lightning_crmt.lipschitz.rigorous.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lightning_crmt.lipschitz.running_error import Precision, running_error
-from lightning_crmt.lipschitz.screening.probes import ProbeSearch
+from lightning_crmt.lipschitz.screening import ProbeSearch
 
 __all__ = [
     "BOUND_LEVELS",

@@ -14,7 +14,7 @@ from lightning_crmt.checks import check_batch, describe, require_finite
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.gradients import class_gradients, keep_largest
-from lightning_crmt.lipschitz.screening.probes import ProbeSearch, largest_norms
+from lightning_crmt.lipschitz.screening import ProbeSearch, largest_norms
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
 

@@ -4,9 +4,8 @@
 
 from lightning_crmt.methods.adaptive_gradient_modulation import AdaptiveGradientModulation
 from lightning_crmt.methods.adversarial_training import AdversarialTraining
-from lightning_crmt.methods.blending_weights import blending_weights
 from lightning_crmt.methods.feature_memory import FeatureMemory
-from lightning_crmt.methods.gradient_blending import GradientBlending
+from lightning_crmt.methods.gradient_blending import GradientBlending, blending_weights
 from lightning_crmt.methods.gradient_modulation import GradientModulation
 from lightning_crmt.methods.minimal_similarity import MinimalSimilarity
 from lightning_crmt.methods.mixup import Mixup

@@ -5,19 +5,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import combinations
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.checks import check_positive
+from lightning_crmt.frozen_eval import evaluating
 from lightning_crmt.methods.parts.epoch_range import epoch_range
-from lightning_crmt.methods.parts.features import features_of
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
@@ -30,7 +28,7 @@ _LEAST = 1e-8
 _LARGEST = 10.0
 
 
-class AdaptiveGradientModulation(Saved, Method):
+class AdaptiveGradientModulation(Method):
     r"""Adaptive gradient modulation (AGM of Li et al., ICCV 2023): slows a modality that is ahead of its history.
 
     Li, Li, Hu, Lei, Li and Zhou, Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, ICCV 2023,
@@ -137,13 +135,13 @@ class AdaptiveGradientModulation(Saved, Method):
 
     def _responses(self, module: CRMTMixin, output: FusionOutput) -> dict[str, Tensor]:
         names = list(module.encoders.keys())
-        given = features_of(output, self)
+        given = self.features_of(output)
         if set(self._blank) != set(names):
             raise ValueError(
                 "AdaptiveGradientModulation needs to see the batch: a `training_step` of your own must begin with "
                 "`inputs, target = self.training_batch(batch)`"
             )
-        with _evaluating([*module.encoders.values(), module.head]):
+        with evaluating(*module.encoders.values(), module.head):
             zeros = {name: module.encoders[name](self._blank[name]) for name in names}
             values: dict[frozenset[str], Tensor] = {frozenset(names): output.logits}
             for size in range(1, len(names)):
@@ -190,16 +188,3 @@ def _ratios(values: Mapping[str, float]) -> dict[str, float]:
     count = len(values)
     mean = sum(values.values()) / count
     return {name: math.exp(count / (count - 1) * (mean - value)) for name, value in values.items()}
-
-
-@contextmanager
-def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each part is back in its own mode, which may differ among them."""
-    training = [part for module in modules for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks import Attack, Model
+from lightning_crmt.attacks import Attack, Model, public_logits
 from lightning_crmt.checks import describe
 from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.mixin import CRMTMixin
@@ -27,7 +27,8 @@ class AdversarialTraining(Method):
         \delta_i \approx \arg\max_{\delta \in \text{budget}} \mathrm{CE}(h(x_i + \delta), y_i)
 
     With ``LossAscent(Budget(0.1))``, all modalities in one ball, it is the paper's MMAT under joint training, and
-    CRMT-AT under ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision.
+    CRMT-AT under ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision. So does one
+    forward more for each batch, that looks for samples which the model has no finite logits for.
 
     Args:
         attack: any attack; one made for evaluation stops at the first input that fools the model, so its examples are
@@ -36,6 +37,9 @@ class AdversarialTraining(Method):
     Raises:
         TypeError: if ``attack`` is not an attack.
         ValueError: before training, if ``Mixup`` comes before this method.
+
+    Raises:
+        ValueError: in training, where an adversarial batch has logits that are not finite: there is nothing to learn.
 
     >>> from lightning_crmt.attacks import Budget, LossAscent
     >>> method = AdversarialTraining(LossAscent(Budget(0.1)))
@@ -59,4 +63,20 @@ class AdversarialTraining(Method):
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         if not isinstance(target, Tensor):
             raise ValueError(_ORDER)
-        return self.attack(cast(Model, module), inputs, target), target
+        model = cast(Model, module)
+        moved = self.attack(model, inputs, target)
+        broken = _without_answer(model, moved)
+        if broken:
+            changed = [name for name in moved if not moved[name].equal(inputs[name])]
+            alone = [name for name in changed if _without_answer(model, {**inputs, name: moved[name]})]
+            raise ValueError(
+                f"logits of adversarial batches must be finite to train on: {type(self.attack).__name__} made those of "
+                f"{broken} of {len(target)} samples NaN or infinite by its changes of {alone or changed}; make the "
+                "model defined there, or give the budget a smaller radius or a box"
+            )
+        return moved, target
+
+
+def _without_answer(model: Model, inputs: Inputs) -> int:
+    """How many samples have logits that are not finite."""
+    return int((~public_logits(model, inputs).isfinite().all(dim=1)).sum())

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least, describe
 from lightning_crmt.fusion import MemoryFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.training import Method, TrainingPass, crmt_module
+from lightning_crmt.training import Method, Needs, TrainingPass, crmt_module
 
 
 class FeatureMemory(Method):
@@ -45,6 +45,7 @@ class FeatureMemory(Method):
     """
 
     source = "paper"
+    needs = Needs.TRAINING_PASS
 
     def __init__(self, start_epoch: int = 1, *, dataloader: Iterable[Any] | None = None, seed: int = 0) -> None:
         check_at_least(0, start_epoch=start_epoch, seed=seed)
@@ -65,11 +66,6 @@ class FeatureMemory(Method):
         if not isinstance(module.head, MemoryFusion):
             raise TypeError(f"FeatureMemory fills the head MemoryFusion, got {describe(module.head)}")
         return module.head
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        TrainingPass(trainer, self.dataloader)  # so that unreadable data is an error now and not epochs later
 
     @override
     def on_epoch(self, module: CRMTMixin) -> None:

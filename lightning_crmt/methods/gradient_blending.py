@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,7 +13,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, check_same_modalities, describe
-from lightning_crmt.methods.blending_weights import blending_weights
 from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, at_least_single
@@ -57,6 +57,7 @@ class GradientBlending(Method):
     """
 
     source = "paper"
+    saved = ("weights", "losses", "measured_at")
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class GradientBlending(Method):
         if weights is not None and not (all(w >= 0 for w in weights.values()) and sum(weights.values()) > 0):
             raise ValueError(f"`weights` must be at least 0, and not all 0, got {dict(weights)}")
         check_positive(floor=floor)
-        self.needs = Needs.NOTHING if super_epoch is None else Needs.VALIDATION
+        self.needs = Needs.NOTHING if super_epoch is None else Needs.VALIDATION | Needs.TRAINING_PASS
         self.super_epoch = super_epoch
         self.floor = floor
         self.dataloader = dataloader
@@ -85,8 +86,9 @@ class GradientBlending(Method):
     def reset(self) -> None:
         #: Weights in use, by head.
         self.weights: dict[str, float] = {}
-        self._losses: dict[str, dict[str, float]] = {}  # at the last measurement, on "train" and "val"
-        self._measured_at: int | None = None
+        #: Losses by head at the last measurement, on ``"train"`` and ``"val"``, and its epoch.
+        self.losses: dict[str, dict[str, float]] = {}
+        self.measured_at: int | None = None
 
     @override
     def begin(self, module: CRMTMixin) -> None:
@@ -113,16 +115,16 @@ class GradientBlending(Method):
     @override
     def on_epoch(self, module: CRMTMixin) -> None:
         epoch = module.current_epoch
-        if self.super_epoch is not None and epoch % self.super_epoch == 0 and epoch != self._measured_at:
+        if self.super_epoch is not None and epoch % self.super_epoch == 0 and epoch != self.measured_at:
             train = self._mean_losses(module, TrainingPass(module.trainer, self.dataloader), "train")
             val = self._mean_losses(module, ValidationPass(module.trainer), "val")
-            if self._losses:
+            if self.losses:
                 curves = [
                     {head: (before[head], after[head]) for head in self.weights}
-                    for before, after in ((self._losses["train"], train), (self._losses["val"], val))
+                    for before, after in ((self.losses["train"], train), (self.losses["val"], val))
                 ]
                 self.weights = blending_weights(curves[0], curves[1], self.floor)
-            self._losses, self._measured_at = {"train": train, "val": val}, epoch
+            self.losses, self.measured_at = {"train": train, "val": val}, epoch
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
         shown = {f"train/blending_weight/{head}": weight for head, weight in self.weights.items()}
         module.log_dict(shown, sync_dist=True)
@@ -148,16 +150,56 @@ class GradientBlending(Method):
             raise ValueError(f"GradientBlending must see at least one {part} sample, got none")
         return sums.means(module.trainer)
 
-    # --- state: plain numbers and tensors, as resuming loads with weights_only
-
     @override
     def state_dict(self) -> dict[str, Any]:
-        state = {"weights": self.weights, "losses": self._losses, "measured_at": self._measured_at}
-        return {"heads": self.readout.state_dict(), **state}
+        return {"heads": self.readout.state_dict(), **super().state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.readout.load_state_dict(state_dict["heads"])
         if self.super_epoch is not None:  # given weights never change
-            self.weights = state_dict["weights"]
-            self._losses, self._measured_at = state_dict["losses"], state_dict["measured_at"]
+            super().load_state_dict(state_dict)
+
+
+def blending_weights(
+    train: Mapping[str, Sequence[float]], val: Mapping[str, Sequence[float]], floor: float = 1e-4
+) -> dict[str, float]:
+    r"""Weights of Gradient-Blending (Wang, Tran and Feiszli, CVPR 2020, arXiv 1905.12681) from loss curves.
+
+    .. math:: w_k \propto \frac{|G_k|}{O_k^2}, \qquad G_k = L_k^{val}(N) - L_k^{val}(N + n), \qquad
+        O_k = \left[ L_k^{val} - L_k^{train} \right](N + n) - \left[ L_k^{val} - L_k^{train} \right](N)
+
+    where N is the first point of a curve and N + n the last: a head is worth what it gained on new samples, over the
+    square of what it gained on the training samples alone. For the offline weights of the paper, train each modality
+    alone and all jointly, and give the curves of these runs.
+
+    Args:
+        train: losses on the training samples, by head, at least two each.
+        val: losses on the validation samples, for the same heads.
+        floor: least :math:`|O_k|`: a head that did not overfit would otherwise get all the weight.
+
+    Returns:
+        Weights that sum to 1; equal ones if no head gained anything.
+
+    Raises:
+        ValueError: if the heads differ, a curve has fewer than two points or one that is not finite, or the floor is
+            not above 0.
+
+    >>> blending_weights({"audio": [2.0, 0.5], "joint": [2.0, 1.0]}, {"audio": [2.0, 1.0], "joint": [2.0, 1.25]})
+    {'audio': 0.25, 'joint': 0.75}
+    """
+    check_positive(floor=floor)
+    if train.keys() != val.keys() or not train:
+        raise ValueError(f"`train` and `val` must be of the same heads, got {list(train)} and {list(val)}")
+    worth = {}
+    for head in train:
+        for argument, curve in (("train", train[head]), ("val", val[head])):
+            if len(curve) < 2 or not all(math.isfinite(loss) for loss in curve):
+                raise ValueError(
+                    f"`{argument}[{head!r}]` must hold at least two finite losses, got {[float(x) for x in curve]}"
+                )
+        gain = abs(val[head][0] - val[head][-1])
+        overfitting = abs((val[head][-1] - train[head][-1]) - (val[head][0] - train[head][0]))
+        worth[head] = gain / max(overfitting, floor) ** 2
+    total = sum(worth.values())
+    return {head: value / total if total > 0 else 1 / len(worth) for head, value in worth.items()}

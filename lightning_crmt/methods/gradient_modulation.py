@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slow the dominant modality down by scaling the gradients of its encoder."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -28,6 +28,7 @@ Others: TypeAlias = Literal["mean", "min"]
 _LEAST_DIMENSIONS = {"all": 0, "matrices": 2, "convolutions": 4}
 
 
+@dataclass(eq=False, repr=False)
 class GradientModulation(Method):
     r"""On-the-fly gradient modulation (OGM-GE of Peng et al., CVPR 2022): the dominant modality's encoder is slowed.
 
@@ -70,29 +71,23 @@ class GradientModulation(Method):
     source = "authors' code"
     needs = Needs.MODALITIES | Needs.STEPS
 
-    def __init__(
-        self,
-        alpha: float = 0.3,
-        *,
-        noise: bool = True,
-        parameters: Modulated = "matrices",
-        others: Others = "mean",
-        start_epoch: int = 0,
-        end_epoch: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        check_positive(alpha=alpha)
-        if parameters not in _LEAST_DIMENSIONS:
-            raise ValueError(f"`parameters` must be among {list(_LEAST_DIMENSIONS)}, got {parameters!r}")
-        if others not in ("mean", "min"):
-            raise ValueError(f"`others` must be 'mean' or 'min', got {others!r}")
-        check_at_least(0, seed=seed)
-        self.alpha = alpha
-        self.noise = noise
-        self.parameters: Modulated = parameters
-        self.others: Others = others
-        self.epochs = epoch_range(start_epoch, end_epoch)
-        self.seed = seed
+    alpha: float = 0.3
+    _: KW_ONLY
+    noise: bool = True
+    parameters: Modulated = "matrices"
+    others: Others = "mean"
+    start_epoch: int = 0
+    end_epoch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(alpha=self.alpha)
+        if self.parameters not in _LEAST_DIMENSIONS:
+            raise ValueError(f"`parameters` must be among {list(_LEAST_DIMENSIONS)}, got {self.parameters!r}")
+        if self.others not in ("mean", "min"):
+            raise ValueError(f"`others` must be 'mean' or 'min', got {self.others!r}")
+        check_at_least(0, seed=self.seed)
+        self.epochs = epoch_range(self.start_epoch, self.end_epoch)
         self.reset()
 
     @override

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
-from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, at_least_single
+from lightning_crmt.modality import FusionOutput, as_vectors, at_least_single
 from lightning_crmt.targets import Target
 from lightning_crmt.training import Method
 
@@ -53,7 +52,7 @@ class MinimalSimilarity(Method):
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
-        features = as_vectors(features_of(output, self))
+        features = as_vectors(self.features_of(output))
         with torch.autocast(output.logits.device.type, enabled=False):
             vectors = [at_least_single(value) for value in features.values()]
             similarities = [nn.functional.cosine_similarity(a, b, dim=1).mean() for a, b in combinations(vectors, 2)]

@@ -13,14 +13,13 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.modality_parts import head_parts, own_parameters
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.validated_method import ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 from lightning_crmt.training import crmt_module, losses
 
 
-class ModalityEarlyStopping(Saved, ValidatedMethod):
+class ModalityEarlyStopping(ValidatedMethod):
     r"""Modality-specific early stopping (MSES, after Fujimori et al., ACPR 2019): modalities that overfit stop.
 
     After Fujimori, Endo, Kawai and Mochizuki, Modality-Specific Learning Rate Control for Multimodal Classification,
@@ -63,7 +62,7 @@ class ModalityEarlyStopping(Saved, ValidatedMethod):
             raise ValueError(f"`smoothing` must be at least 0 and below 1, got {smoothing}")
         self.patience = patience
         self.smoothing = smoothing
-        super().__init__()
+        self.reset()
 
     @override
     def reset(self) -> None:

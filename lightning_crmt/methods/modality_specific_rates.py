@@ -14,13 +14,12 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, check_modalities_of, of_modality
 from lightning_crmt.methods.parts.modality_parts import own_parameters
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.methods.parts.validated_method import ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 
 
-class ModalitySpecificRates(Saved, ValidatedMethod):
+class ModalitySpecificRates(ValidatedMethod):
     r"""Modality-specific learning rates (MSLR, after Yao and Mihalcea, ACL Findings 2022), by each one's accuracy.
 
     After Yao and Mihalcea, Modality-specific Learning Rates for Effective Multimodal Additive Late-fusion, Findings of
@@ -60,7 +59,7 @@ class ModalitySpecificRates(Saved, ValidatedMethod):
         check_at_least(1, window=window)
         self.rates = rates
         self.window = window
-        super().__init__()
+        self.reset()
 
     @override
     def reset(self) -> None:

@@ -2,28 +2,79 @@
 # SPDX-License-Identifier: Apache-2.0
 """Push the modality that lags behind towards its class prototypes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
-from lightning_crmt.methods.parts.features import as_vectors, features_of
-from lightning_crmt.methods.parts.prototypes import Prototypes
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput
+from lightning_crmt.modality import FusionOutput, as_vectors, at_least_single
 from lightning_crmt.targets import MixedTarget, Target, mixed_loss
 from lightning_crmt.training import Method, Needs, TrainingPass
 
 
+class Prototypes:
+    r"""One prototype per class of one modality's features, a moving average of class means.
+
+    .. math:: p_c \leftarrow (1 - \mu) \, \bar z_c + \mu \, p_c, \qquad d_c(z) = - \lVert z - p_c \rVert_2
+
+    A class without samples keeps the prototype it has; one that never had samples has none, and takes no part.
+
+    Args:
+        momentum: :math:`\mu` in [0, 1), the share of the old prototype.
+        means: prototypes to start from, ``(K, d_m)``.
+        known: which classes have one, ``(K,)``.
+
+    >>> prototypes = Prototypes(momentum=0.0)
+    >>> prototypes.update(sums=torch.tensor([[2.0, 0.0], [0.0, 0.0]]), counts=torch.tensor([2.0, 0.0]))
+    >>> prototypes.known
+    tensor([ True, False])
+    >>> prototypes.logits(torch.tensor([[1.0, 3.0]]))
+    tensor([[-3.]])
+    """
+
+    def __init__(self, momentum: float, *, means: Tensor | None = None, known: Tensor | None = None) -> None:
+        self.momentum = momentum
+        self.means = torch.empty(0, 0) if means is None else means
+        self.known = torch.empty(0, dtype=torch.bool) if known is None else known
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Add the sum of the features of each class, ``(K, d_m)``, and the number of samples, ``(K,)``."""
+        seen = counts > 0
+        means = sums / counts.clamp(min=1)[:, None]
+        if self.known.numel():
+            old, known = self.means.to(means), self.known.to(seen.device)
+            moved = (1 - self.momentum) * means + self.momentum * old
+            means = torch.where((seen & known)[:, None], moved, torch.where(seen[:, None], means, old))
+            seen = seen | known
+        self.means, self.known = means, seen
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Negative distances ``(B, C)`` of features ``(B, d_m)`` to the C prototypes there are, in order of classes."""
+        # Distances are differences: autocast would round them away.
+        with torch.autocast(features.device.type, enabled=False):
+            features = at_least_single(features)
+            known = self.means.to(features)[self.known.to(features.device)]
+            # The plain differences: a product of matrices loses small distances to rounding.
+            return -torch.cdist(features, known, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def columns(self, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Column of each class in the logits, ``(B,)``, and whether it has one."""
+        known = self.known.to(classes.device)
+        column = known.cumsum(dim=0) - 1
+        return column[classes.long()].clamp(min=0), known[classes.long()]
+
+
+@dataclass(eq=False, repr=False)
 class PrototypicalRebalancing(Method):
     r"""Prototypical modal rebalance (PMR), after Fan et al., CVPR 2023 (arXiv 2211.07089): help the weaker modality.
 
-    With prototypes of the classes in each modality, :class:`~lightning_crmt.methods.parts.prototypes.Prototypes`, and
+    With prototypes of the classes in each modality, :class:`Prototypes`, and
     :math:`q^m = \mathrm{softmax}(d^m(z^m))` of shape ``(B, K)`` from features ``(B, d_m)``,
 
     .. math:: L = \mathrm{CE}(h, y) + \alpha \sum_m \beta_m \, \mathrm{CE}(d^m, y) - \mu \sum_m \gamma_m H(q^m), \qquad
@@ -55,25 +106,19 @@ class PrototypicalRebalancing(Method):
     """
 
     source = "recalled"
-    needs = Needs.MODALITIES
+    needs = Needs.MODALITIES | Needs.TRAINING_PASS
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        *,
-        entropy_weight: float = 0.01,
-        entropy_epochs: int = 5,
-        momentum: float = 0.2,
-        dataloader: Iterable[Any] | None = None,
-    ) -> None:
-        check_at_least(0, weight=weight, entropy_weight=entropy_weight, entropy_epochs=entropy_epochs)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must be at least 0 and below 1, got {momentum}")
-        self.weight = weight
-        self.entropy_weight = entropy_weight
-        self.entropy_epochs = entropy_epochs
-        self.momentum = momentum
-        self.dataloader = dataloader
+    weight: float = 1.0
+    _: KW_ONLY
+    entropy_weight: float = 0.01
+    entropy_epochs: int = 5
+    momentum: float = 0.2
+    dataloader: Iterable[Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(0, weight=self.weight, entropy_weight=self.entropy_weight, entropy_epochs=self.entropy_epochs)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"`momentum` must be at least 0 and below 1, got {self.momentum}")
         self.reset()
 
     @override
@@ -92,7 +137,7 @@ class PrototypicalRebalancing(Method):
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
         if not self.prototypes:
             return None
-        features = as_vectors(features_of(output, self))
+        features = as_vectors(self.features_of(output))
         logits = {name: prototypes.logits(features[name]) for name, prototypes in self.prototypes.items()}
         scores = torch.stack([self._score(name, own, target) for name, own in logits.items()])
         scores = module.trainer.strategy.reduce(scores, reduce_op="sum").to(scores)
@@ -126,7 +171,7 @@ class PrototypicalRebalancing(Method):
         sums = {name: counts.new_zeros(classes, size) for name, size in module.head.in_features.items()}
         with TrainingPass(module.trainer, self.dataloader).samples(module, "Prototypes") as samples:
             for inputs, target in samples:
-                for name, value in as_vectors(features_of(module(inputs), self)).items():
+                for name, value in as_vectors(self.features_of(module(inputs))).items():
                     sums[name].index_add_(0, target.long(), value.to(sums[name]))
                 counts += torch.bincount(target.long(), minlength=classes)
         counts = reduce(counts, reduce_op="sum").to(counts)

@@ -2,27 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reset modalities partly towards their initial weights where they overfit."""
 
-from __future__ import annotations
-
+# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.methods.parts.clustering import purity
-from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.methods.parts.modality_parts import encoder_parameters
-from lightning_crmt.methods.parts.saved import Saved
 from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import as_vectors
 from lightning_crmt.training import Method, Needs, TrainingPass, ValidationPass
 
 
-class Relearning(Saved, Method):
+@dataclass(eq=False, repr=False)
+class Relearning(Method):
     r"""Diagnosing and re-learning (Wei et al., ECCV 2024): overfitted encoders move back to their initial weights.
 
     Wei, Li, Feng and Hu, Diagnosing and Re-learning for Balanced Multimodal Learning, ECCV 2024.
@@ -60,29 +61,24 @@ class Relearning(Saved, Method):
     """
 
     source = "authors' code"
-    needs = Needs.STEPS | Needs.VALIDATION
+    needs = Needs.STEPS | Needs.VALIDATION | Needs.TRAINING_PASS
     saved = ("first",)
 
-    def __init__(
-        self,
-        epochs: Sequence[int] = (20, 40, 60),
-        *,
-        strength: float = 3.0,
-        dataloader: Iterable[Any] | None = None,
-        seed: int = 0,
-    ) -> None:
-        if not epochs or min(epochs) < 1:
-            raise ValueError(f"`epochs` must be one or more, each at least 1, got {list(epochs)}")
-        check_positive(strength=strength)
-        check_at_least(0, seed=seed)
-        if isinstance(dataloader, Iterator):
+    epochs: Sequence[int] = (20, 40, 60)
+    _: KW_ONLY
+    strength: float = 3.0
+    dataloader: Iterable[Any] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.epochs or min(self.epochs) < 1:
+            raise ValueError(f"`epochs` must be one or more, each at least 1, got {list(self.epochs)}")
+        check_positive(strength=self.strength)
+        check_at_least(0, seed=self.seed)
+        if isinstance(self.dataloader, Iterator):
             raise TypeError(
-                f"`dataloader` is read every time, so it must not be an iterator, got {describe(dataloader)}"
+                f"`dataloader` is read every time, so it must not be an iterator, got {describe(self.dataloader)}"
             )
-        self.epochs = epochs
-        self.strength = strength
-        self.dataloader = dataloader
-        self.seed = seed
         self.reset()
 
     @override
@@ -98,11 +94,6 @@ class Relearning(Saved, Method):
             name: {key: parameter.detach().cpu().clone() for key, parameter in encoder.named_parameters()}
             for name, encoder in module.encoders.items()
         }
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        TrainingPass(trainer, self.dataloader)  # so that unreadable data is an error now and not epochs later
 
     @override
     def on_epoch(self, module: CRMTMixin) -> None:
@@ -127,7 +118,7 @@ class Relearning(Saved, Method):
         with data.samples(module, "Features") as samples:
             for inputs, target in samples:
                 targets.append(target)
-                for name, features in as_vectors(features_of(module(inputs), self)).items():
+                for name, features in as_vectors(self.features_of(module(inputs))).items():
                     parts[name].append(features.float())
         classes = _of_all_processes(data.trainer, torch.cat(targets))
         purities = {
@@ -143,10 +134,6 @@ def _of_all_processes(trainer: Trainer, rows: Tensor) -> Tensor:
     """The rows of all processes, in the order of a single one's that dealt them out one by one."""
     if trainer.world_size == 1:
         return rows
-    sizes = trainer.strategy.all_gather(torch.tensor(len(rows), device=rows.device)).flatten().tolist()
-    # Only equal shapes can be gathered.
-    padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
-    gathered = trainer.strategy.all_gather(padded)
-    dealt = gathered.transpose(0, 1).flatten(0, 1)
-    real = torch.tensor([place < size for place in range(max(sizes)) for size in sizes], device=rows.device)
-    return dealt[real]
+    parts = gather_all_tensors(rows)
+    dealt = [torch.arange(rank, len(part) * len(parts), len(parts)) for rank, part in enumerate(parts)]
+    return torch.cat(parts)[torch.cat(dealt).argsort().to(rows.device)]

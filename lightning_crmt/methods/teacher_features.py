@@ -14,7 +14,6 @@ from typing_extensions import override
 
 from lightning_crmt.checks import describe
 from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, of_modality
-from lightning_crmt.methods.parts.features import features_of
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
 from lightning_crmt.targets import MixedTarget, Target
@@ -111,7 +110,7 @@ class TeacherFeatures(Method):
             raise ValueError(
                 "TeacherFeatures must come after Mixup: its teachers must see the samples that are trained on"
             )
-        features = features_of(output, self)
+        features = self.features_of(output)
         losses = []
         for name, wanted in self._wanted.items():
             if not isinstance(wanted, Tensor) or wanted.shape != features[name].shape:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,11 +34,6 @@ class SampleMean(Metric):
         # and computes only one of them from then on.
         self._state = f"sums of {type(self).__qualname__}{settings}"
         self.add_state(self._state, torch.zeros(2, 1, dtype=torch.float64), dist_reduce_fx="sum")
-
-    @abstractmethod
-    @override
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add a batch."""
 
     def _add(self, values: Tensor) -> None:
         setattr(self, self._state, getattr(self, self._state) + total_and_count(values.double()))

@@ -4,9 +4,8 @@
 
 from lightning_crmt.training.batch_sums import BatchSums, confidences, losses
 from lightning_crmt.training.data_pass import TrainingPass, ValidationPass
-from lightning_crmt.training.method import Method, Needs, Source
+from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source
 from lightning_crmt.training.named_model import NamedModel, crmt_module, late_fusion
-from lightning_crmt.training.releasing import ReleasingCallback
 
 __all__ = [
     "BatchSums",

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import deepcopy
 from enum import Flag, auto
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,8 +19,8 @@ from lightning_crmt.checks import describe
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.targets import Target
+from lightning_crmt.training.data_pass import TrainingPass
 from lightning_crmt.training.named_model import crmt_module
-from lightning_crmt.training.releasing import ReleasingCallback
 
 #: The source of a method's formula: read in its paper, read in code of its authors or of a published comparison, or
 #: recalled from memory.
@@ -35,6 +37,29 @@ class Needs(Flag):
     STEPS = auto()
     #: Validation data.
     VALIDATION = auto()
+    #: A pass over the training data, or over the method's ``dataloader``.
+    TRAINING_PASS = auto()
+
+
+class ReleasingCallback(Callback):
+    """Undoes its changes when a run ends, whether normally, by an error, or by Ctrl-C."""
+
+    def release(self, pl_module: LightningModule) -> None:
+        """Pop what this callback has pushed; to undo more, override this and call ``super().release``.
+
+        Keep the state that checkpoints hold until the next run: checkpoints are also saved after an error.
+        """
+        if isinstance(pl_module, CRMTMixin):
+            pl_module.training_stage.pop(self)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.release(pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The Trainer does not tear down what failed, and the module may be trained again.
+        self.release(pl_module)
 
 
 class Method(ReleasingCallback):
@@ -52,6 +77,11 @@ class Method(ReleasingCallback):
     source: ClassVar[Source]
     #: What it needs of a fit.
     needs: Needs = Needs.NOTHING
+    #: The names of the attributes that checkpoints hold, so that a resumed run goes on with them: tensors and plain
+    #: Python, as resuming loads with ``weights_only``.
+    saved: ClassVar[tuple[str, ...]] = ()
+    #: Batches for passes of its own; None for the training data set in order.
+    dataloader: Iterable[Any] | None = None
 
     def reset(self) -> None:
         """Forget the fits so far; called at the start of each."""
@@ -72,6 +102,19 @@ class Method(ReleasingCallback):
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor | None:
         """A term to add to the loss of a batch, by default none."""
         return None
+
+    def features_of(self, output: FusionOutput) -> dict[str, Tensor]:
+        """What the head was given, by modality.
+
+        Raises:
+            ValueError: naming the method, if the output does not say.
+        """
+        if not output.features:
+            raise ValueError(
+                f"{type(self).__name__} reads the features of each modality: the head must put what it was given into "
+                "`FusionOutput.features`, which is empty"
+            )
+        return output.features
 
     def active(self, pl_module: LightningModule) -> bool:
         """Whether the method takes part in the current stage."""
@@ -110,6 +153,8 @@ class Method(ReleasingCallback):
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             if not sum(trainer.num_val_batches):
                 raise ValueError(f"{type(self).__name__} needs validation data in the fit, got none")
+        if Needs.TRAINING_PASS in self.needs:
+            TrainingPass(trainer, self.dataloader)  # so that unreadable data is an error now and not epochs later
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,3 +181,14 @@ class Method(ReleasingCallback):
             raise RuntimeError(
                 f"{kind.__name__} has no effect: `training_step` of {type(pl_module).__name__} must {must}"
             )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the attributes in ``saved``."""
+        return {name: deepcopy(getattr(self, name)) for name in self.saved}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the attributes from an interrupted run."""
+        for name in self.saved:
+            setattr(self, name, state_dict[name])

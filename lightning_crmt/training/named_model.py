@@ -39,19 +39,17 @@ class NamedModel(nn.Module):
         super().__init__()
         self.module = module
         if isinstance(module, CRMTMixin):
-            self.names = list(module.encoders.keys()) if names is None else list(names)
+            names = list(module.encoders) if names is None else names
+            check_same_modalities("inputs", names, module.encoders)
         elif names is None:
             raise ValueError(
                 f"`inputs` must name the modalities of {type(module).__name__} in the order of its batches, "
                 "as in inputs=('image', 'audio'), because it is not a CRMT module"
             )
-        else:
-            self.names = list(names)
+        self.names = list(names)
         check_modality_names("inputs", self.names)
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"`inputs` must be different names, got {self.names}")
-        if isinstance(module, CRMTMixin):
-            check_same_modalities("inputs", self.names, module.encoders.keys())
         self._call = self._calling_convention()
 
     def forward(self, inputs: Inputs) -> Any:

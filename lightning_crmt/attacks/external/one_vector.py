@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, under_attack
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import Perturbation, times
+from lightning_crmt.checks import require_package
 from lightning_crmt.modality import Inputs, at_least_single, logits_of
 
 
@@ -152,7 +152,7 @@ class _Isolated(torch.autograd.Function):
         return gradient.nan_to_num(0.0, 0.0, 0.0), None
 
 
-def load(package: str, extra: str = "attacks") -> Any:
+def load(package: str) -> Any:
     """Import an optional package.
 
     Raises:
@@ -164,11 +164,7 @@ def load(package: str, extra: str = "attacks") -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # imports of deprecated names there
-            return import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{package} cannot be imported ({error}): pip install 'lightning_crmt[{extra}]'", name=error.name
-        ) from error
+            return require_package(package, f"{package} cannot be imported", "attacks")
     finally:
         if before is None:
             del os.environ["GIT_PYTHON_REFRESH"]

@@ -62,13 +62,8 @@ class AttackedModel(PerSample):
         return logits_of(self.model(dict(inputs))).detach()
 
     def fooled(self, logits: Tensor) -> Tensor:
-        """Where the prediction is wrong, and the class to lead towards if there is one, ``(B,)``.
-
-        NaN logits predict no class, so they do not count.
-        """
-        predicted = logits.argmax(dim=1)
-        wrong = (predicted != self.target) & logits.isfinite().all(dim=1)
-        return wrong if self.towards is None else wrong & (predicted == self.towards)
+        """Where the attack has succeeded, ``(B,)``, see :func:`broken`."""
+        return broken(logits, self.target, self.towards)
 
     def objective(self, loss: Loss, rival: Tensor | None = None) -> Objective:
         """The objective to raise: towards the given classes if any, else ``rival``, else any wrong class."""
@@ -99,7 +94,7 @@ class AttackedModel(PerSample):
     def gradient(self, moved: Inputs, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Perturbation]:
         """Logits at ``moved``, losses ``(B,)``, and gradients with respect to the attacked modalities.
 
-        A gradient that is not finite counts as 0.
+        Entries of a gradient that are not finite say nothing and count as 0.
 
         Raises:
             RuntimeError: if a modality changes the logits but gets no gradient, because the model detaches: a search
@@ -158,6 +153,24 @@ def public_logits(model: Model, inputs: Inputs) -> Tensor:
 def right_answers(logits: Tensor, target: Tensor) -> Tensor:
     """Where the prediction is the target, ``(B,)`` bool; never where the logits are not finite."""
     return (logits.argmax(dim=1) == target.to(logits.device)) & logits.isfinite().all(dim=1)
+
+
+def broken(logits: Tensor, target: Tensor, towards: Classes | None = None) -> Tensor:
+    """Where a prediction is lost, ``(B,)``: a wrong answer, that of ``towards`` if it is given, or none.
+
+    Logits that are not finite are no answer, so the model is broken there whatever other class an attack leads
+    towards; samples that are of that class are left alone.
+
+    >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [2.0, torch.nan, 0.0]])
+    >>> broken(logits, torch.tensor([0, 0, 0])), broken(logits, torch.tensor([0, 0, 0]), towards=1)
+    (tensor([False,  True,  True]), tensor([False, False,  True]))
+    """
+    lost = ~right_answers(logits, target)
+    if towards is None:
+        return lost
+    aim = torch.as_tensor(towards, device=logits.device)
+    led = (logits.argmax(dim=1) == aim) | ~logits.isfinite().all(dim=1)
+    return lost & led & (target.to(logits.device) != aim)
 
 
 def as_taken_by(model: Model, inputs: Inputs) -> dict[str, Tensor]:

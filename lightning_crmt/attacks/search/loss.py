@@ -72,5 +72,5 @@ class Objective(PerSample):
 
 
 def lead(objective: Objective, logits: Tensor) -> Tensor:
-    """How far the search is with these logits, ``(B,)``; the least possible where they are NaN."""
-    return objective(logits).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    """How far the search is with these logits, ``(B,)``: infinitely far where they are not finite."""
+    return torch.where(logits.isfinite().all(dim=1), objective(logits), torch.inf)

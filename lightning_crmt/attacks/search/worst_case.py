@@ -39,10 +39,12 @@ class WorstCase:
     def take(self, rows: Tensor, part: AttackedModel, tried: Inputs) -> None:
         """Judge the inputs tried for the samples in ``rows``; ``part`` is the attacked model for these samples.
 
-        Inputs outside of the budget are first projected into it.
+        What lies outside of the budget is first pulled back into it. Inputs that are not finite are outside too: that
+        a model has no answer to them says nothing against it.
         """
         delta = part.budget.difference(tried, part.inputs)
-        outside = part.budget.size(delta) > 1
+        outside = ~(part.budget.size(delta) <= 1)
+        delta = {name: each.nan_to_num(0.0, 0.0, 0.0) for name, each in delta.items()}
         tried = {name: tried[name] for name in part.modalities}
         if bool(outside.any()):
             inside = part.budget.apply(part.budget.project(delta, part.inputs), part.inputs)

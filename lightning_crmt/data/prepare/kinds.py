@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, TypeAlias
@@ -14,6 +13,7 @@ from typing import IO, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 import torch
 
+from lightning_crmt.checks import require_package
 from lightning_crmt.data.prepare.ffmpeg import BrokenVideoError, FFmpeg
 from lightning_crmt.data.read.spectrogram import log_mel
 
@@ -184,10 +184,7 @@ def flow_estimator(name: Method) -> Callable[[Any, Any], Array]:
 
 
 def _opencv() -> Any:
-    try:
-        return import_module("cv2")
-    except ImportError:
-        raise ModuleNotFoundError('optical flow needs OpenCV: pip install "lightning_crmt[video]"') from None
+    return require_package("cv2", "optical flow needs OpenCV", "video")
 
 
 def _scale(size: int) -> str:

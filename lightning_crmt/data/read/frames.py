@@ -9,15 +9,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_at_least
+from lightning_crmt.checks import check_at_least, require_package
 from lightning_crmt.data.read.looks import Look, Reader, frame_at
 
 #: Mean and deviation of the channels of ImageNet, pixels in [0, 1].
@@ -48,17 +47,13 @@ class FrameReader(Reader):
         return pixels.float().div_(255).sub_(mean).div_(std)
 
 
-def pillow() -> ModuleType:
+def pillow() -> Any:
     """The module of Pillow that reads JPEGs.
 
     Raises:
         ModuleNotFoundError: without ``pip install 'lightning_crmt[video]'``.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ModuleNotFoundError("reading frames needs Pillow: pip install 'lightning_crmt[video]'") from error
-    return Image
+    return require_package("PIL.Image", "reading frames needs Pillow", "video")
 
 
 def read_jpeg(path: Path, mode: str, look: Look, size: int) -> Tensor:

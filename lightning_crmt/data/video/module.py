@@ -99,9 +99,8 @@ class ClipDataModule(MultimodalDataModule):
         classes: names of some of the classes, to have fewer; all by default.
         size: height and width of frames, and of what else has a height and a width.
         moments: number of frames, or stacks of flow, of a sample.
-        batch_size: samples per batch and process.
         num_workers: worker processes per loader; pictures are decoded in them.
-        seed: decides the split, the order of training samples and their augmentation.
+        **loading: ``batch_size`` and ``seed``, see ``MultimodalDataModule``; ``seed`` decides the augmentation too.
 
     Raises:
         ValueError: if an argument is out of range; on ``setup``, if a class has no clips, or clips are in two parts.
@@ -119,11 +118,10 @@ class ClipDataModule(MultimodalDataModule):
         classes: Sequence[str] | None = None,
         size: int = 224,
         moments: int = 3,
-        batch_size: int = 64,
         num_workers: int = 4,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(num_workers=num_workers, **loading)
         check_at_least(1, moments=moments)
         if not 0 <= val_share < 1:
             raise ValueError(f"`val_share` must be at least 0 and below 1, got {val_share}")

@@ -146,6 +146,7 @@ def _unflatten(layer: nn.Unflatten, place: Place) -> float:
 def _average(layer: nn.AvgPool1d | nn.AvgPool2d, place: Place) -> float:
     # All entries of the operator have one sign; norm <= sqrt(largest row sum * largest column sum).
     axes = 1 if isinstance(layer, nn.AvgPool1d) else 2
+    _spatial(place.input_shape, axes)
     if layer.ceil_mode or (any(_by_axis(layer.padding, axes)) and not layer.count_include_pad):
         raise ValueError("`ceil_mode` or `count_include_pad=False` with padding divide windows at the border by less")
     area = math.prod(_by_axis(layer.kernel_size, axes))
@@ -158,6 +159,7 @@ def _average(layer: nn.AvgPool1d | nn.AvgPool2d, place: Place) -> float:
 def _maximum(layer: nn.MaxPool1d | nn.MaxPool2d, place: Place) -> float:
     # Maxima of a window differ by at most the largest difference in it, so squares add up over the windows.
     axes = 1 if isinstance(layer, nn.MaxPool1d) else 2
+    _spatial(place.input_shape, axes)
     if layer.return_indices:
         raise ValueError("`return_indices` must be False: indices jump")
     kernel, stride, dilation = (_by_axis(x, axes) for x in (layer.kernel_size, layer.stride, layer.dilation))
@@ -176,6 +178,7 @@ def _global_average(layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d, place: P
 
 @lipschitz_rule(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 def _global_maximum(layer: nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d, place: Place) -> float:
+    _spatial(place.input_shape, 1 if isinstance(layer, nn.AdaptiveMaxPool1d) else 2)
     _refuse_but_global(layer.output_size)
     if layer.return_indices:
         raise ValueError("`return_indices` must be False: indices jump")

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from lightning_crmt.methods.parts.features import as_vectors, features_of
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput
+from lightning_crmt.modality import FusionOutput, as_vectors
+from lightning_crmt.training import Method
 
 #: ``"separate"``: linear heads that exist for the fit alone; ``"own"``: the uni-modal logits of the module's own head.
 Readout: TypeAlias = Literal["separate", "own"]
@@ -58,13 +58,13 @@ class UnimodalReadout:
             self.heads = nn.ModuleDict({name: AuxiliaryHead(size, classes) for name, size in sizes.items()})
             module.training_stage.push(owner, heads=self.heads)
 
-    def logits(self, module: CRMTMixin, output: FusionOutput, method: object) -> dict[str, Tensor]:
+    def logits(self, module: CRMTMixin, output: FusionOutput, method: Method) -> dict[str, Tensor]:
         """Logits of each modality alone, each ``(B, K)``, with a graph."""
         if self.kind == "own":
             return module.head.unimodal_logits(output.scores)
         if not self.heads:
             raise RuntimeError(f"{type(method).__name__} has its heads within a fit only: add it to a Trainer")
-        features = as_vectors(features_of(output, method))
+        features = as_vectors(method.features_of(output))
         return {name: head(features[name]) for name, head in self.heads.items()}
 
     def _values(self) -> dict[str, nn.Parameter]:

@@ -25,9 +25,7 @@ class ValidatedMethod(Method):
 
     needs = Needs.STEPS | Needs.VALIDATION
 
-    def __init__(self) -> None:
-        self.validation = BatchSums()
-        self.reset()
+    validation: BatchSums
 
     @abstractmethod
     def measure(self, logits: Inputs, target: Tensor) -> dict[str, Tensor]:
