@@ -182,6 +182,13 @@ class Method(ReleasingCallback):
                 f"{kind.__name__} has no effect: `training_step` of {type(pl_module).__name__} must {must}"
             )
 
+    @property
+    @override
+    def state_key(self) -> str:
+        # Lightning refuses two stateful callbacks of one key; where there is no state, several may compose.
+        stateful = self.saved or type(self).state_dict is not Method.state_dict
+        return super().state_key if stateful else f"{super().state_key}[{id(self)}]"
+
     @override
     def state_dict(self) -> dict[str, Any]:
         """Copies of the attributes in ``saved``."""
