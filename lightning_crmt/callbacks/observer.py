@@ -60,11 +60,6 @@ class Observer(ReleasingCallback, ABC):
             raise TypeError(f"`inputs` must be a sequence of names, got the string {self.inputs!r}")
         self._forget()
 
-    def _forget(self) -> None:
-        self._running: dict[int, Measurement] = {}
-        self._last: dict[Key, float] = {}
-        self._measured_at: int | None = None
-
     @abstractmethod
     def measurement(self, model: NamedModel) -> Measurement:
         """A fresh measurement of ``model``."""
@@ -135,6 +130,11 @@ class Observer(ReleasingCallback, ABC):
 
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+    def _forget(self) -> None:
+        self._running: dict[int, Measurement] = {}
+        self._last: dict[Key, float] = {}
+        self._measured_at: int | None = None
 
 
 def check_radii(radii: Sequence[float]) -> list[float]:
