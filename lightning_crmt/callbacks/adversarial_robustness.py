@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy under attacks, in every validation and test epoch."""
 
-# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
@@ -34,7 +34,6 @@ from lightning_crmt.training import NamedModel
 _CHECKED = 32
 
 
-@dataclass(eq=False, repr=False)
 class AdversarialRobustness(Observer):
     r"""Logs how many predictions withstand attacks: upper bounds of the robustness, whatever the attacks are.
 
@@ -81,15 +80,19 @@ class AdversarialRobustness(Observer):
     ...     radii=[0.1, 0.2], inputs=("image", "audio"), max_batches=10)
     """
 
-    attacks: Mapping[str, Attack]
-    _: KW_ONLY
-    radii: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.attacks, Mapping) or not self.attacks:
-            raise TypeError(f"`attacks` must map names to attacks, at least one, got {describe(self.attacks)}")
-        for name, attack in self.attacks.items():
+    def __init__(
+        self,
+        attacks: Mapping[str, Attack],
+        *,
+        radii: Sequence[float] | None = None,
+        inputs: Sequence[str] | None = None,
+        every_n_epochs: int = 1,
+        max_batches: int | None = None,
+    ) -> None:
+        super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        if not isinstance(attacks, Mapping) or not attacks:
+            raise TypeError(f"`attacks` must map names to attacks, at least one, got {describe(attacks)}")
+        for name, attack in attacks.items():
             check_key_name("attacks", name)
             if not isinstance(attack, Attack):
                 raise TypeError(f"`attacks[{name!r}]` must be an attack such as PGD(Budget(0.2)), got {attack!r}")
@@ -99,10 +102,11 @@ class AdversarialRobustness(Observer):
                 raise ValueError(f"`attacks[{name!r}]` must have one radius for all samples, got {attack.budget}")
             if isinstance(attack.towards, Tensor) and attack.towards.dim() > 0:
                 raise ValueError(f"`attacks[{name!r}]` must lead towards one class, got {attack.towards}")
-        if self.radii is not None and len(check_radii(self.radii)) == 0:
+        if radii is not None and len(check_radii(radii)) == 0:
             raise ValueError("`radii` must be at least one, got none")
-        self.attacks = dict(self.attacks)
-        self.factors = {name: _factors(name, attack, self.radii) for name, attack in self.attacks.items()}
+        self.attacks = dict(attacks)
+        self.radii = None if radii is None else list(radii)
+        self.factors = {name: _factors(name, attack, self.radii) for name, attack in attacks.items()}
 
     @property
     @override

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base of observing callbacks: when to measure, on which batches, and how to log it without affecting training."""
 
-# No postponed annotations: jsonargparse checks the fields of a dataclass by them.
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,7 +37,6 @@ class Measurement(ABC):
         return {key: mean for key, (mean,) in self.means.compute(reduce).items()}
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class Observer(ReleasingCallback, ABC):
     """Measures something in every validation and test epoch, and logs it under ``val/`` or ``test/``.
 
@@ -50,14 +50,19 @@ class Observer(ReleasingCallback, ABC):
         max_batches: how many batches of each loader to measure, from the first on; all by default.
     """
 
-    inputs: Sequence[str] | None = None
-    every_n_epochs: int = 1
-    max_batches: int | None = None
+    _running: dict[int, Measurement]
+    _last: dict[Key, float]
+    _measured_at: int | None
 
-    def __post_init__(self) -> None:
-        check_at_least(1, every_n_epochs=self.every_n_epochs, max_batches=self.max_batches)
-        if isinstance(self.inputs, str):
-            raise TypeError(f"`inputs` must be a sequence of names, got the string {self.inputs!r}")
+    def __init__(
+        self, *, inputs: Sequence[str] | None = None, every_n_epochs: int = 1, max_batches: int | None = None
+    ) -> None:
+        check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        if isinstance(inputs, str):
+            raise TypeError(f"`inputs` must be a sequence of names, got the string {inputs!r}")
+        self.inputs = inputs
+        self.every_n_epochs = every_n_epochs
+        self.max_batches = max_batches
         self._forget()
 
     @abstractmethod
@@ -132,9 +137,9 @@ class Observer(ReleasingCallback, ABC):
     on_test_epoch_end = on_validation_epoch_end
 
     def _forget(self) -> None:
-        self._running: dict[int, Measurement] = {}
-        self._last: dict[Key, float] = {}
-        self._measured_at: int | None = None
+        self._running = {}
+        self._last = {}
+        self._measured_at = None
 
 
 def check_radii(radii: Sequence[float]) -> list[float]:

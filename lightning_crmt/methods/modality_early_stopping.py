@@ -62,7 +62,7 @@ class ModalityEarlyStopping(ValidatedMethod):
             raise ValueError(f"`smoothing` must be at least 0 and below 1, got {smoothing}")
         self.patience = patience
         self.smoothing = smoothing
-        self.reset()
+        super().__init__()
 
     @override
     def reset(self) -> None:

@@ -59,7 +59,7 @@ class ModalitySpecificRates(ValidatedMethod):
         check_at_least(1, window=window)
         self.rates = rates
         self.window = window
-        self.reset()
+        super().__init__()
 
     @override
     def reset(self) -> None:

@@ -25,7 +25,9 @@ class ValidatedMethod(Method):
 
     needs = Needs.STEPS | Needs.VALIDATION
 
-    validation: BatchSums
+    def __init__(self) -> None:
+        self.validation = BatchSums()
+        self.reset()
 
     @abstractmethod
     def measure(self, logits: Inputs, target: Tensor) -> dict[str, Tensor]:
