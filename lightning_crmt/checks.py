@@ -40,6 +40,7 @@ def require_package(name: str, reason: str, extra: str) -> Any:
     ModuleNotFoundError: this needs it (No module named 'no_such_package'): pip install 'lightning_crmt[video]'
     """
     try:
+        import_module(name.partition(".")[0])  # a part may be loaded still where the package is gone
         return import_module(name)
     except ImportError as error:
         message = f"{reason} ({error}): pip install 'lightning_crmt[{extra}]'"
