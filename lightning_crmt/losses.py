@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.certification import own_class, sensitivities, signed_radii
+from lightning_crmt.certification import margins_of, own_class, sensitivities, signed_radii
 from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive, check_target
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
@@ -216,7 +216,7 @@ def radius_loss(
 
 def _radii_to_rivals(logits: Tensor, target: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:
     """Signed radii of the true class against every other, ``(B, K)``; infinite in its own column."""
-    margins = logits.gather(1, target[:, None]) - logits
+    margins = margins_of(logits, target)
     own = own_class(target, logits.shape[1])
     # Where all weights of a pair are 0 its margin is the bias alone and its slope 0: keep the quotient finite.
     tiny = torch.finfo(logits.dtype).eps

@@ -27,7 +27,7 @@ from lightning_crmt import (
 )
 from lightning_crmt.callbacks import CertifiedRobustness
 from lightning_crmt.certification import certify_late_fusion
-from lightning_crmt.certification.examined import Examined
+from lightning_crmt.certification.exact_twin import ExactTwin
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.layers import OrthogonalLinear, Residual, Scale
 
@@ -148,7 +148,7 @@ def test_what_parts_compute_is_more_than_their_weights(change, monkeypatch):
     change(mapped)
     after = model.certify(inputs)
     assert not torch.allclose(after.radius(), before.radius())
-    Examined._known.clear()
+    ExactTwin._known.clear()
     torch.testing.assert_close(after.radius(), model.certify(inputs).radius())
     with pytest.raises(ValueError, match="`lipschitz` must be bounds of these very encoders"):
         model.certify(inputs, constants)
@@ -311,6 +311,11 @@ def test_replaced_methods_are_refused(monkeypatch):
         model.certify(inputs)
     forward = nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: 10 * forward(layer, x))
+    with pytest.raises(ValueError, match="methods of its type were replaced"):
+        model_of().certify(inputs)
+    monkeypatch.undo()
+    fuse = LinearFusion.fuse
+    monkeypatch.setattr(LinearFusion, "fuse", lambda head, scores: 10 * fuse(head, scores))
     with pytest.raises(ValueError, match="methods of its type were replaced"):
         model_of().certify(inputs)
 

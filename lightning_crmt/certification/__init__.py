@@ -5,7 +5,7 @@
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.evaluation import Evaluation, certify_late_fusion
 from lightning_crmt.certification.from_outputs import certify
-from lightning_crmt.certification.inequality import own_class, sensitivities, signed_radii
+from lightning_crmt.certification.inequality import margins_of, own_class, sensitivities, signed_radii
 from lightning_crmt.certification.verify import (
     CertificateViolation,
     Counterexample,
@@ -23,6 +23,7 @@ __all__ = [
     "Verification",
     "certify",
     "certify_late_fusion",
+    "margins_of",
     "own_class",
     "sensitivities",
     "signed_radii",

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.examined import Examined
+from lightning_crmt.certification.exact_twin import ExactTwin
 from lightning_crmt.certification.from_outputs import certify, fused
-from lightning_crmt.certification.inequality import own_class, row_distances, sensitivities
+from lightning_crmt.certification.inequality import margins_of, own_class, row_distances, sensitivities
 from lightning_crmt.checks import check_batch, check_inputs, describe
 from lightning_crmt.frozen_eval import as_taken_by, device_of, frozen_eval
 from lightning_crmt.lipschitz import (
@@ -29,6 +29,8 @@ from lightning_crmt.lipschitz import (
     encoder_bounds,
     encoder_errors,
     encoders_and_head,
+    examine,
+    fingerprint,
     refuse_parts_out_of_reach,
     running_error,
 )
@@ -124,9 +126,10 @@ class Evaluation:
         refuse_parts_out_of_reach(model)
         with frozen_eval(model), torch.no_grad():
             inputs = as_taken_by(model, inputs)
-            twin = Examined.of(dict(encoders.items()), self.head)
+            examine(dict(encoders.items()), self.head)
+            fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            _refuse_other(lipschitz, self.level, twin, shapes)
+            _refuse_other(lipschitz, self.level, fingerprints, shapes)
             # Of copies, for activations in place: the twin must get the same samples.
             features = {name: encoder(inputs[name].clone()) for name, encoder in encoders.items()}
             self.output = self.head(features)
@@ -136,6 +139,7 @@ class Evaluation:
                 self.constants = encoder_bounds(encoders, shapes, level=self.level)
                 self.errors = encoder_errors(encoders, inputs)
                 return
+            twin = ExactTwin.of(dict(encoders.items()), self.head, fingerprints)
             try:
                 self.constants = twin.bounds(shapes)
             except NoBoundError as error:
@@ -145,25 +149,23 @@ class Evaluation:
                 ) from error
             self.exact_head, self.feature_errors = twin.head, {}
             exact: dict[str, Tensor] = {}
-            # What rounding takes from margins in the twin, as a share of what it may take in the model as it runs.
-            self.share_of_double = 0.0
+            precisions: dict[str, list[Precision]] = {}
             for name, encoder in encoders.items():
                 weights = [tensor for tensor in encoder.parameters() if tensor.is_floating_point()]
+                precisions[name] = _precisions(weights or [inputs[name]])
                 exact[name], self.feature_errors[name] = running_error(
                     encoder,
                     twin.encoders[name],
                     inputs[name].to(device_of(twin.head), torch.float64),
-                    self._precision(weights or [inputs[name]]),
+                    _coarsest(precisions[name]),
                     twin.layer_bound,
                 )
             self.exact_output = self.exact_head(exact)
-            self.precision = self._precision([*self.head.directions.values(), self.head.bias])
-
-    def _precision(self, tensors: Iterable[Tensor]) -> Precision:
-        """The coarsest precision among tensors."""
-        precisions = [Precision(tensor.dtype, tensor.device) for tensor in tensors]
-        self.share_of_double = max(self.share_of_double, *(each.share_of_double for each in precisions))
-        return max(precisions, key=lambda each: each.unit)
+            of_head = _precisions([*self.head.directions.values(), self.head.bias])
+            self.precision = _coarsest(of_head)
+            # What rounding takes from margins in the twin, as a share of what it may take in the model as it runs.
+            everywhere = [each for part in [*precisions.values(), of_head] for each in part]
+            self.share_of_double = max(each.share_of_double for each in everywhere)
 
     def certificate(self, missing: Collection[str] = ()) -> Certificate:
         """The certificate of these predictions, or of those with some modalities dropped from the fusion.
@@ -179,11 +181,11 @@ class Evaluation:
             running = fused(self.output, self.head, names, missing)
             exact = fused(self.exact_output, self.exact_head, names, missing)
             prediction = running.argmax(dim=1).to(exact.device)
-            margins = _margins(exact, prediction)
+            margins = margins_of(exact, prediction)
             slack = self._slack(prediction, present)
             vouched = ((margins > slack) | own_class(prediction, exact.shape[1])).all(dim=1)
             # The bound of the rounding error was not true, or something else than rounding took part.
-            vouched &= ((_margins(running.to(exact), prediction) - margins).abs() <= slack).all(dim=1)
+            vouched &= ((margins_of(running.to(exact), prediction) - margins).abs() <= slack).all(dim=1)
             vouched &= running.isfinite().all(dim=1).to(exact.device)
             # Double precision rounds too: as much less as its unit is smaller.
             margins = torch.where(vouched[:, None], margins - slack * self.share_of_double, 0.0)
@@ -202,7 +204,7 @@ class Evaluation:
             return torch.allclose(logits, own, rtol=0.0, atol=0.0, equal_nan=True)
         exact = self.exact_output.logits
         prediction = own.argmax(dim=1).to(exact.device)
-        apart = (_margins(logits.to(exact), prediction) - _margins(exact, prediction)).abs()
+        apart = (margins_of(logits.to(exact), prediction) - margins_of(exact, prediction)).abs()
         return not (apart > self._slack(prediction, list(self.head.in_features))).any()
 
     def _slack(self, prediction: Tensor, present: Collection[str]) -> Tensor:
@@ -228,12 +230,19 @@ class Evaluation:
         return slack
 
 
-def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
-    return logits.gather(1, prediction[:, None]) - logits
+def _precisions(tensors: Iterable[Tensor]) -> list[Precision]:
+    return [Precision(tensor.dtype, tensor.device) for tensor in tensors]
+
+
+def _coarsest(precisions: Iterable[Precision]) -> Precision:
+    return max(precisions, key=lambda each: each.unit)
 
 
 def _refuse_other(
-    lipschitz: LipschitzConstants | None, level: Soundness, twin: Examined, shapes: dict[str, tuple[int, ...]]
+    lipschitz: LipschitzConstants | None,
+    level: Soundness,
+    fingerprints: dict[str, str],
+    shapes: dict[str, tuple[int, ...]],
 ) -> None:
     if lipschitz is None:
         return
@@ -242,7 +251,7 @@ def _refuse_other(
             f"`lipschitz` must be {level.name.lower()} at level {level.name.lower()!r}, it is "
             f"{lipschitz.soundness.name.lower()}; leave it out, or take encoder_bounds(encoders, level=...)"
         )
-    if lipschitz.fingerprints != twin.fingerprints:
+    if lipschitz.fingerprints != fingerprints:
         raise ValueError(
             "`lipschitz` must be bounds of these very encoders, as encoder_bounds gives them, and they are of others: "
             "weights were changed since, or nobody examined the encoders; leave them out, and bounds are computed once "

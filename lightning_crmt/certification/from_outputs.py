@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.inequality import sensitivities
+from lightning_crmt.certification.inequality import margins_of, sensitivities
 from lightning_crmt.certification.rounding import UP, rounding
 from lightning_crmt.checks import check_same_modalities, describe
 from lightning_crmt.fusion import LateFusion
@@ -88,7 +88,7 @@ def certify(
 
 
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
-    margins = logits.gather(1, prediction[:, None]) - logits
+    margins = margins_of(logits, prediction)
     return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
 
 

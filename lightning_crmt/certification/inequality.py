@@ -81,6 +81,15 @@ def row_distances(rows: Tensor) -> Tensor:
     return scale * torch.cdist(rows / scale, rows / scale, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
+    r"""Margins :math:`h_c - h_j` of each sample's own class c over all classes, ``(B, K)``; 0 in its own column.
+
+    >>> margins_of(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
+    tensor([[2., 0.]])
+    """
+    return logits.gather(1, classes[:, None]) - logits
+
+
 def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor) -> Tensor:
     r"""l2 distance over which the margin to each rival surely keeps its sign, with that sign, ``(B, K)``.
 

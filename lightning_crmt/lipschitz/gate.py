@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,12 @@ _SHORTENING = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA
 
 #: Heads whose code is known; a subclass may compute something else.
 _HEADS = (LinearFusion, OrthogonalFusion, FixedFusion)
+#: What a head's output is computed by besides.
+_HEAD_CODE = {"fuse", "directions", "integration_weights", "class_weights"}
 
 
 def _code(kind: type[nn.Module]) -> list[object]:
-    return [getattr(kind, name, None) for name in sorted(CODE)]
+    return [getattr(kind, name, None) for name in sorted(CODE | _HEAD_CODE)]
 
 
 #: The methods of each type when it became known.
@@ -107,7 +109,7 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
             f"`head` must be exactly one of {', '.join(kind.__name__ for kind in _HEADS)} to be certified, got "
             f"{describe(head)}: a subclass may compute something else. Estimated constants still give estimates"
         )
-    if replaced := vars(head).keys() & {"fuse", "directions", "integration_weights", "class_weights"}:
+    if replaced := vars(head).keys() & _HEAD_CODE:
         raise NoBoundError(f"{place_of(head, 'head')}, must run its type's code; {replaced} was replaced")
     for name, module in {**encoders, "head": head}.items():
         for path, part in module.named_modules(prefix=name):
@@ -246,7 +248,7 @@ def proved_precision(module: nn.Module, x: Tensor) -> torch.dtype:
     if len(precisions) != 1 or not precisions <= UNIT_ROUNDOFF.keys():
         names = sorted(map(str, precisions))
         raise ValueError(f"the network must run in float32 or in float64, its parameters are {names}")
-    if not _full_precision():
+    if unit_of_factors(torch.device("cpu")) > 0:
         raise ValueError(
             "products of matrices must run in full precision: torch.set_float32_matmul_precision('highest'), "
             f"and none of {_SHORTENING} set"
@@ -256,11 +258,22 @@ def proved_precision(module: nn.Module, x: Tensor) -> torch.dtype:
     return precisions.pop()
 
 
-def _full_precision() -> bool:
-    if any(os.environ.get(name, "strict").lower() not in ("strict", "0") for name in _SHORTENING):
-        return False
+def unit_of_factors(device: torch.device) -> float:
+    """By how much the factors of products in single precision may be rounded first, by torch's settings; 0 if not."""
+    units = {"highest": 0.0, "ieee": 0.0, "none": 0.0, "high": 2.0**-11, "tf32": 2.0**-11}
+    chosen = ["bf16" for name in _SHORTENING if os.environ.get(name, "strict").lower() not in ("strict", "0")]
     try:
-        chosen = torch.get_float32_matmul_precision()
+        chosen.append(torch.get_float32_matmul_precision())
     except RuntimeError:  # precision was set by backend, the newer way, and differs among backends
-        return False
-    return chosen == "highest" and getattr(torch.backends, "fp32_precision", "none") in ("none", "ieee")
+        chosen.append("bf16")
+    backends: list[Any] = [torch.backends]
+    if device.type == "cuda":
+        backends += [torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None), torch.backends.cuda.matmul]
+    else:
+        mkldnn = torch.backends.mkldnn
+        backends += [mkldnn, getattr(mkldnn, "conv", None), getattr(mkldnn, "matmul", None)]
+    for backend in backends:
+        chosen.append(getattr(backend, "fp32_precision", "none"))
+        if device.type == "cuda" and getattr(backend, "allow_tf32", False):
+            chosen.append("tf32")
+    return max(units.get(each, 2.0**-8) for each in chosen)

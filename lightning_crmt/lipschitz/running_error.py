@@ -23,7 +23,6 @@ and output.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -36,13 +35,13 @@ from torch.nn.utils import parametrize
 from lightning_crmt.encoders import MLP, ConvNet1d, ConvNet2d, LipschitzCNN, LipschitzMLP
 from lightning_crmt.layers import (
     GroupSort,
-    MaxMin,
     Residual,
     Scale,
     ScaledAvgPool1d,
     ScaledAvgPool2d,
 )
 from lightning_crmt.lipschitz.bounds.rules import batch_norm_scale, convolution_of
+from lightning_crmt.lipschitz.gate import unit_of_factors
 
 #: By how much algorithms such as Winograd's may exceed the error of direct sums.
 _CONVOLUTION = 4.0
@@ -57,7 +56,7 @@ Bounds: TypeAlias = Callable[[nn.Module, tuple[int, ...]], float]
 _EXACT = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU, nn.ReLU6,
     nn.Hardtanh, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d,
-    nn.ZeroPad2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, GroupSort, MaxMin,
+    nn.ZeroPad2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, GroupSort,
 )  # fmt: skip
 _FUNCTIONS = (
     nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Sigmoid, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU,
@@ -90,36 +89,12 @@ class Precision:
         self.unit = 2.0**-24 if dtype is torch.float32 else 2.0**-53
         self.smallest = 2.0**-126 if dtype is torch.float32 else 2.0**-1022
         self.largest = float(torch.finfo(dtype).max) * 2.0**-4
-        self.factors = _unit_of_factors(device) if dtype is torch.float32 else 0.0
+        self.factors = unit_of_factors(device) if dtype is torch.float32 else 0.0
 
     def gamma(self, count: int) -> float:
         """Relative error of a sum of ``count`` terms with rounded factors; infinite where nothing can be said."""
         total = min(count, 4 * math.sqrt(count)) * self.unit
         return math.inf if total >= 0.5 else total / (1 - total) + 3 * self.factors
-
-
-def _unit_of_factors(device: torch.device) -> float:
-    """By how much the factors of products in single precision may be rounded first; 0 if they are not."""
-    units = {"highest": 0.0, "ieee": 0.0, "none": 0.0, "high": 2.0**-11, "tf32": 2.0**-11}
-    chosen = ["highest"]
-    try:
-        chosen.append(torch.get_float32_matmul_precision())
-    except RuntimeError:  # set by the newer switches below, and not all alike
-        chosen.append("bf16")
-    backends: list[Any] = [torch.backends]
-    if device.type == "cuda":
-        backends += [torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None), torch.backends.cuda.matmul]
-    else:
-        mkldnn = torch.backends.mkldnn
-        backends += [mkldnn, getattr(mkldnn, "conv", None), getattr(mkldnn, "matmul", None)]
-    for backend in backends:
-        chosen.append(getattr(backend, "fp32_precision", "none"))
-        if device.type == "cuda" and getattr(backend, "allow_tf32", False):
-            chosen.append("tf32")
-    for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE"):
-        if os.environ.get(name, "strict").lower() not in ("strict", "0"):
-            chosen.append("bf16")
-    return max(units.get(each, 2.0**-8) for each in chosen)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from lightning_crmt.attacks.search.loss import Loss, Objective
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation
 from lightning_crmt.checks import check_batch, check_logits, check_target, require_finite
-from lightning_crmt.frozen_eval import device_of, differentiable, frozen_eval
+from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
 from lightning_crmt.modality import Inputs, at_least_single, logits_of
 
 #: Anything from inputs by name to logits, in one of the forms that ``logits_of`` knows.
@@ -44,7 +44,7 @@ class AttackedModel(PerSample):
         size = check_batch("inputs", inputs)
         require_finite("inputs", inputs)
         self.modalities = budget.attacked(inputs)
-        self.inputs = as_taken_by(model, inputs)
+        self.inputs = _as_taken(model, inputs)
         self.clean_logits = self.logits(self.inputs)
         check_logits(self.clean_logits, "the logits of clean inputs")
         check_target(target, self.clean_logits.shape[1], size)
@@ -141,7 +141,7 @@ def under_attack(
 def lent(model: Model, inputs: Inputs) -> Iterator[dict[str, Tensor]]:
     """Inside, ``model`` is in evaluation mode and frozen; gives copies of ``inputs`` as the model takes them."""
     with frozen_eval(holder_of(model)):
-        yield as_taken_by(model, inputs)
+        yield _as_taken(model, inputs)
 
 
 def public_logits(model: Model, inputs: Inputs) -> Tensor:
@@ -173,13 +173,12 @@ def broken(logits: Tensor, target: Tensor, towards: Classes | None = None) -> Te
     return lost & led & (target.to(logits.device) != aim)
 
 
-def as_taken_by(model: Model, inputs: Inputs) -> dict[str, Tensor]:
-    """Copies of ``inputs`` on the model's device, those that are floating point in its precision."""
-    holder = holder_of(model)
-    device = device_of(holder) if isinstance(model, nn.Module) else next(iter(inputs.values())).device
-    floating = {name: value for name, value in inputs.items() if value.is_floating_point()}
-    copies = {name: leaf.detach().to(device) for name, leaf in differentiable(floating, holder).items()}
-    return {name: copies[name] if name in copies else value.to(device, copy=True) for name, value in inputs.items()}
+def _as_taken(model: Model, inputs: Inputs) -> dict[str, Tensor]:
+    """Copies of ``inputs`` as a module takes them; for a plain function, on the device of the first."""
+    if isinstance(model, nn.Module):
+        return as_taken_by(model, inputs)
+    device = next(iter(inputs.values())).device
+    return {name: value.detach().to(device, copy=True) for name, value in inputs.items()}
 
 
 def holder_of(model: Model) -> nn.Module:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders and a head that passed the gate, with a twin of them in exact arithmetic."""
+"""A twin of encoders and a head in exact arithmetic, and bounds of its parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lightning_crmt.layers import with_fixed_weights
 from lightning_crmt.lipschitz import (
     LipschitzConstants,
     encoder_bounds,
-    examine,
     fingerprint,
     lipschitz_bound,
 )
@@ -27,19 +26,17 @@ _KEPT = 4
 M = TypeVar("M", bound=nn.Module)
 
 
-class Examined:
+class ExactTwin:
     """A twin of encoders and head in double precision, its weights stored, and bounds by the shape of a sample.
 
     Attributes:
-        fingerprints: of the encoders, by modality.
         encoders: in double precision, in evaluation mode, by modality.
         head: in double precision.
     """
 
-    _known: ClassVar[OrderedDict[str, Examined]] = OrderedDict()
+    _known: ClassVar[OrderedDict[str, ExactTwin]] = OrderedDict()
 
-    def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: dict[str, str]) -> None:
-        self.fingerprints = fingerprints
+    def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
         self.encoders = {name: with_fixed_weights(_exact(encoder)) for name, encoder in encoders.items()}
         exact = _exact(head)
         self.head = exact.fixed() if isinstance(exact, OrthogonalFusion) else exact
@@ -47,18 +44,17 @@ class Examined:
         self._layers: dict[tuple[int, tuple[int, ...]], float] = {}
 
     @classmethod
-    def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion) -> Examined:
-        """The twin of these very weights: made once, and found again by what they hold.
+    def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: Mapping[str, str]) -> ExactTwin:
+        """The twin of these very weights, of parts that passed the gate: made once, and found again by what they hold.
 
-        Raises:
-            ValueError: a ``NoBoundError`` for parts that do something else than the code of their type.
-            TypeError: if the head is of another type than those whose code is known.
+        Args:
+            encoders: by modality.
+            head: late fusion.
+            fingerprints: of the encoders.
         """
-        examine(encoders, head)
-        fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
         key = f"{fingerprints} {fingerprint(head)}"
         if key not in cls._known:
-            cls._known[key] = cls(encoders, head, fingerprints)
+            cls._known[key] = cls(encoders, head)
             while len(cls._known) > _KEPT:
                 cls._known.popitem(last=False)
         cls._known.move_to_end(key)
