@@ -37,13 +37,13 @@ def require_package(name: str, reason: str, extra: str) -> Any:
     >>> require_package("no_such_package", "this needs it", "video")
     Traceback (most recent call last):
         ...
-    ModuleNotFoundError: this needs it (No module named 'no_such_package'): pip install 'lightning_crmt[video]'
+    ModuleNotFoundError: this needs it (No module named 'no_such_package'): pip install "lightning_crmt[video]"
     """
     try:
         import_module(name.partition(".")[0])  # a part may be loaded still where the package is gone
         return import_module(name)
     except ImportError as error:
-        message = f"{reason} ({error}): pip install 'lightning_crmt[{extra}]'"
+        message = f'{reason} ({error}): pip install "lightning_crmt[{extra}]"'
         raise ModuleNotFoundError(message, name=error.name) from error
 
 

@@ -257,7 +257,7 @@ def test_gradients_that_are_not_finite_count_as_none():
 @pytest.mark.parametrize(("attack", "package"), [(AutoAttack, "pyautoattack"), (FoolboxDDN, "foolbox")])
 def test_without_the_extra(attack, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError, match=f"{package}.*pip install 'lightning_crmt\\[attacks\\]'"):
+    with pytest.raises(ModuleNotFoundError, match=f'{package}.*pip install "lightning_crmt\\[attacks\\]"'):
         attack(Budget(1.0))
 
 

@@ -481,7 +481,7 @@ def test_bad_settings_are_refused(two, tmp_path, settings, message):
 def test_without_ffmpeg_the_error_says_what_to_install(two, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(FileNotFoundError, match=r"pip install 'lightning_crmt\[video\]'"):
+    with pytest.raises(FileNotFoundError, match=re.escape('pip install "lightning_crmt[video]"')):
         prepare(two, tmp_path / "output")
 
 
@@ -494,7 +494,7 @@ def test_the_program_on_the_path_comes_first(tmp_path, monkeypatch):
 
 def test_without_opencv_there_is_no_flow_but_all_else(two, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning_crmt\[video\]'"):
+    with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "lightning_crmt[video]"')):
         prepare(two, tmp_path / "output", ALL)
     assert prepare(two, tmp_path / "output").made == {"frames": 2, "spectrograms": 2}
 

@@ -806,5 +806,5 @@ def test_a_part_without_its_folder_is_named(tmp_path):
 def test_without_pillow_it_is_said_what_to_install(tmp_path, monkeypatch):
     data = prepared.kinetics_sounds(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(ModuleNotFoundError, match=re.escape("pip install 'lightning_crmt[video]'")):
+    with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "lightning_crmt[video]"')):
         data.setup()

@@ -50,7 +50,7 @@ class AutoAttack(BudgetedAttack):
         seed: of random starts.
 
     Raises:
-        ModuleNotFoundError: without ``pip install 'lightning_crmt[attacks]'``.
+        ModuleNotFoundError: without ``pip install "lightning_crmt[attacks]"``.
         ValueError: if the budget is a product of l2 balls, or an attack is unknown.
 
     >>> attack = AutoAttack(Budget(0.2))  # doctest: +SKIP

@@ -34,7 +34,7 @@ class FoolboxDDN(MinimumNormAttack):
         gamma: by this share the ball shrinks or grows in a step.
 
     Raises:
-        ModuleNotFoundError: without ``pip install 'lightning_crmt[attacks]'``.
+        ModuleNotFoundError: without ``pip install "lightning_crmt[attacks]"``.
         ValueError: if the budget is not one l2 ball.
 
     >>> FoolboxDDN(Budget(0.2)).search(model, inputs, target).factor  # doctest: +SKIP

@@ -51,7 +51,7 @@ def pillow() -> Any:
     """The module of Pillow that reads JPEGs.
 
     Raises:
-        ModuleNotFoundError: without ``pip install 'lightning_crmt[video]'``.
+        ModuleNotFoundError: without ``pip install "lightning_crmt[video]"``.
     """
     return require_package("PIL.Image", "reading frames needs Pillow", "video")
 
