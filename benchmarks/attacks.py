@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Are our attacks as strong as those of other libraries, and what do they cost?
 
-pip install 'lightning_crmt[attacks]'
+pip install "lightning_crmt[attacks]"
 python benchmarks/attacks.py
 
 UCI Multiple Features, test part, float32, all attacks on the joint l2 ball. Models:
@@ -29,11 +29,10 @@ from typing import TypeVar
 import torch
 from certified import train
 from lightning.pytorch import Trainer, seed_everything
-from lightning_crmt.attacks.external.attacks import AutoAttack, FoolboxDDN
 from torch import Tensor, nn
 
 from lightning_crmt import CRMTModule, LinearFusion
-from lightning_crmt.attacks import Budget, LossAscent, MinimumNorm, strongest
+from lightning_crmt.attacks import AutoAttack, Budget, FoolboxDDN, LossAscent, MinimumNorm, strongest
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.data.module import MultimodalDataset
 from lightning_crmt.methods import AdversarialTraining

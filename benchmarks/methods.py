@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import torch
 import yaml
-from lightning_crmt.attacks.scoring import fooled_by
+from lightning_crmt.attacks.survival import fooled_by
 from torch import Tensor
 
 from lightning_crmt import CRMTModule
