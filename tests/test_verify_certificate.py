@@ -65,8 +65,11 @@ def test_exact_certificates_stand(dtype):
     assert isinstance(done, Verification)
     assert done.samples == 30
     assert done.soundness is Soundness.SOUND
-    expected = {"audio + image": 330, "audio": 330, "image": 330} | {f"product {i}": 330 for i in range(3)}
-    assert done.probes == {"clean": 30} | expected
+    threats = ["audio + image", "audio", "image", *(f"product {i}" for i in range(3))]
+    assert list(done.probes) == ["clean", *threats]
+    assert done.probes["clean"] == 30
+    # None of the random and gradient searches is lost outside of the claim; the nearest input of another class may be.
+    assert all(330 <= done.probes[threat] <= 360 for threat in threats)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.9, 0.99])
@@ -148,7 +151,8 @@ def test_rounding_is_told_apart_unless_the_claim_is_rigorous():
 def test_what_lies_outside_of_the_claim_proves_nothing(monkeypatch):
     model, x = Linear(), samples(10)
     far = {name: value + 1e3 for name, value in x.items()}
-    monkeypatch.setattr("lightning_crmt.certification.verify.PGD", lambda *args, **settings: lambda *given: far)
+    for search in ("PGD", "MinimumNorm"):
+        monkeypatch.setattr(f"lightning_crmt.certification.verify.{search}", lambda *_, **settings: lambda *given: far)
     done = verify_certificate(model, exact_certificate(model, x), x, probes=1, products=0)
     assert done.probes["audio + image"] == 10  # the random direction alone
 
@@ -170,7 +174,7 @@ def test_rigorous_claims_are_taken_to_the_letter():
     assert certificate.soundness is Soundness.RIGOROUS
     done = verify_certificate(model, certificate, x, probes=5)
     assert done.rounding == {}
-    assert done.probes["audio + image"] == 6 * done.samples  # none is lost outside of the claim
+    assert done.probes["audio + image"] >= 6 * done.samples  # none but of the last search is lost outside of the claim
     wider = dataclasses.replace(certificate, margins=certificate.margins * 100)
     with pytest.raises(CertificateViolation):
         verify_certificate(model, wider, x, probes=1)
@@ -205,7 +209,7 @@ def test_a_modality_that_is_claimed_not_to_matter():
     with torch.no_grad():
         model.weights["audio"].zero_()
     done = verify_certificate(model, exact_certificate(model, x), x, probes=1, products=1)
-    assert done.probes["audio"] == 20
+    assert done.probes["audio"] == 30
 
 
 def test_missing_modalities_are_left_out():
@@ -226,7 +230,9 @@ def test_missing_modalities_are_left_out():
         return model({"audio": torch.zeros(len(inputs["image"]), 5).double(), **inputs})
 
     done = verify_certificate(seeing, without, {"image": x["image"]}, probes=1)
-    assert done.probes == {"clean": 10, "image": 20}
+    assert done.probes["clean"] == 10
+    assert 20 <= done.probes["image"] <= 30
+    assert len(done.probes) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from typing import ClassVar, TypeVar
 
 from torch import nn
 
-from lightning_crmt.fusion import LateFusion, OrthogonalFusion
-from lightning_crmt.layers import with_fixed_weights
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.layers import Fixable
 from lightning_crmt.lipschitz import (
+    KnownBounds,
     LipschitzConstants,
     encoder_bounds,
     fingerprint,
@@ -34,14 +35,13 @@ class ExactTwin:
         head: in double precision.
     """
 
-    _known: ClassVar[OrderedDict[str, ExactTwin]] = OrderedDict()
+    _twins: ClassVar[OrderedDict[str, ExactTwin]] = OrderedDict()
 
     def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
-        self.encoders = {name: with_fixed_weights(_exact(encoder)) for name, encoder in encoders.items()}
-        exact = _exact(head)
-        self.head = exact.fixed() if isinstance(exact, OrthogonalFusion) else exact
+        self.encoders = {name: _exact(encoder) for name, encoder in encoders.items()}
+        self.head = _exact(head)
         self._bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
-        self._layers: dict[tuple[int, tuple[int, ...]], float] = {}
+        self._known: KnownBounds = {}
 
     @classmethod
     def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: Mapping[str, str]) -> ExactTwin:
@@ -53,12 +53,12 @@ class ExactTwin:
             fingerprints: of the encoders.
         """
         key = f"{fingerprints} {fingerprint(head)}"
-        if key not in cls._known:
-            cls._known[key] = cls(encoders, head)
-            while len(cls._known) > _KEPT:
-                cls._known.popitem(last=False)
-        cls._known.move_to_end(key)
-        return cls._known[key]
+        if key not in cls._twins:
+            cls._twins[key] = cls(encoders, head)
+            while len(cls._twins) > _KEPT:
+                cls._twins.popitem(last=False)
+        cls._twins.move_to_end(key)
+        return cls._twins[key]
 
     def bounds(self, shapes: Mapping[str, tuple[int, ...]]) -> LipschitzConstants:
         """Sound bounds of the encoders for samples of these shapes.
@@ -68,19 +68,21 @@ class ExactTwin:
         """
         key = tuple(shapes.items())
         if key not in self._bounds:
-            self._bounds[key] = encoder_bounds(self.encoders, shapes)
+            self._bounds[key] = encoder_bounds(self.encoders, shapes, known=self._known)
         return self._bounds[key]
 
     def layer_bound(self, layer: nn.Module, shape: tuple[int, ...]) -> float:
         """Bound of a layer of an encoder at a shape."""
-        key = id(layer), shape
-        if key not in self._layers:
-            self._layers[key] = lipschitz_bound(layer, shape)
-        return self._layers[key]
+        return lipschitz_bound(layer, shape, known=self._known)
 
 
 def _exact(module: M) -> M:
-    twin = copy.deepcopy(module)
+    # Orthogonal rows are computed in double precision, from the raw weights.
+    known = {id(part): _double(copy.deepcopy(part)).fixed() for part in module.modules() if isinstance(part, Fixable)}
+    return _double(copy.deepcopy(module, known))
+
+
+def _double(twin: M) -> M:
     if any(tensor.device.type == "mps" for tensor in twin.parameters()):
         twin = twin.cpu()  # that device has no double precision
     return twin.double().eval().requires_grad_(False)

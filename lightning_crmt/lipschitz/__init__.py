@@ -2,7 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lipschitz constants of encoders, scores and margins: estimated, bounded, or bounded with rounding counted."""
 
-from lightning_crmt.lipschitz.bounds import BOUND_LEVELS, Place, encoder_bounds, lipschitz_bound, lipschitz_rule
+from lightning_crmt.lipschitz.bounds import (
+    BOUND_LEVELS,
+    KnownBounds,
+    Place,
+    encoder_bounds,
+    lipschitz_bound,
+    lipschitz_rule,
+)
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.estimate import estimate_lipschitz, margin_speeds
 from lightning_crmt.lipschitz.fingerprint import fingerprint
@@ -23,6 +30,7 @@ from lightning_crmt.lipschitz.screening import ProbeSearch
 
 __all__ = [
     "BOUND_LEVELS",
+    "KnownBounds",
     "CODE",
     "UNDERFLOW",
     "UNIT_ROUNDOFF",

@@ -144,7 +144,7 @@ class _Walk:
         error = self.bounds(twin, tuple(z.shape[1:])) * error
         if kind not in _EXACT:
             error = error + self._made(running, twin, z, out, error)
-        return out, torch.where(_norm(out, math.inf) < self.precision.largest, error, math.inf)
+        return out, torch.where(_norm(out) < self.precision.largest, error, math.inf)
 
     def _made(self, running: Any, layer: Any, z: Tensor, out: Tensor, error: Tensor) -> Tensor:
         """What the layer's own rounding adds."""
@@ -190,8 +190,8 @@ class _Walk:
         return out, abs(1 - weight) * error + abs(weight) * of_branch + made
 
 
-def _norm(value: Tensor, order: float = 2.0) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(value.flatten(1), ord=order, dim=1)
+def _norm(value: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(value.flatten(1), dim=1)
     return norm
 
 

@@ -3,6 +3,13 @@
 """Sound upper bounds of Lipschitz constants, layer by layer."""
 
 from lightning_crmt.lipschitz.bounds import rules as rules  # registers them
-from lightning_crmt.lipschitz.bounds.bound import BOUND_LEVELS, Place, encoder_bounds, lipschitz_bound, lipschitz_rule
+from lightning_crmt.lipschitz.bounds.bound import (
+    BOUND_LEVELS,
+    KnownBounds,
+    Place,
+    encoder_bounds,
+    lipschitz_bound,
+    lipschitz_rule,
+)
 
-__all__ = ["BOUND_LEVELS", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule"]
+__all__ = ["BOUND_LEVELS", "KnownBounds", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule"]
