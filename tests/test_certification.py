@@ -427,11 +427,11 @@ def test_soundness_is_ordered_and_the_weakest_wins():
 
 
 @pytest.mark.parametrize("level", list(Soundness))
-def test_a_certificate_is_as_sound_as_its_constants(level):
+def test_outputs_alone_certify_nothing(level):
     head, output, _ = problem("scores")
     constants = oracles.random_constants(head, "scores", level)
-    assert certify(output, head, constants).soundness is min(level, Soundness.SOUND)
-    assert certify(output, head, constants, missing=["m0"]).soundness is min(level, Soundness.SOUND)
+    assert certify(output, head, constants).soundness is Soundness.ESTIMATED
+    assert certify(output, head, constants, missing=["m0"]).soundness is Soundness.ESTIMATED
 
 
 # Bad arguments.

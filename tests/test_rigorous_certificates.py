@@ -33,6 +33,7 @@ from lightning_crmt import (
     with_fixed_weights,
 )
 from lightning_crmt.certification import certify_late_fusion
+from lightning_crmt.certification.from_outputs import certify_with_errors
 from lightning_crmt.certification.rounding import rounding
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.fusion import LateFusion
@@ -110,7 +111,7 @@ def slow(head, constants, errors, p, i, present):
 @pytest.mark.parametrize("dtype", oracles.PRECISIONS)
 def test_margins_and_sensitivities_are_the_inequality(dtype, kind, missing):
     head, output, constants, errors = problem(dtype, kind, 3)
-    certificate = certify(output, head, constants, missing=missing, errors=errors)
+    certificate = certify_with_errors(output, head, constants, errors, missing=missing)
     assert certificate.soundness is Soundness.RIGOROUS
     assert certificate.missing == missing
     present = [name for name in head.in_features if name not in missing]
@@ -189,23 +190,23 @@ def test_rows_that_differ_by_less_than_a_rounding_are_apart():
 # What may be called rigorous.
 
 
-def test_rigorous_constants_without_errors_are_sound():
+def test_rigorous_constants_without_errors_give_estimates():
     head, output, constants, errors = problem()
     for chosen in (head, fixed_head(kind=LinearFusion)):
         certificate = certify(output, chosen, constants)
-        assert certificate.soundness is Soundness.SOUND
+        assert certificate.soundness is Soundness.ESTIMATED
         assert certificate.limit == math.inf
-    assert certify(output, head, constants, errors=errors).soundness is Soundness.RIGOROUS
+    assert certify_with_errors(output, head, constants, errors).soundness is Soundness.RIGOROUS
 
 
 @pytest.mark.parametrize("level", list(Soundness))
 def test_a_certificate_with_errors_is_as_sound_as_its_constants(level):
     head, output, constants, errors = problem()
     constants = dataclasses.replace(constants, soundness=level)
-    assert certify(output, head, constants, errors=errors).soundness is level
-    assert certify(output, head, constants, missing=["m0"], errors=errors).soundness is level
+    assert certify_with_errors(output, head, constants, errors).soundness is level
+    assert certify_with_errors(output, head, constants, errors, missing=["m0"]).soundness is level
     without = {"m1": errors["m1"]}  # errors of what is missing are not needed
-    assert certify(output, head, constants, missing=["m0"], errors=without).soundness is level
+    assert certify_with_errors(output, head, constants, without, missing=["m0"]).soundness is level
 
 
 @pytest.mark.parametrize("dtype", oracles.PRECISIONS)
@@ -213,7 +214,7 @@ def test_counting_rounding_never_raises_a_radius(dtype):
     head, output, constants, errors = problem(dtype, num_modalities=3, batch_size=200)
     for missing in ((), ("m2",)):
         sound = certify(output, head, constants, missing=missing)
-        rigorous = certify(output, head, constants, missing=missing, errors=errors)
+        rigorous = certify_with_errors(output, head, constants, errors, missing=missing)
         assert rigorous.prediction.equal(sound.prediction)
         for chosen in (None, ["m0"], ["m0", "m1"]):
             assert rigorous.radius(chosen).dtype is torch.float64
@@ -224,10 +225,10 @@ def test_counting_rounding_never_raises_a_radius(dtype):
 
 def test_larger_errors_never_raise_a_radius():
     head, output, constants, errors = problem(batch_size=50)
-    before = certify(output, head, constants, errors=errors).radius()
+    before = certify_with_errors(output, head, constants, errors).radius()
     for field in ("at", "growth", "magnitude", "magnitude_growth"):
         larger = {n: dataclasses.replace(e, **{field: 100 * getattr(e, field)}) for n, e in errors.items()}
-        after = certify(output, head, constants, errors=larger).radius()
+        after = certify_with_errors(output, head, constants, larger).radius()
         assert (after <= before).all()
         assert (after < before).any()
 
@@ -235,7 +236,7 @@ def test_larger_errors_never_raise_a_radius():
 def test_ties_and_broken_logits_have_radius_zero():
     head, output, constants, errors = problem(batch_size=3)
     logits = torch.tensor([[1.0, 1.0, 0.0, 0.0], [math.nan, 1.0, 0.0, 0.0], [math.inf, 0.0, 0.0, 0.0]])
-    certificate = certify(output._replace(logits=logits), head, constants, errors=errors)
+    certificate = certify_with_errors(output._replace(logits=logits), head, constants, errors)
     assert certificate.radius().eq(0).all()
     assert not certificate.tolerates({"m0": 0.0}).any()
 
@@ -244,7 +245,7 @@ def test_radii_and_budgets_end_where_overflow_begins():
     head, output, constants, errors = problem()
     silent = FixedFusion(head.directions, {n: torch.zeros(4) for n in head.in_features}, torch.arange(4.0))
     output = silent(oracles.random_features(silent, 8))
-    certificate = certify(output, silent, constants, errors=errors)
+    certificate = certify_with_errors(output, silent, constants, errors)
     assert certificate.limit == LIMIT == ForwardError.LARGEST_RADIUS
     assert certificate.radius().eq(LIMIT).all()
     assert certificate.tolerates({"m0": LIMIT}).all()
@@ -257,7 +258,7 @@ def test_what_certify_refuses_with_errors():
 
     def refused(message, output=output, head=head, constants=constants, errors=errors, kind=ValueError):
         with pytest.raises(kind, match=re.escape(message)):
-            certify(output, head, constants, errors=errors)
+            certify_with_errors(output, head, constants, errors)
 
     loose = oracles.random_head(2, 4)
     refused("got a OrthogonalFusion: what is computed anew", head=loose)
@@ -301,8 +302,7 @@ def test_subclasses_are_refused():
     head, output, constants, errors = problem()
     other = Other(head.in_features, 4)
     with pytest.raises(ValueError, match="`head` must hold fixed numbers where `errors` are given, got a Other"):
-        certify(output, other, constants, errors=errors)
-    assert certify(output, other, constants).soundness is Soundness.SOUND
+        certify_with_errors(output, other, constants, errors)
 
 
 # Heads of stored numbers.
@@ -380,7 +380,7 @@ def test_certify_of_a_model_at_both_levels(dtype):
     with torch.no_grad():
         output = model(inputs)
     bounds = encoder_bounds(model.encoders, level="rigorous")
-    expected = certify(output, model.head, bounds, errors=encoder_errors(model.encoders, inputs))
+    expected = certify_with_errors(output, model.head, bounds, encoder_errors(model.encoders, inputs))
     assert_same(rigorous, expected)
     assert_same(model.certify(inputs, bounds, level="rigorous"), rigorous)
     assert model.certify(inputs, bounds).soundness is Soundness.SOUND

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.exact_twin import ExactTwin
-from lightning_crmt.certification.from_outputs import certify, fused
+from lightning_crmt.certification.from_outputs import certify, certify_with_errors, fused
 from lightning_crmt.certification.inequality import margins_of, own_class, row_distances, sensitivities
 from lightning_crmt.checks import check_batch, check_inputs, describe
 from lightning_crmt.frozen_eval import as_taken_by, device_of, frozen_eval
@@ -174,7 +174,7 @@ class Evaluation:
             ValueError: if ``missing`` names unknown modalities, or all.
         """
         if self.level is Soundness.RIGOROUS:
-            return certify(self.output, self.head, self.constants, missing=missing, errors=self.errors)
+            return certify_with_errors(self.output, self.head, self.constants, self.errors, missing=missing)
         with torch.no_grad():
             names = list(self.head.in_features)
             present = [name for name in names if name not in missing]

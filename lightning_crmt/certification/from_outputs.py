@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 
 import torch
@@ -29,41 +28,81 @@ def certify(
     lipschitz: LipschitzConstants,
     *,
     missing: Collection[str] = (),
-    errors: Mapping[str, ForwardError] | None = None,
 ) -> Certificate:
-    """Turn logits and Lipschitz constants into a :class:`Certificate`.
+    """Turn logits and Lipschitz constants into a :class:`Certificate` of level ``ESTIMATED``.
 
-    The form of the bound depends on what the constants describe, see :class:`LipschitzConstants`.
-
-    Without ``errors``, it is about exact arithmetic, ``SOUND`` at best, and a float32 input very near the edge of the
-    ball may still change the float32 prediction. With them and rigorous constants it is ``RIGOROUS``: about the
-    prediction of the public forward in evaluation mode, without autocast, for all inputs in the precision of the
-    parameters.
+    The form of the bound depends on what the constants describe, see :class:`LipschitzConstants`. However sound they
+    are, the level is ``ESTIMATED``: logits do not tell which network computed them, or how much rounding took. What is
+    certified comes from ``model.certify(inputs)`` and
+    :func:`~lightning_crmt.certification.certify_late_fusion`, which examine both; who can prove it otherwise says so,
+    by ``dataclasses.replace(certificate, soundness=Soundness.SOUND)``.
 
     Args:
-        output: what the model returned, computed in evaluation mode and full precision.
+        output: what the model returned, computed in evaluation mode and full precision: logits ``(B, K)``, or a
+            ``FusionOutput`` with them.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights.
         missing: modalities to certify without; their scores are dropped from the fusion.
-        errors: rounding errors of the features of the same samples, for every modality that is not missing, by
-            :func:`~lightning_crmt.lipschitz.encoder_errors`. They need constants of encoders and a head of fixed
-            numbers on the CPU, see :func:`~lightning_crmt.layers.with_fixed_weights`.
 
     Raises:
-        ValueError: if head, constants, errors and output do not fit together, or every modality is missing; with
-            ``errors``, if ``head`` computes its weights anew in every pass, as ``OrthogonalFusion`` does.
+        ValueError: if head, constants and output do not fit together, or every modality is missing.
         TypeError: if there is no tensor of logits in ``output``.
 
     >>> from lightning_crmt.fusion import LinearFusion
     >>> head = LinearFusion({"audio": 3, "image": 4}, num_classes=5)
     >>> output = head({"audio": torch.randn(2, 3), "image": torch.randn(2, 4)})
     >>> one = {"audio": torch.tensor(1.0), "image": torch.tensor(1.0)}
-    >>> certificate = certify(output, head, LipschitzConstants(one, of="encoder", soundness=Soundness.SOUND))
+    >>> certificate = certify(output, head, LipschitzConstants(one, of="encoder", soundness=Soundness.ESTIMATED))
     >>> bool((certificate.radius() <= certificate.radius(["audio"])).all())
     True
     """
+    pairs, logits = _fitting(output, head, lipschitz, missing)
+    prediction = logits.argmax(dim=1)
+    margins = _margins(at_least_single(logits), prediction)
+    slopes = {
+        name: torch.zeros_like(margins) if name in missing else pair.detach().to(margins)[prediction]
+        for name, pair in pairs.items()
+    }
+    return Certificate(prediction, margins, slopes, Soundness.ESTIMATED, tuple(missing))
+
+
+def certify_with_errors(
+    output: FusionOutput,
+    head: LateFusion,
+    lipschitz: LipschitzConstants,
+    errors: Mapping[str, ForwardError],
+    *,
+    missing: Collection[str] = (),
+) -> Certificate:
+    """A certificate in which rounding counts: about the prediction of the public forward for all perturbed inputs.
+
+    Args:
+        output: of an examined model, in evaluation mode, without autocast.
+        head: of fixed numbers on the CPU, see :func:`~lightning_crmt.layers.with_fixed_weights`.
+        lipschitz: constants of encoders; the certificate has their level.
+        errors: rounding errors of the features of the same samples, for every modality that is not missing, by
+            :func:`~lightning_crmt.lipschitz.encoder_errors`.
+        missing: modalities to certify without.
+
+    Raises:
+        ValueError: if head, constants, errors and output do not fit together, every modality is missing, or ``head``
+            computes its weights anew in every pass, as ``OrthogonalFusion`` does.
+    """
+    pairs, logits = _fitting(output, head, lipschitz, missing)
+    prediction = logits.argmax(dim=1)
+    errors = {name: error for name, error in errors.items() if name not in missing}
+    check_same_modalities("errors", errors, [name for name in pairs if name not in missing])
+    slack, slopes = rounding(logits, head, lipschitz, errors)
+    margins = _margins(logits.double(), prediction) / UP - slack
+    slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
+    return Certificate(prediction, margins, slopes, lipschitz.soundness, tuple(missing), ForwardError.LARGEST_RADIUS)
+
+
+def _fitting(
+    output: FusionOutput | Tensor, head: LateFusion | None, lipschitz: LipschitzConstants, missing: Collection[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Sensitivities ``(K, K)`` by modality and logits ``(B, K)`` that fit them."""
     pairs = sensitivities(lipschitz, head)
-    present = [name for name in pairs if name not in missing]
     logits = (fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
@@ -71,20 +110,7 @@ def certify(
             raise ValueError(
                 f"`lipschitz` must fit the {num_classes} classes of `output`, got {tuple(pair.shape)} for {name!r}"
             )
-    prediction = logits.argmax(dim=1)
-    if errors is None:
-        margins = _margins(at_least_single(logits), prediction)
-        slopes = {name: pairs[name].detach().to(margins)[prediction] for name in present}
-        # Nothing here accounts for rounding, however rigorous the constants are.
-        soundness, limit = min(lipschitz.soundness, Soundness.SOUND), math.inf
-    else:
-        errors = {name: error for name, error in errors.items() if name not in missing}
-        check_same_modalities("errors", errors, present)
-        slack, slopes = rounding(logits, head, lipschitz, errors)
-        margins = _margins(logits.double(), prediction) / UP - slack
-        soundness, limit = lipschitz.soundness, ForwardError.LARGEST_RADIUS
-    slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
-    return Certificate(prediction, margins, slopes, soundness, tuple(missing), limit)
+    return pairs, logits
 
 
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:

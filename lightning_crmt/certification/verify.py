@@ -12,7 +12,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks import PGD, AttackedModel, Budget, MinimumNorm, Model, Perturbation, right_answers, under_attack
+from lightning_crmt.attacks import (
+    PGD,
+    AttackedModel,
+    Budget,
+    MinimumNorm,
+    Model,
+    Perturbation,
+    right_answers,
+    under_attack,
+)
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.checks import check_at_least, check_batch
 from lightning_crmt.modality import Inputs, select
@@ -117,8 +126,9 @@ def verify_certificate(
 
     The threats are the ball over all modalities, each modality alone, and random products of budgets on the border of
     what :meth:`Certificate.tolerates` accepts. Each is probed by random directions, by a gradient search towards every
-    class, and by a search for the nearest input of another class. What counts is the prediction of the public forward for what is stored, with norms measured in float64;
-    logits that are not finite predict nothing, and disprove the certificate.
+    class, and by a search for the nearest input of another class. What counts is the prediction of the public forward
+    for what is stored, with norms measured in float64; logits that are not finite predict nothing, and disprove the
+    certificate.
 
     The claims of a ``RIGOROUS`` certificate are taken to the letter. All others are about exact arithmetic: there the
     radii are shortened by a millionth, and a rival that leads by no more than rounding explains

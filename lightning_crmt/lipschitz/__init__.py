@@ -30,12 +30,12 @@ from lightning_crmt.lipschitz.screening import ProbeSearch
 
 __all__ = [
     "BOUND_LEVELS",
-    "KnownBounds",
     "CODE",
     "UNDERFLOW",
     "UNIT_ROUNDOFF",
     "Encoders",
     "ForwardError",
+    "KnownBounds",
     "LipschitzConstants",
     "NoBoundError",
     "Place",

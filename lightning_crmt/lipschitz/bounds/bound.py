@@ -82,7 +82,9 @@ def lipschitz_bound(
     if shape is not None and min(shape, default=0) < 1:
         raise ValueError(f"`input_shape` must hold sizes of one sample, all at least 1, got {shape}")
     with frozen_eval(module), torch.no_grad():
-        return rigorous_bound(module) if level is Soundness.RIGOROUS else Place("", None, known).bound(module, "", shape)
+        if level is Soundness.RIGOROUS:
+            return rigorous_bound(module)
+        return Place(known=known).bound(module, "", shape)
 
 
 def encoder_bounds(
