@@ -33,11 +33,11 @@ from typing import NamedTuple
 
 import torch
 import yaml
-from lightning_crmt.attacks.survival import fooled_by
 from torch import Tensor
 
 from lightning_crmt import CRMTModule
 from lightning_crmt.attacks import FGM, PGD, Attack, Budget
+from lightning_crmt.attacks.survival import fooled_by
 from lightning_crmt.callbacks import MissingModalities
 from lightning_crmt.cli import command_line
 from lightning_crmt.modality import Inputs
