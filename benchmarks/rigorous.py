@@ -6,8 +6,9 @@ python benchmarks/rigorous.py --probes 100000 --threads 2 --batch-sizes 1 7 64 0
 
 Digits in two views, three kinds of encoders. Probes lie just inside the certified radius, against the gradient of
 the margin to the nearest class, or in random directions; each is rounded to float32, drawn back until its distance is
-within the radius, and scored by the public forward in batches of every size (0: 2000, as drawn). "sound" is the same certificate without a slack for rounding: what
-flips there is what the slack is for. With square orthogonal encoders the bound is attained: they show it best.
+within the radius, and scored by the public forward in batches of every size (0: 2000, as drawn). "sound" is the same
+certificate without a slack for rounding: what flips there is what the slack is for. With square orthogonal encoders the
+bound is attained: they show it best.
 """
 
 from __future__ import annotations
