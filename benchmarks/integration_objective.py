@@ -41,9 +41,9 @@ def run(row: str, seed: int) -> dict[str, float]:
     model = CRMTModule(encoders, num_classes=10, rho=0.3)
     step_2 = []
     if row != "step 1":
-        step_2 = [IntegrationReweighting(STEP_2, objective="mean" if row.endswith("mean") else "clipped")]
+        step_2 = [IntegrationReweighting(epochs=STEP_2, objective="mean" if row.endswith("mean") else "clipped")]
     trainer = Trainer(
-        max_epochs=STEP_1 + STEP_2 * len(step_2),
+        max_epochs=STEP_1,
         callbacks=[*step_2, CertifiedRobustness(constants="estimated"), MissingModalities()],
         limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False, logger=False,
         enable_checkpointing=False,

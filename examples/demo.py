@@ -28,7 +28,7 @@ from lightning_crmt.callbacks import CertifiedRobustness, IntegrationReweighting
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
-STEP_1, STEP_2 = 40, 10  # epochs
+STEP_1, STEP_2 = 40, 10  # epochs of training, and over the scores that it ends with
 RADII = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
 METHODS = ["JT", "OJT", "CRMT step 1", "CRMT step 1+2"]
 COLUMNS = {
@@ -64,10 +64,10 @@ def train_and_test(method: str, seed: int, bar: "tqdm[None]") -> dict[str, float
         rho=0.3 if method.startswith("CRMT") else 0.0,
         head=LinearFusion if method == "JT" else OrthogonalFusion,
     )
-    step_2 = [IntegrationReweighting(last_epochs=STEP_2)] if method == "CRMT step 1+2" else []
+    step_2 = [IntegrationReweighting(epochs=STEP_2)] if method == "CRMT step 1+2" else []
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(
-        max_epochs=STEP_1 + STEP_2 * len(step_2),
+        max_epochs=STEP_1,
         callbacks=[
             *step_2,
             EpochBar(bar),
@@ -125,7 +125,7 @@ def main(seeds: int = 5, out: str = "results") -> Rows:
     warnings.filterwarnings("ignore", module="lightning")  # loaders without workers and no validation are intended here
     torch.set_num_threads(1)  # the layers are too small for more
     rows: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
-    with tqdm(total=seeds * (len(METHODS) * STEP_1 + STEP_2), unit="epoch") as bar:
+    with tqdm(total=seeds * len(METHODS) * STEP_1, unit="epoch") as bar:
         for method in METHODS:
             for seed in range(seeds):
                 bar.set_description(f"{method}, seed {seed}")

@@ -21,14 +21,14 @@ class Digits(CRMTModule):
         super().__init__(encoders, num_classes=10, rho=rho)
 
 
-def main(max_epochs: int = 50) -> dict[str, float]:
+def main(max_epochs: int = 40) -> dict[str, float]:
     """Train, test, and return the test metrics."""
     seed_everything(0)
     data = UCIMultiFeatures(views=("fou", "mor"))
     trainer = Trainer(
         max_epochs=max_epochs,
         callbacks=[
-            IntegrationReweighting(last_epochs=max_epochs // 5),  # step 2
+            IntegrationReweighting(),  # step 2
             CertifiedRobustness(radii=[0.1, 0.2], constants="estimated", every_n_epochs=10),
             MissingModalities(every_n_epochs=10),
         ],

@@ -28,6 +28,7 @@ from lightning_crmt.lipschitz import (
 )
 from lightning_crmt.losses import MarginRegularization, integration_objective, margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.reweighting import keep_scores, reweight
 from lightning_crmt.version import __version__
 
 if TYPE_CHECKING:
@@ -58,9 +59,11 @@ __all__ = [
     "estimate_lipschitz",
     "forward_error",
     "integration_objective",
+    "keep_scores",
     "lipschitz_bound",
     "lipschitz_rule",
     "margin_regularization",
+    "reweight",
     "verify_certificate",
     "with_fixed_weights",
 ]

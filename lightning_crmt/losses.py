@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lightning_crmt.targets import MixedTarget, Target, check_classes
 
 #: How step 2 averages the bound over samples.
 Objective: TypeAlias = Literal["mean", "clipped"]
+OBJECTIVES = get_args(Objective)
 
 
 def margin_regularization(scores: Inputs, target: Target, temperature: float = 1.0) -> Tensor:
@@ -135,8 +136,8 @@ def integration_objective(
     >>> integration_objective(output, torch.tensor([0, 2]), head, constants, clip=0.5).shape
     torch.Size([])
     """
-    if objective not in ("mean", "clipped"):
-        raise ValueError(f"`objective` must be 'mean' or 'clipped', got {objective!r}")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {objective!r}")
     if objective == "mean":
         clip = math.inf
     if clip is None or not clip > 0:

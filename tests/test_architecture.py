@@ -17,11 +17,11 @@ PACKAGE = Path(__file__).parent.parent / "lightning_crmt"
 #: From the ground up. A room may import those before it.
 ORDER = [
     "version", "deprecation", "checks", "modality", "targets", "soundness", "frozen_eval", "layers", "encoders",
-    "fusion", "lipschitz", "attacks", "certification", "losses", "evaluation", "metrics", "data", "stage", "mixin",
-    "module", "training", "callbacks", "methods", "cli", "__main__",
+    "fusion", "lipschitz", "attacks", "certification", "losses", "reweighting", "evaluation", "metrics", "data",
+    "stage", "mixin", "module", "training", "callbacks", "methods", "cli", "__main__",
 ]  # fmt: skip
 
-NUMERICAL = ORDER[: ORDER.index("losses") + 1]
+NUMERICAL = ORDER[: ORDER.index("reweighting") + 1]
 
 
 def room_of(path):

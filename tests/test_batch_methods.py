@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_crmt import CRMTModule, LinearFusion, OrthogonalFusion, margin_regularization
 from lightning_crmt.attacks import Budget, LossAscent
-from lightning_crmt.callbacks import IntegrationReweighting, RadiusTraining
+from lightning_crmt.callbacks import RadiusTraining
 from lightning_crmt.methods import AdversarialTraining, Method, Mixup, ModalityDropout
 from lightning_crmt.modality import FusionOutput
 from lightning_crmt.targets import MixedTarget, mixed_loss
@@ -181,12 +181,6 @@ def test_a_term_is_added_to_the_loss(make_model):
     for method in (Constant(), Method(), Constant()):
         module.training_stage.push(method, method=method)
     assert torch.allclose(module.crmt_loss(output, y), plain + 2 * output.logits.square().mean())
-
-
-def test_methods_are_inactive_in_step_two(make_model, make_trainer, data):
-    watching = Watching()
-    make_trainer(Mixup(), watching, IntegrationReweighting(last_epochs=1), max_epochs=2).fit(make_model(), data)
-    assert len(watching.seen) == len(data.train_dataloader())  # of the first epoch alone
 
 
 def test_methods_act_under_radius_training(make_trainer, data, make_model):

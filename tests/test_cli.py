@@ -49,7 +49,7 @@ def error_of(capsys, *args):
 def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
     def shorten(config):
         config["trainer"].update(max_epochs=3, enable_progress_bar=False)
-        config["trainer"]["callbacks"][0]["init_args"]["last_epochs"] = 1
+        config["trainer"]["callbacks"][0]["init_args"]["epochs"] = 1
 
     config = ["--config", str(edited(tmp_path, shorten))]
     main(["fit", *config])

@@ -74,7 +74,7 @@ def test_nothing_is_certified_and_there_is_no_step_two(make_model, make_trainer,
     with pytest.raises(ValueError, match="`head` must be late fusion"):
         certify(module.eval()(inputs), module.head, ones)
     with pytest.raises(TypeError, match="needs late fusion"):
-        make_trainer(IntegrationReweighting(last_epochs=1)).fit(module, data)
+        make_trainer(IntegrationReweighting(epochs=1)).fit(module, data)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf")])

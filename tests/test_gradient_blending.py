@@ -120,7 +120,7 @@ def test_measuring_leaves_no_trace_but_the_weights(make_model, make_trainer, dat
 
 def test_composes(make_model, make_trainer, data):
     module = make_model()
-    callbacks = [Mixup(), GradientBlending(super_epoch=1), IntegrationReweighting(last_epochs=1)]
+    callbacks = [Mixup(), GradientBlending(super_epoch=1), IntegrationReweighting(epochs=1)]
     make_trainer(*callbacks, max_epochs=3, precision="bf16-mixed").fit(module, data)
     assert all(value.isfinite().all() for value in module.state_dict().values())
     make_trainer(GradientBlending(), fast_dev_run=1).fit(make_model(), data)

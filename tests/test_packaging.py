@@ -65,7 +65,7 @@ from lightning_crmt.callbacks import IntegrationReweighting
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 trainer = Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                  accelerator="cpu", callbacks=[IntegrationReweighting(last_epochs=1)])
+                  accelerator="cpu", callbacks=[IntegrationReweighting(epochs=1)])
 trainer.fit(CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10), datamodule=UCIMultiFeatures())
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=300)

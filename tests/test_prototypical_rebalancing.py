@@ -221,7 +221,7 @@ def test_measuring_leaves_no_trace(make_model, make_trainer, data):
 
 def test_composes(make_model, make_trainer, data):
     module = make_model()
-    callbacks = [Mixup(), PrototypicalRebalancing(), IntegrationReweighting(last_epochs=1)]
+    callbacks = [Mixup(), PrototypicalRebalancing(), IntegrationReweighting(epochs=1)]
     make_trainer(*callbacks, max_epochs=2, precision="bf16-mixed").fit(module, data)
     assert all(value.isfinite().all() for value in module.state_dict().values())
     data.setup()

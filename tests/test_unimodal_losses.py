@@ -153,7 +153,7 @@ def test_a_checkpoint_is_tested_and_loaded_without_the_method(make_model, make_t
 
 def test_composes_with_mixed_samples_accumulation_and_step_two(make_model, make_trainer, data):
     module = make_model()
-    callbacks = [Mixup(), UnimodalLosses(), IntegrationReweighting(last_epochs=1)]
+    callbacks = [Mixup(), UnimodalLosses(), IntegrationReweighting(epochs=1)]
     make_trainer(*callbacks, max_epochs=2, accumulate_grad_batches=4).fit(module, data)
     assert all(value.isfinite().all() for value in module.state_dict().values())
 

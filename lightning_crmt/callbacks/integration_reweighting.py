@@ -1,108 +1,126 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Step 2 of CRMT within the same fit."""
+"""Step 2 of CRMT at the end of a fit."""
 
 # No postponed annotations: jsonargparse checks the fields of a dataclass by them.
-import math
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
-from functools import partial
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
-from torch.nn.utils import parameters_to_vector
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, describe
-from lightning_crmt.lipschitz import LipschitzConstants, ProbeSearch, encoder_bounds, estimate_lipschitz
-from lightning_crmt.losses import Objective, integration_objective, true_class_radii
+from lightning_crmt.evaluation import Key
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.lipschitz import LipschitzConstants, ProbeSearch
+from lightning_crmt.losses import OBJECTIVES, Objective
 from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import Inputs
+from lightning_crmt.reweighting import (
+    CONSTANTS_LEVELS,
+    KeptScores,
+    Reweighted,
+    check_reweightable,
+    keep_scores,
+    reweight,
+)
 from lightning_crmt.soundness import Soundness
-from lightning_crmt.stage import StageObjective
-from lightning_crmt.training import BatchSums, ReleasingCallback, TrainingPass, crmt_module, late_fusion
+from lightning_crmt.training import TrainingPass, crmt_module, progress_bar
+
+#: Callbacks of Lightning that put averaged weights into the module when a fit ends, after step 2.
+_AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
 
 
 @dataclass(eq=False, repr=False)
-class IntegrationReweighting(ReleasingCallback):
-    r"""Step 2 of CRMT (Yang et al., ICLR 2024): train the integration weights alone on the robustness bound.
+class IntegrationReweighting(Callback):
+    """Step 2 of CRMT (Yang et al., ICLR 2024): train the integration weights alone on the robustness bound.
 
-    From the switch on, encoders and directions are frozen and in evaluation mode, and the module's ``crmt_loss``
-    returns :func:`~lightning_crmt.integration_objective` instead of step 1's loss. Right before, the Lipschitz
-    constants are measured, by default those of all scores on the training data, through a separate loader. The joint
-    norm of all weights is kept: apart from the bias, the bound does not depend on it, but the scale of the logits
-    does. When the fit ends, every parameter is as trainable, and every submodule in the mode, as before.
+    After the last training step of a fit, and before the validation that follows it, so that validation, checkpoints
+    and loggers see the result: one pass over the training data measures the Lipschitz constants and keeps the scores of
+    all samples, then :func:`~lightning_crmt.reweight` optimises on these alone. Everything but the integration weights
+    stays as it is. Loggers get ``train/integration_objective`` and ``train/integration_weight/<modality>`` after each
+    epoch of it, at the steps after the last.
 
-    A resumed run keeps the constants of the interrupted one. Under DDP choose
-    ``strategy="ddp_find_unused_parameters_true"``: frozen parameters are unused ones.
+    A fit that ends before its last step, by ``EarlyStopping`` or ``max_time``, is reweighted at its end, after its last
+    validation, with a warning. A checkpoint that was saved before step 2, such as the best of all epochs, is a model
+    after step 1: ``lightning-crmt reweight`` does step 2 on it.
+
+    Works on a single device and under DDP, where each process passes over its share and all end with the same weights.
 
     Args:
-        last_epochs: length of step 2; give this or ``start_epoch``.
-        start_epoch: first epoch of step 2, counted from 0.
-        lr: learning rate of the integration weights in step 2, which overrides the optimizer and its scheduler.
+        epochs: passes over the kept scores.
+        lr: learning rate, whatever the optimizer.
+        batch_size: samples in a step.
+        optimizer: makes the optimizer of the integration weights, ``Adam`` by default.
         objective: ``"clipped"``, or ``"mean"`` as in the paper.
-        clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the switch.
+        clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the start.
         constants: ``"estimated"``, of the scores on the training data, as in the paper; or ``"sound"``, upper bounds
             for encoders all of whose layers have one, such as ``LipschitzMLP``. A
             :class:`~lightning_crmt.ProbeSearch` estimates them too, without taking all gradients: for many classes.
-        dataloader: batches for the Lipschitz pass; by default the training data set in order, each sample once.
+        passes: over the training data; more than one for data that are augmented at random.
+        dataloader: batches for the pass; by default the training data set in order, each sample once.
+        seed: of the order of the kept scores.
+
+    Attributes:
+        kept: scores, target and constants that step 2 worked on; None before it.
+        reweighted: its result; None before it.
 
     Raises:
-        ValueError: before training, if the switch lies past the end, or an argument is out of range.
+        ValueError: before training, if an argument is out of range, the fit makes no step, or the scores do not fit
+            into memory.
         TypeError: before training, if the module is not a CRMT module or its head has no integration weights.
-        RuntimeError: before training, under a strategy that cannot freeze parameters midway.
+        RuntimeError: before training, under a strategy that keeps parameters in pieces.
 
-    >>> IntegrationReweighting(last_epochs=10).state_key
+    >>> IntegrationReweighting(epochs=10).state_key
     'IntegrationReweighting'
     """
 
-    last_epochs: int | None = None
+    epochs: int = 10
     _: KW_ONLY
-    start_epoch: int | None = None
     lr: float = 0.01
+    batch_size: int = 64
+    optimizer: OptimizerCallable = torch.optim.Adam
     objective: Objective = "clipped"
     clip: float | None = None
     constants: Soundness | str | ProbeSearch = "estimated"
+    passes: int = 1
     dataloader: Iterable[Any] | None = None
+    seed: int = 0
+    last_epochs: int | None = None  # the name of ``epochs`` when they were the last of the fit
+    start_epoch: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.last_epochs is None) == (self.start_epoch is None):
-            given = f"{self.last_epochs} and {self.start_epoch}"
-            raise ValueError(f"give one of `last_epochs` and `start_epoch`, got {given}")
-        check_at_least(1, last_epochs=self.last_epochs)
-        check_at_least(0, start_epoch=self.start_epoch)
+        if self.last_epochs is not None or self.start_epoch is not None:
+            warnings.warn(
+                "`last_epochs` and `start_epoch` of IntegrationReweighting are gone: step 2 follows the last epoch of "
+                "training, for `epochs` on kept scores; lower `max_epochs` to train as long as before",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            self.epochs = self.last_epochs or self.epochs
+        check_at_least(1, epochs=self.epochs, batch_size=self.batch_size, passes=self.passes)
         check_positive(lr=self.lr, clip=self.clip)
-        if self.objective not in ("mean", "clipped"):
-            raise ValueError(f"`objective` must be 'mean' or 'clipped', got {self.objective!r}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {self.objective!r}")
         if isinstance(self.dataloader, Iterator):
             given = describe(self.dataloader)
-            raise TypeError(f"`dataloader` is read twice, so it must not be an iterator, got {given}")
-        self.search = self.constants if isinstance(self.constants, ProbeSearch) else None
-        level = "estimated" if isinstance(self.constants, ProbeSearch) else self.constants
-        self.constants = Soundness.among([Soundness.ESTIMATED, Soundness.SOUND], "constants", level)
+            raise TypeError(f"`dataloader` is read again in every fit, so it must not be an iterator, got {given}")
+        if not isinstance(self.constants, ProbeSearch):
+            self.constants = Soundness.among(CONSTANTS_LEVELS, "constants", self.constants)
         self._forget()
 
     def _forget(self) -> None:
-        #: The constants of step 2; None before the switch.
-        self.lipschitz: LipschitzConstants | None = None
-        self._clip: float | None = None
-        self._norm: float | None = None
-        self._rates: list[float] = []  # of the groups that hold the weights, before step 2
-        self._freeze: Callable[[], None] | None = None  # in step 2 only
-
-    def switch_epoch(self, trainer: Trainer) -> int:
-        """First epoch of step 2, counted from 0; the only one of a fast development run."""
-        if getattr(trainer, "fast_dev_run", False):
-            return 0
-        if self.start_epoch is not None:
-            return self.start_epoch
-        if self.last_epochs is None or trainer.max_epochs is None or trainer.max_epochs < 0:
-            raise ValueError("`last_epochs` needs a Trainer with `max_epochs`, got none; give `start_epoch` instead")
-        return trainer.max_epochs - self.last_epochs
+        self.kept: KeptScores | None = None
+        self.reweighted: Reweighted | None = None
 
     # --- before training: every failure that can be foreseen happens here
 
@@ -110,197 +128,116 @@ class IntegrationReweighting(ReleasingCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        # A resumed run gets its constants back after this; a callback that is used again must not keep them.
         self._forget()
+        crmt_module(pl_module, self)
+        if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+            raise RuntimeError(
+                "IntegrationReweighting runs encoders and head outside of the training step, where only a single "
+                f"device and DDP hold whole parameters, got {describe(trainer.strategy)}; train without it, and do "
+                "step 2 on the checkpoint: lightning-crmt reweight"
+            )
+        if trainer.limit_train_batches == 0:
+            raise ValueError("`limit_train_batches` must be above 0 for step 2 to see samples, got 0")
+        averaging = [name for each in trainer.callbacks for name in _kinds_of(each) & _AVERAGING]  # type: ignore[attr-defined]
+        if averaging:
+            rank_zero_warn(
+                f"{averaging[0]} replaces the weights of step 2 by averages when the fit ends; train without "
+                "IntegrationReweighting, and do step 2 on the checkpoint: lightning-crmt reweight"
+            )
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = crmt_module(pl_module, self)
         module.check_parts()
-        if not late_fusion(module, self).integration_parameters():
-            raise TypeError(
-                "IntegrationReweighting needs a head with integration weights, such as OrthogonalFusion, "
-                f"got {type(module.head).__name__}"
-            )
-        _check_strategy(trainer)
-        switch, end = self.switch_epoch(trainer), trainer.max_epochs
-        if switch < 0 or (end is not None and 0 <= end <= switch):
-            given = f"last_epochs={self.last_epochs}" if self.start_epoch is None else f"start_epoch={self.start_epoch}"
-            raise ValueError(
-                f"`{given}` puts the switch at epoch {switch}, outside the {end} epochs of this fit (`max_epochs`)"
-            )
-        if trainer.early_stopping_callbacks and (trainer.min_epochs or 0) <= switch:
-            rank_zero_warn(
-                f"EarlyStopping may end this fit before step 2 begins at epoch {switch}; "
-                f"Trainer(min_epochs={switch + 1}) keeps it from doing so"
-            )
+        check_reweightable(module.head)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        switch = self.switch_epoch(trainer)
-        steps = switch * max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
-        if trainer.max_steps != -1 and trainer.max_steps <= steps:
+        data, head = TrainingPass(trainer, self.dataloader), check_reweightable(crmt_module(pl_module, self).head)
+        numbers = self.passes * (data.size or 0) * len(head.in_features) * head.num_classes
+        if 4 * numbers > (memory := _memory()):
             raise ValueError(
-                f"`max_steps={trainer.max_steps}` ends this fit before step 2, which begins at epoch {switch}, "
-                f"after {steps} steps"
+                f"step 2 keeps {numbers:,} scores in memory, {numbers / 2**28:.1f} GiB where there are "
+                f"{memory / 2**30:.1f}: give a `dataloader` with fewer samples, or fewer `passes` than {self.passes}"
             )
-        held = {id(parameter) for group in self._groups(trainer, pl_module) for parameter in group["params"]}
-        if any(id(parameter) not in held for parameter in crmt_module(pl_module, self).head.integration_parameters()):
-            raise ValueError("the optimizer must hold the integration weights, `head.integration_parameters()`")
-        TrainingPass(trainer, self.dataloader)  # so that unreadable data is an error now and not at the switch
-        if self.lipschitz is not None and trainer.current_epoch < switch:
-            # Resumed from step 2 to train longer: step 1 continues first, which makes the constants stale.
-            for group, rate in zip(self._groups(trainer, pl_module), self._rates, strict=True):
-                group["lr"] = rate
-            self.lipschitz = None
 
-    # --- the switch
-
-    @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch < self.switch_epoch(trainer):
-            return
-        module = crmt_module(pl_module, self)
-        if self.lipschitz is None:
-            self.lipschitz = self._measure(module)
-            self._rates = [float(group["lr"]) for group in self._groups(trainer, pl_module)]
-            for optimizer in trainer.optimizers:
-                for parameter in module.head.integration_parameters():
-                    # Moments gathered under step 1's loss would scale the first steps on the new one.
-                    optimizer.state.pop(parameter, None)
-        self._enter(module, self.lipschitz)
-
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.lipschitz is None or trainer.current_epoch < self.switch_epoch(trainer):
-            return
-        if self._freeze is None:  # resumed in the middle of an epoch: Lightning skips the start of it
-            self._enter(crmt_module(pl_module, self), self.lipschitz)
-        for group in self._groups(trainer, pl_module):
-            group["lr"] = self.lr
+    # --- the moment
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._freeze is None or self._norm is None:
-            return
-        module = crmt_module(pl_module, self)
-        if "crmt_loss" not in module.training_stage.calls:
-            raise RuntimeError(
-                "step 2 trains on what `crmt_loss` returns, but the training step did not call it: return "
-                "`self.crmt_loss(self(inputs), target)`, alone or among other terms"
-            )
-        with torch.no_grad():
-            weights = module.head.integration_parameters()
-            norm = parameters_to_vector(weights).norm()
-            for weight in weights:
-                weight.mul_(self._norm / norm)
+        last_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+        last = last_epoch and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if last or 0 <= trainer.max_steps <= trainer.global_step:
+            curves = self._reweight(trainer, crmt_module(pl_module, self))
+            pl_module.log_dict(curves, on_step=False, on_epoch=True, batch_size=1)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.lipschitz is None:
+        if self.reweighted is None and trainer.global_step > 0:
             rank_zero_warn(
-                f"the fit ended after {trainer.current_epoch} epochs, before step 2 began at epoch "
-                f"{self.switch_epoch(trainer)}"
+                f"the fit ended early, after {trainer.current_epoch} epochs: step 2 follows its last validation, which "
+                "did not see it, nor did checkpoints so far"
             )
+            self._reweight(trainer, crmt_module(pl_module, self))
 
-    @override
-    def release(self, pl_module: LightningModule) -> None:
-        super().release(pl_module)
-        self._freeze = None
-
-    # --- state: tensors and plain numbers, as resuming loads with weights_only
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        if self.lipschitz is None:
-            return {}
-        values = {name: value.cpu() for name, value in self.lipschitz.values.items()}
-        kind = {"of": self.lipschitz.of, "soundness": int(self.lipschitz.soundness)}
-        return {"lipschitz": values, **kind, "clip": self._clip, "norm": self._norm, "rates": self._rates}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict:
-            soundness = Soundness(state_dict["soundness"])
-            self.lipschitz = LipschitzConstants(state_dict["lipschitz"], of=state_dict["of"], soundness=soundness)
-            self._clip, self._norm, self._rates = state_dict["clip"], state_dict["norm"], state_dict["rates"]
-
-    # --- parts
-
-    def _measure(self, module: CRMTMixin) -> LipschitzConstants:
-        """The constants that step 2 uses, the same on every process; keeps the clip and the norm."""
-        data = TrainingPass(module.trainer, self.dataloader)
+    def _reweight(self, trainer: Trainer, module: CRMTMixin) -> dict[str, float]:
+        """Do step 2; the curves' last values, the same on every process."""
+        data = TrainingPass(trainer, self.dataloader)
         with isolate_rng():
-            if self.constants is Soundness.SOUND:
-                first = module.split_batch(next(iter(data.batches("Shapes"))))[0]
-                lipschitz = encoder_bounds(module.encoders, {name: tuple(x.shape[1:]) for name, x in first.items()})
-            else:
-                inputs = (module.split_batch(batch)[0] for batch in data.batches("Lipschitz constants"))
-                own = estimate_lipschitz(module, inputs, search=self.search)
-                reduce = module.trainer.strategy.reduce
-                values = {name: reduce(value, reduce_op="max").to(value) for name, value in own.values.items()}
-                lipschitz = LipschitzConstants(values, of=own.of, soundness=own.soundness)
-        self._clip = self.clip
-        if self._clip is None and self.objective == "clipped":
-            sums, head = BatchSums(), late_fusion(module, self)
-            with data.samples(module, "Radii at the switch") as samples:
-                for each, target in samples:
-                    radii = true_class_radii(module(each), target, head, lipschitz)
-                    sums.add({"radius": radii.abs().sum()}, len(target))
-            if not sums:
-                raise ValueError("the Lipschitz pass must see at least one sample, got none")
-            self._clip = sums.means(module.trainer)["radius"]
-        self._norm = float(parameters_to_vector(module.head.integration_parameters()).detach().norm())
-        return lipschitz
-
-    def _enter(self, module: CRMTMixin, lipschitz: LipschitzConstants) -> None:
-        if self._freeze is None:
-            head = late_fusion(module, self)
-            loss = partial(
-                integration_objective, head=head, lipschitz=lipschitz, objective=self.objective, clip=self._clip
-            )
-            self._freeze, restore = _freezing(module, but=module.head.integration_parameters())
-            objective = StageObjective("integration_objective", loss)
-            module.training_stage.push(self, objective=objective, undo=restore)
-        self._freeze()
-
-    def _groups(self, trainer: Trainer, pl_module: LightningModule) -> list[dict[str, Any]]:
-        """The groups of optimizers that hold integration weights."""
-        integration = {id(parameter) for parameter in crmt_module(pl_module, self).head.integration_parameters()}
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        return [group for group in groups if any(id(parameter) in integration for parameter in group["params"])]
-
-
-def _freezing(module: nn.Module, but: list[nn.Parameter]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Two functions: one freezes all of a module but some parameters, the other restores its present state."""
-    kept = {id(parameter) for parameter in but}
-    parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in kept]
-    modes = [(part, part.training) for part in module.modules() if part is not module]
-
-    def freeze() -> None:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None  # a stale one would still move it
-        for part, _ in modes:
-            part.training = False  # BatchNorm keeps its statistics
-
-    def restore() -> None:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for part, mode in modes:
-            part.training = mode
-
-    return freeze, restore
-
-
-def _check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that cannot freeze parameters in the middle of a fit."""
-    strategy, freezes = trainer.strategy, "IntegrationReweighting freezes most parameters in the middle of the fit, "
-    if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters", False):
-        raise RuntimeError(
-            f"{freezes}and DDP waits for the gradients of every parameter: choose "
-            "Trainer(strategy='ddp_find_unused_parameters_true')"
+            kept = keep_scores(module, self._batches(data, module), self.constants)
+        self.kept = KeptScores(
+            {name: data.gathered(value, self.passes) for name, value in kept.scores.items()},
+            data.gathered(kept.target, self.passes),
+            replace(kept.constants, values={n: data.largest(value) for n, value in kept.constants.values.items()}),
         )
-    if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
-        raise RuntimeError(
-            f"{freezes}which is known to work on a single device and under DDP, got {describe(strategy)}"
+        with progress_bar(trainer, "Integration reweighting", self.epochs) as bar:
+            self.reweighted = self.reweight(check_reweightable(module.head), self.kept, lambda *_: bar.update())
+        state = trainer.strategy.broadcast(self.reweighted.head.state_dict())
+        module.head.load_state_dict(state)
+        curves: dict[str, float] = {}
+        for epoch, (loss, weights) in enumerate(
+            zip(self.reweighted.objective, self.reweighted.weights, strict=True), 1
+        ):
+            curves = {str(Key("train", "integration_weight", name)): weight for name, weight in weights.items()}
+            curves[str(Key("train", "integration_objective"))] = loss
+            for logger in trainer.loggers:
+                logger.log_metrics(curves, step=trainer.global_step + epoch)
+        return curves
+
+    def reweight(self, head: LateFusion, kept: KeptScores, on_epoch: Callable[..., object] | None = None) -> Reweighted:
+        """:func:`~lightning_crmt.reweight` with the settings of this callback."""
+        return reweight(
+            head,
+            *kept,
+            objective=self.objective,
+            clip=self.clip,
+            epochs=self.epochs,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            seed=self.seed,
+            on_epoch=on_epoch,
         )
+
+    def _batches(self, data: TrainingPass, module: CRMTMixin) -> Iterator[tuple[Inputs, Tensor]]:
+        for _ in range(self.passes):
+            yield from map(module.split_batch, data.batches("Scores and Lipschitz constants"))
+
+    @property
+    def lipschitz(self) -> LipschitzConstants | None:
+        """The constants of step 2; None before it."""
+        return None if self.kept is None else self.kept.constants
+
+
+def _kinds_of(callback: Callback) -> set[str]:
+    return {kind.__name__ for kind in type(callback).__mro__}
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory; more than any machine has where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 2**60

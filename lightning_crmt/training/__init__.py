@@ -3,7 +3,7 @@
 """Parts that callbacks and methods share while they act on a fit."""
 
 from lightning_crmt.training.batch_sums import BatchSums, confidences, losses
-from lightning_crmt.training.data_pass import TrainingPass, ValidationPass
+from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, progress_bar
 from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source
 from lightning_crmt.training.named_model import NamedModel, crmt_module, late_fusion
 
@@ -20,4 +20,5 @@ __all__ = [
     "crmt_module",
     "late_fusion",
     "losses",
+    "progress_bar",
 ]

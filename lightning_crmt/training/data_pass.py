@@ -34,6 +34,13 @@ from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
 
 
+def progress_bar(trainer: Trainer, description: str, total: int | None) -> Tqdm:
+    """A bar that vanishes at the end; none where the Trainer shows none."""
+    bar = trainer.progress_bar_callback
+    shown = trainer.is_global_zero and bar is not None and getattr(bar, "is_enabled", True)
+    return Tqdm(desc=description, total=total, disable=not shown, leave=False, dynamic_ncols=True)
+
+
 class TrainingPass:
     """The training data once, in order, each rank its share, on the rank's device, under a progress bar.
 
@@ -49,22 +56,53 @@ class TrainingPass:
     def __init__(self, trainer: Trainer, dataloader: Iterable[Any] | None = None) -> None:
         self.trainer = trainer
         self.loader = _copy_of_training_loader(trainer) if dataloader is None else dataloader
+        self._shared = dataloader is None
         limited = getattr(trainer, "fast_dev_run", False) or trainer.limit_train_batches != 1.0
         self.limit = int(trainer.num_training_batches) if limited else None
 
     def batches(self, description: str) -> Iterator[Any]:
         """Iterate under a bar that vanishes at the end; no bar where the Trainer shows none."""
-        bar = self.trainer.progress_bar_callback
-        shown = self.trainer.is_global_zero and bar is not None and getattr(bar, "is_enabled", True)
         total = self.limit
         if total is None and isinstance(self.loader, Sized) and not _is_stream(self.loader):
             total = len(self.loader)
-        with Tqdm(desc=description, total=total, disable=not shown, leave=False, dynamic_ncols=True) as progress:
+        with progress_bar(self.trainer, description, total) as progress:
             for batch in islice(self.loader, self.limit):
                 # As Lightning's own loop does: to the precision of the parameters, then to the device.
                 batch = self.trainer.precision_plugin.convert_input(batch)
                 yield self.trainer.strategy.batch_to_device(batch)
                 progress.update()
+
+    @property
+    def size(self) -> int | None:
+        """How many samples there are, over all processes; None where the data do not say."""
+        dataset = getattr(self.loader, "dataset", None)
+        return len(dataset) if isinstance(dataset, Sized) and not _is_stream(self.loader) else None
+
+    def gathered(self, rows: Tensor, passes: int = 1) -> Tensor:
+        """Rows of the samples of all processes, ``(N, ...)``, which must call this together; each sample once.
+
+        In the order of the data set where it has one, else process after process.
+
+        Args:
+            rows: of the samples that this process saw, ``(n, ...)``, on the CPU.
+            passes: how many passes over the data they are of.
+        """
+        if self.trainer.world_size == 1 or not self._shared:
+            return rows
+        strategy = self.trainer.strategy
+        lengths = strategy.all_gather(torch.tensor([len(rows)], device=strategy.root_device)).flatten().tolist()
+        padding = rows.new_zeros(max(lengths) - len(rows), *rows.shape[1:])
+        parts: Tensor = strategy.all_gather(torch.cat([rows, padding]).to(strategy.root_device)).cpu()
+        if self.size is None:
+            return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+        # The sampler deals samples out in turn, and some twice at the end of a pass, to even out the processes.
+        dealt = parts.reshape(len(parts), passes, -1, *rows.shape[1:]).movedim(0, 2).flatten(1, 2)
+        return dealt[:, : self.size].flatten(0, 1)
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The elementwise maximum over all processes, which must call this together."""
+        largest: Tensor = self.trainer.strategy.reduce(value, reduce_op="max")
+        return largest.to(value)
 
     @contextmanager
     def samples(self, module: CRMTMixin, description: str) -> Iterator[Iterator[tuple[Inputs, Tensor]]]:

@@ -3,8 +3,11 @@
 """Both steps with callbacks that observe and figures."""
 
 import copy
+from functools import partial
 
+import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from torch.utils.data import DataLoader, Subset
 
 from lightning_crmt import CRMTModule
 from lightning_crmt.attacks import FGM, PGD, Budget, MinimumNorm
@@ -19,29 +22,28 @@ from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
 
-class AtTheSwitch(Callback):
-    """The weights that step 2 starts from."""
+class AfterStepOne(Callback):
+    """The weights that step 2 starts from; stands before it among the callbacks."""
 
-    def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == 4:
-            self.state = copy.deepcopy(pl_module.state_dict())
+    def on_train_batch_end(self, trainer, pl_module, *rest):
+        self.state = copy.deepcopy(pl_module.state_dict())
 
 
 def fit_and_test(strategy, processes, batch_size, folder):
     seed_everything(0)
     data = UCIMultiFeatures(views=("fou", "mor"), batch_size=batch_size)
     model = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10, rho=0.3)
-    step_2, switch = IntegrationReweighting(last_epochs=4), AtTheSwitch()
+    step_2, step_1 = IntegrationReweighting(), AfterStepOne()
     attacks = {
         "pgd": PGD(Budget(0.1), steps=5),
         "near": MinimumNorm(Budget(1.0, modalities=["fou"]), steps=3, restarts=1),
     }
     trainer = Trainer(
-        accelerator="cpu", strategy=strategy, devices=processes, max_epochs=8, logger=False,
+        accelerator="cpu", strategy=strategy, devices=processes, max_epochs=4, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[
-            switch, step_2, CertifiedRobustness([0.1], constants="estimated"), MissingModalities(),
+            step_1, step_2, CertifiedRobustness([0.1], constants="estimated"), MissingModalities(),
             AdversarialRobustness(attacks, every_n_epochs=20),
             AdversarialRobustness({"fgm": FGM(Budget(0.5))}, radii=[0.1, 0.2], every_n_epochs=20), RobustnessFigures(),
         ],
@@ -50,9 +52,10 @@ def fit_and_test(strategy, processes, batch_size, folder):
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
     fitted = {
         "state": model.state_dict(),
-        "at_switch": switch.state,
+        "after_step_1": step_1.state,
         "lipschitz": dict(step_2.lipschitz.values),
-        "clip": step_2.state_dict()["clip"],
+        "clip": step_2.reweighted.clip,
+        "target": step_2.kept.target,
         "metrics": metrics,
     }
     trainer.test(model, datamodule=data, verbose=False)
@@ -60,9 +63,25 @@ def fit_and_test(strategy, processes, batch_size, folder):
     return fitted | {"tested": tested}
 
 
+def reweight_alone(strategy, processes, folder):
+    """Step 2 on given weights: a fit that moves nothing, with a last sample that the processes cannot share evenly."""
+    seed_everything(3)
+    data = UCIMultiFeatures(views=("fou", "mor"))
+    data.setup()
+    part = Subset(data.parts["train"], range(1199))
+    still = partial(torch.optim.SGD, lr=0.0)
+    model = CRMTModule({"fou": MLP(76, 16), "mor": MLP(6, 16)}, num_classes=10, rho=0.3, optimizer=still)
+    step_2 = IntegrationReweighting(passes=2)
+    Trainer(
+        accelerator="cpu", strategy=strategy, devices=processes, max_epochs=1, logger=False, callbacks=[step_2],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    ).fit(model, DataLoader(part, batch_size=100, shuffle=True), data.val_dataloader())  # fmt: skip
+    return {"state": model.state_dict(), "lipschitz": dict(step_2.lipschitz.values), "target": step_2.kept.target}
+
+
 def train(strategy, processes, batch_size, folder):
     """With the batch size given; with several processes, which take long to start, with small batches as well."""
     sizes = {"given": batch_size} if processes == 1 else {"given": batch_size, "small": 64}
     return {
         name: fit_and_test(strategy, processes, size, folder / f"{processes}-{name}") for name, size in sizes.items()
-    }
+    } | {"reweighted": reweight_alone(strategy, processes, folder)}

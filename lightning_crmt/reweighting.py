@@ -1,0 +1,261 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Step 2 of CRMT: the integration weights alone, on scores that no longer change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+from torch.optim import Optimizer
+
+from lightning_crmt.checks import (
+    check_at_least,
+    check_batch,
+    check_positive,
+    check_same_modalities,
+    check_target,
+    require_finite,
+)
+from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
+from lightning_crmt.fusion import LateFusion
+from lightning_crmt.lipschitz import (
+    LipschitzConstants,
+    ProbeSearch,
+    encoder_bounds,
+    encoders_and_head,
+    estimate_lipschitz,
+)
+from lightning_crmt.losses import Objective, integration_objective, true_class_radii
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
+from lightning_crmt.soundness import Soundness
+
+#: The levels that the constants of step 2 can have.
+CONSTANTS_LEVELS = (Soundness.ESTIMATED, Soundness.SOUND)
+
+#: Makes an optimizer of parameters.
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Reweighted(NamedTuple):
+    """What step 2 ended with.
+
+    Attributes:
+        head: a copy of the head with the new integration weights, on the CPU; ``load_state_dict`` takes it over.
+        objective: mean of the objective over each epoch, while its weights changed.
+        weights: mean integration weight of each modality after each epoch.
+        clip: bound of the clipped objective, in units of the inputs; None for ``"mean"``.
+    """
+
+    head: LateFusion
+    objective: list[float]
+    weights: list[dict[str, float]]
+    clip: float | None
+
+
+def reweight(
+    head: LateFusion,
+    scores: Inputs,
+    target: Tensor,
+    constants: LipschitzConstants,
+    *,
+    objective: Objective = "clipped",
+    clip: float | None = None,
+    epochs: int = 10,
+    lr: float = 0.01,
+    batch_size: int = 64,
+    optimizer: OptimizerFactory = torch.optim.Adam,
+    seed: int = 0,
+    on_epoch: Callable[[float, dict[str, float]], object] | None = None,
+) -> Reweighted:
+    r"""Step 2 of CRMT (Yang et al., ICLR 2024) as a function: integration weights that maximise the robustness bound.
+
+    Minimises :func:`~lightning_crmt.integration_objective` over the integration weights :math:`a \ge 0`, by the
+    gradients of batches of kept scores; everything else, the head that is given too, stays as it is. The joint norm
+    of all weights is kept: apart from the bias the bound does not depend on it, but the scale of the logits does.
+    The same arguments give the same weights. Computed on the CPU, in single precision at least.
+
+    Args:
+        head: late fusion with integration weights, such as ``OrthogonalFusion``.
+        scores: uni-modal scores of the training samples by modality, each ``(N, K)``, in evaluation mode; see
+            :func:`keep_scores`.
+        target: classes, ``(N,)``.
+        constants: of encoders or scores, of the same weights.
+        objective: ``"clipped"``, or ``"mean"`` as in the paper.
+        clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the start.
+        epochs: passes over the scores.
+        lr: learning rate, whatever the optimizer.
+        batch_size: samples in a step.
+        optimizer: makes the optimizer of the weights' parameters, ``Adam`` by default.
+        seed: of the order of the samples.
+        on_epoch: called after each epoch with its objective and the mean weights, to show progress.
+
+    Raises:
+        ValueError: if a setting is out of range, or scores, target, head and constants do not fit together or are not
+            finite.
+        TypeError: if the head has no integration weights.
+
+    >>> from lightning_crmt import OrthogonalFusion
+    >>> head = OrthogonalFusion({"audio": 4, "image": 4}, num_classes=3)
+    >>> target = torch.arange(60) % 3
+    >>> right = nn.functional.one_hot(target).float()
+    >>> noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    >>> one = {"audio": torch.ones(3), "image": torch.ones(3)}
+    >>> constants = LipschitzConstants(one, of="scores", soundness=Soundness.ESTIMATED)
+    >>> new = reweight(head, {"audio": right, "image": noise}, target, constants).head
+    >>> bool((new.integration_weights["audio"] > new.integration_weights["image"]).all())
+    True
+    """
+    check_at_least(1, epochs=epochs, batch_size=batch_size)
+    check_positive(lr=lr, clip=clip)
+    check_reweightable(head)
+    check_same_modalities("scores", scores, head.in_features)
+    check_target(target, head.num_classes, check_batch("scores", scores))
+    require_finite("scores", scores)
+    new = copy.deepcopy(head).cpu().requires_grad_(False)
+    if new.bias.dtype not in (torch.float32, torch.float64):
+        new = new.float()
+    weights = new.integration_parameters()
+    for weight in weights:
+        weight.requires_grad_(True)
+    scores = {name: value.detach().to(new.bias) for name, value in scores.items()}
+    constants = LipschitzConstants(
+        {name: value.detach().to(new.bias) for name, value in constants.values.items()},
+        of=constants.of,
+        soundness=constants.soundness,
+    )
+    target, size = target.cpu(), len(target)
+
+    def output(rows: Tensor) -> FusionOutput:
+        some = {name: value[rows] for name, value in scores.items()}
+        return FusionOutput(new.fuse(some), some)
+
+    if objective == "clipped" and clip is None:
+        with torch.no_grad():
+            radii = [
+                true_class_radii(output(rows), target[rows], new, constants).abs().sum().double()
+                for rows in torch.split(torch.arange(size), 4096)
+            ]
+        clip = float(sum(radii)) / size
+    norm = parameters_to_vector(weights).detach().norm()
+    steps = optimizer(weights)
+    for group in steps.param_groups:
+        group["lr"] = lr
+    generator = torch.Generator().manual_seed(seed)
+    objectives, means = [], []
+    for _ in range(epochs):
+        total = 0.0
+        for rows in torch.split(torch.randperm(size, generator=generator), batch_size):
+            loss = integration_objective(output(rows), target[rows], new, constants, objective=objective, clip=clip)
+            steps.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            steps.step()
+            with torch.no_grad():
+                now = parameters_to_vector(weights).norm()
+                for weight in weights:
+                    weight.mul_(norm / now)
+            total += float(loss.detach()) * len(rows)
+        objectives.append(total / size)
+        means.append({name: float(weight.detach().mean()) for name, weight in new.integration_weights.items()})
+        if on_epoch is not None:
+            on_epoch(objectives[-1], means[-1])
+    new.requires_grad_(True)
+    return Reweighted(new, objectives, means, clip)
+
+
+def check_reweightable(head: nn.Module) -> LateFusion:
+    """``head``, checked to be late fusion with integration weights.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(head, LateFusion) or not head.integration_parameters():
+        raise TypeError(
+            f"step 2 needs late fusion with integration weights, such as OrthogonalFusion, got {type(head).__name__}"
+        )
+    return head
+
+
+class KeptScores(NamedTuple):
+    """What step 2 needs of a model and its training data: the arguments of :func:`reweight` after the head.
+
+    Attributes:
+        scores: by modality, each ``(N, K)``, on the CPU.
+        target: classes, ``(N,)``, on the CPU.
+        constants: Lipschitz constants of the same weights.
+    """
+
+    scores: dict[str, Tensor]
+    target: Tensor
+    constants: LipschitzConstants
+
+
+def keep_scores(
+    model: nn.Module,
+    batches: Iterable[tuple[Inputs, Tensor]],
+    constants: Soundness | str | ProbeSearch = Soundness.ESTIMATED,
+) -> KeptScores:
+    """Scores of all samples and the Lipschitz constants, in one pass over the data.
+
+    In evaluation mode, without autocast; the model stays as it is. A model that was trained without step 2 gets it by::
+
+        kept = keep_scores(model, loader)
+        model.head.load_state_dict(reweight(model.head, *kept).head.state_dict())
+
+    Args:
+        model: gives a ``FusionOutput``; bounds are those of its ``encoders``.
+        batches: inputs by modality and classes ``(B,)``; wrap the iterable to show progress.
+        constants: ``"estimated"``, of the scores on these batches, as in the paper; or ``"sound"``, upper bounds for
+            encoders all of whose layers have one, such as ``LipschitzMLP``, over all shapes of samples that come. A
+            :class:`~lightning_crmt.ProbeSearch` estimates without taking all gradients: for many classes.
+
+    Raises:
+        ValueError: if there are no batches, or for what :func:`~lightning_crmt.estimate_lipschitz` and
+            :func:`~lightning_crmt.encoder_bounds` refuse.
+
+    >>> from lightning_crmt import CRMTModule
+    >>> from lightning_crmt.encoders import MLP
+    >>> model = CRMTModule({"audio": MLP(20, 16), "image": MLP(30, 16)}, num_classes=10)
+    >>> batch = {"audio": torch.randn(7, 20), "image": torch.randn(7, 30)}, torch.arange(7)
+    >>> kept = keep_scores(model, [batch, batch])
+    >>> kept.scores["audio"].shape, kept.constants.values["audio"].shape
+    (torch.Size([14, 10]), torch.Size([10]))
+    """
+    search = constants if isinstance(constants, ProbeSearch) else None
+    level = CONSTANTS_LEVELS[0] if isinstance(constants, ProbeSearch) else constants
+    level = Soundness.among(CONSTANTS_LEVELS, "constants", level)
+    scores: list[dict[str, Tensor]] = []
+    targets: list[Tensor] = []
+    bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
+
+    def inputs() -> Iterator[Inputs]:
+        for each, target in batches:
+            with torch.no_grad():
+                output = model(as_taken_by(model, each))
+            scores.append({name: at_least_single(value).cpu() for name, value in output.scores.items()})
+            targets.append(target.cpu())
+            yield each
+
+    with frozen_eval(model):
+        if level is Soundness.ESTIMATED:
+            measured = estimate_lipschitz(model, inputs(), search=search)
+        else:
+            for each in inputs():
+                shapes = {name: tuple(value.shape[1:]) for name, value in each.items()}
+                if (key := tuple(shapes.items())) not in bounds:
+                    bounds[key] = encoder_bounds(encoders_and_head(model)[0], shapes)
+            if not bounds:
+                raise ValueError("`batches` must hold at least one batch, got none")
+            measured = _largest(bounds.values())
+    names = list(scores[0])
+    return KeptScores({n: torch.cat([each[n] for each in scores]) for n in names}, torch.cat(targets), measured)
+
+
+def _largest(constants: Collection[LipschitzConstants]) -> LipschitzConstants:
+    first = next(iter(constants))
+    values = {name: torch.stack([each.values[name] for each in constants]).amax(0) for name in first.modalities}
+    return LipschitzConstants(values, of=first.of, soundness=first.soundness)
