@@ -55,6 +55,9 @@ def gamma(count: int, unit: float = _U) -> float:
 
     Raises:
         ValueError: if n u is 1/2 or more: the bound says nothing about so many roundings.
+
+    >>> f"{gamma(1000, UNIT_ROUNDOFF[torch.float32]):.3e}"  # the relative error of a sum of 1000 numbers, at most
+    '5.961e-05'
     """
     if count * unit >= 0.5:
         raise ValueError(f"inner products must be shorter than {int(0.5 / unit)}, got {count}")
