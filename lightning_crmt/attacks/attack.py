@@ -24,7 +24,7 @@ from lightning_crmt.modality import Inputs
 class Attack(ABC):
     """An attack holds settings only; it keeps nothing of the model or the data it is called with.
 
-    Callbacks and metrics take any subclass; one that perturbs within a budget is a :class:`BudgetedAttack`.
+    Callbacks take any subclass; one that perturbs within a budget is a :class:`BudgetedAttack`.
 
     >>> class Backwards(Attack):
     ...     def __call__(self, model, inputs, target):

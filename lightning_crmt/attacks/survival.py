@@ -88,7 +88,14 @@ def distance_by(
     """Factor of the budget at which the search fools each sample, ``(B,)``, float64.
 
     0 where the clean input is misclassified; infinite where the search failed, or its result does not fool a plain
-    forward pass. The arguments are those of :func:`fooled_by`.
+    forward pass.
+
+    Args:
+        attack: settings of the attack.
+        model: a module, or any function from inputs by name to logits.
+        inputs: one tensor per modality, ``(B, ...)``.
+        target: classes, ``(B,)``.
+        name: what an error calls the attack; its class by default.
 
     Raises:
         RuntimeError: if the result is further away than the search said, or it changed a modality that it may not.

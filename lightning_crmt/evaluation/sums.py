@@ -76,6 +76,10 @@ class Means(Generic[K]):
 def lower_median(values: Tensor, reduce: Reduce) -> float:
     """Lower median over all processes, of numbers ``(N,)`` that are at least 0; by counting, byte by byte.
 
+    Args:
+        values: those of this process, ``(N,)``; taken in single precision.
+        reduce: combines a tensor over all processes, which must call this together.
+
     >>> lower_median(torch.tensor([3.0, 1.0, 2.0, 4.0]), lambda value, how: value)
     2.0
     """

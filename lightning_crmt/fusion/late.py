@@ -36,7 +36,7 @@ class LateFusion(FusionHead):
     >>> head = OrthogonalFusion({"audio": 4, "image": 5}, num_classes=3)
     >>> output = head({"audio": torch.randn(2, 4), "image": torch.randn(2, 5)})
     >>> parts = head.unimodal_logits(output.scores)  # how much each modality adds to the logits
-    >>> torch.allclose(parts["audio"] + parts["image"], output.logits)
+    >>> torch.allclose(parts["audio"] + parts["image"], output.logits, atol=1e-6)
     True
     """
 

@@ -76,7 +76,7 @@ class _ScaledAvgPool(nn.Module):
 
 
 class ScaledAvgPool1d(_ScaledAvgPool):
-    """:class:`ScaledAvgPool2d` for sequences ``(B, C, T)``.
+    """:class:`ScaledAvgPool2d` for sequences ``(B, C, T)``, on windows of ``kernel_size`` or on all of T.
 
     >>> ScaledAvgPool1d(4)(torch.ones(1, 1, 8))
     tensor([[[2., 2.]]])

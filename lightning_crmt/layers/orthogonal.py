@@ -228,10 +228,14 @@ class _OrthogonalConv(nn.Module, Fixable):
 
 
 class OrthogonalConv1d(_OrthogonalConv):
-    """:class:`OrthogonalConv2d` for sequences ``(B, C, T)``.
+    """:class:`OrthogonalConv2d` for sequences ``(B, C, T)``, with the same arguments and errors.
 
-    >>> OrthogonalConv1d(4, 8, kernel_size=3)(torch.randn(2, 4, 50)).shape
-    torch.Size([2, 8, 50])
+    With circular padding it keeps every norm if ``out_channels >= in_channels * stride``.
+
+    >>> layer = OrthogonalConv1d(4, 8, kernel_size=3, padding_mode="circular", bias=False)
+    >>> x = torch.randn(2, 4, 50)
+    >>> layer(x).shape, torch.allclose(layer(x).norm(), x.norm())
+    (torch.Size([2, 8, 50]), True)
     """
 
     axes = 1

@@ -172,6 +172,8 @@ class MeanCertifiedRadius(_CertificateMetric):
 class EstimatedAccuracy(CertifiedAccuracy):
     """:class:`CertifiedAccuracy` of radii that rest on estimated constants: no guarantee, as the name says.
 
+    The arguments are the same. It refuses certificates from bounds, as the other refuses estimates.
+
     >>> from lightning_crmt import Soundness
     >>> certificate = Certificate(
     ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0]] * 2),
@@ -192,6 +194,8 @@ class EstimatedAccuracy(CertifiedAccuracy):
 
 class MeanEstimatedRadius(MeanCertifiedRadius):
     """:class:`MeanCertifiedRadius` of radii that rest on estimated constants: no guarantee.
+
+    The arguments are the same. It refuses certificates from bounds, as the other refuses estimates.
 
     >>> from lightning_crmt import LinearFusion, certify, estimate_lipschitz
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}

@@ -53,6 +53,10 @@ def sum_up(*terms: float) -> float:
 def gamma(count: int, unit: float = _U) -> float:
     r"""Upper bound of :math:`\gamma_n = n u / (1 - n u)`.
 
+    Args:
+        count: n, the number of roundings.
+        unit: u, the unit roundoff; that of double precision by default.
+
     Raises:
         ValueError: if n u is 1/2 or more: the bound says nothing about so many roundings.
 
