@@ -32,7 +32,7 @@ def require_package(name: str, reason: str, extra: str) -> Any:
     """The module ``name`` of an optional package.
 
     Raises:
-        ModuleNotFoundError: with the ``reason`` why it is needed and the extra that installs it, if it is not there.
+        ModuleNotFoundError: if it is not installed, with the ``reason`` for needing it and the extra that installs it.
 
     >>> require_package("no_such_package", "this needs it", "video")
     Traceback (most recent call last):
@@ -78,7 +78,7 @@ def check_modality_names(argument: str, names: Iterable[str]) -> None:
     """Refuse an empty set of modalities, and names that module paths or metric keys cannot carry.
 
     Raises:
-        ValueError: with the name and ``argument``, what they were given as.
+        ValueError: quoting the name and the ``argument`` that it was given in.
 
     >>> check_modality_names("encoders", ["audio/left"])
     Traceback (most recent call last):
@@ -101,7 +101,7 @@ def check_same_modalities(argument: str, given: Iterable[str], expected: Iterabl
     """Check that ``given`` are exactly the ``expected`` modalities; the order is free.
 
     Raises:
-        ValueError: with those that are missing or unknown, and ``argument``, what they were given as.
+        ValueError: naming the ``argument``, and the modalities that are missing or unknown.
     """
     given, expected = list(given), list(expected)
     missing = [name for name in expected if name not in given]
@@ -112,10 +112,10 @@ def check_same_modalities(argument: str, given: Iterable[str], expected: Iterabl
 
 
 def check_inputs(inputs: Any, modalities: Iterable[str]) -> None:
-    """Check one batch of inputs before anything is computed from it.
+    """Check one batch of inputs, ``(B, ...)`` by modality, before anything is computed from it.
 
     Raises:
-        TypeError: if it is no mapping of tensors.
+        TypeError: if it is not a mapping of tensors.
         ValueError: if a modality is missing or unknown, a tensor has no batch dimension, batch sizes differ, the
             batch is empty, or a floating point tensor holds NaN or Inf.
 
@@ -134,7 +134,7 @@ def check_batch(argument: str, tensors: Any) -> int:
     """Check that ``tensors`` map names to tensors of one batch, ``(B, ...)`` each, and return B.
 
     Raises:
-        TypeError: if it is no mapping of tensors.
+        TypeError: if it is not a mapping of tensors.
         ValueError: if a tensor has no batch dimension, batch sizes differ, or the batch is empty.
     """
     if not isinstance(tensors, Mapping):
@@ -159,8 +159,17 @@ def check_batch(argument: str, tensors: Any) -> int:
 def require_finite(argument: str, tensors: Mapping[str, Tensor]) -> None:
     """Check that floating point tensors are finite; one synchronisation with the device for all of them.
 
+    Args:
+        argument: what an error calls ``tensors``.
+        tensors: by name, of any shapes; those of integers pass.
+
     Raises:
         ValueError: naming those that hold NaN or Inf, and how many.
+
+    >>> require_finite("inputs", {"audio": torch.tensor([[0.0, torch.nan]]), "text": torch.tensor([[3]])})
+    Traceback (most recent call last):
+        ...
+    ValueError: `inputs` must be finite: `inputs['audio']` has 1 NaN and 0 Inf among 2 values
     """
     finite = {name: value.isfinite().all() for name, value in tensors.items() if value.is_floating_point()}
     if finite and not torch.stack(list(finite.values())).all():

@@ -16,7 +16,7 @@ from lightning_crmt.modality import Inputs
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every part in its own mode again, which may differ among them."""
+    """Inside, models are in evaluation mode; afterwards every part is in its own mode again, which may differ."""
     training = [part for model in models for part in model.modules() if part.training]
     try:
         for part in training:
@@ -68,7 +68,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def as_taken_by(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """Copies of ``inputs`` on the model's device, those that are floating point in the precision of its parameters.
+    """Copies of ``inputs`` on the model's device; floating point ones in the precision of its parameters.
 
     >>> as_taken_by(nn.Linear(2, 2), {"audio": torch.ones(1, 2, dtype=torch.float64)})["audio"].dtype
     torch.float32
@@ -82,8 +82,21 @@ def as_taken_by(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
 def differentiable(inputs: Inputs, model: nn.Module) -> dict[str, Tensor]:
     """Copies of ``inputs`` that gradients can be taken at, on the device and in the precision of the parameters.
 
+    Args:
+        inputs: by modality, ``(B, ...)``.
+        model: the module that is to take them.
+
+    Returns:
+        Leaves with ``requires_grad``, by modality, of the same shapes.
+
     Raises:
         TypeError: for an integer modality: there is no gradient with respect to token ids.
+
+    >>> layer, x = nn.Linear(2, 1), {"audio": torch.ones(3, 2, dtype=torch.float64)}
+    >>> leaves = differentiable(x, layer)
+    >>> (gradient,) = torch.autograd.grad(layer(leaves["audio"]).sum(), leaves["audio"])
+    >>> gradient.shape, gradient.dtype, x["audio"].requires_grad
+    (torch.Size([3, 2]), torch.float32, False)
     """
     for name, value in inputs.items():
         if not value.is_floating_point():

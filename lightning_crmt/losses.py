@@ -150,8 +150,25 @@ def integration_objective(
 def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lipschitz: LipschitzConstants) -> Tensor:
     """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs.
 
+    Differentiable, and in units of the inputs. Unlike :meth:`~lightning_crmt.Certificate.radius` it is about the true
+    classes, not those predicted.
+
+    Args:
+        output: output of ``head``, logits ``(B, K)``.
+        target: classes, ``(B,)``.
+        head: the head.
+        lipschitz: constants of encoders, scores or margins.
+
     Raises:
         ValueError: if logits are not finite, a class is out of range, or head and constants do not fit together.
+        TypeError: if ``target`` does not hold integers.
+
+    >>> from lightning_crmt import FixedFusion, Soundness
+    >>> head = FixedFusion({"audio": torch.eye(2)}, {"audio": torch.ones(2)}, bias=torch.zeros(2))
+    >>> one = LipschitzConstants({"audio": torch.tensor(1.0)}, of="encoder", soundness=Soundness.SOUND)
+    >>> output = head({"audio": torch.tensor([[2.0, 0.0], [2.0, 0.0]])})
+    >>> true_class_radii(output, torch.tensor([0, 1]), head, one).detach()  # the second is wrong
+    tensor([ 1.4142, -1.4142])
     """
     check_logits(output.logits)
     check_target(target, output.logits.shape[1], output.logits.shape[0])
@@ -184,7 +201,7 @@ def radius_loss(
         target: classes, ``(B,)``.
         head: the head; gradients flow to all of its parameters.
         lipschitz: constants of encoders or scores. For encoders that are 1-Lipschitz by construction they do not change
-            in training; with others this loss trains the head well and the encoders blindly.
+            in training; with others this loss trains the head well, but encoders without a view of their constants.
         radius: the wanted radius R, in units of the inputs, above 0.
         temperature: T, in inverse units of the inputs, above 0.
         rho: weight of the modalities' own terms, at least 0.

@@ -44,7 +44,10 @@ def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, a ``FusionOutput``, a tuple led by them, a dict with ``"logits"``.
+    """The logits in a model's output: a tensor, a ``FusionOutput``, a tuple that starts with them, or a dict with them.
+
+    Args:
+        output: what the model returned; a dict holds them under ``"logits"``.
 
     Raises:
         TypeError: if there is no ``(B, K)`` tensor in one of these places.
@@ -76,5 +79,9 @@ def as_vectors(features: Inputs) -> dict[str, Tensor]:
 
 
 def at_least_single(value: Tensor) -> Tensor:
-    """``value`` in double precision if it is so already, else in single; half is too coarse for differences."""
+    """``value``, of any shape, in double precision if it is so already, else in single: half is too coarse to subtract.
+
+    >>> at_least_single(torch.ones(2, dtype=torch.bfloat16)).dtype, at_least_single(torch.ones(2).double()).dtype
+    (torch.float32, torch.float64)
+    """
     return value if value.dtype is torch.float64 else value.float()

@@ -99,7 +99,7 @@ class Stage:
             self.calls.clear()
 
     def pop(self, owner: object) -> None:
-        """Take back all that ``owner`` has pushed, the last first; nothing if there is nothing."""
+        """Take back all that ``owner`` has pushed, the last first; without effect if that is nothing."""
         own = [push for push in self._pushed if push.owner is owner]
         self._pushed = [push for push in self._pushed if push.owner is not owner]
         for push in reversed(own):

@@ -19,6 +19,12 @@ class MixedTarget(NamedTuple):
         first: classes :math:`y_a`, ``(B,)``.
         second: classes :math:`y_b`, ``(B,)``.
         share: :math:`\lambda` in [0, 1], the same for the whole batch.
+
+    >>> import torch
+    >>> x, y, order = torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), torch.tensor([1, 0])
+    >>> 0.75 * x + 0.25 * x[order], MixedTarget(y, y[order], share=0.75)
+    (tensor([[1.],
+             [3.]]), MixedTarget(first=tensor([0, 1]), second=tensor([1, 0]), share=0.75))
     """
 
     first: Tensor
@@ -33,6 +39,13 @@ Target: TypeAlias = Tensor | MixedTarget
 def mixed_loss(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
     r"""``loss(target)``; for mixed samples :math:`\lambda L(y_a) + (1 - \lambda) L(y_b)`.
 
+    Args:
+        loss: from classes ``(B,)`` to a loss, one number or one per sample ``(B,)``.
+        target: classes ``(B,)``, or those of mixed samples.
+
+    Returns:
+        The loss, in the shape that ``loss`` returns.
+
     >>> import torch
     >>> target = MixedTarget(torch.tensor([0]), torch.tensor([1]), share=0.75)
     >>> mixed_loss(lambda y: y.float().mean(), target)
@@ -44,7 +57,18 @@ def mixed_loss(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
 
 
 def mixed_cross_entropy(logits: Tensor, target: Target, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of logits ``(B, K)``, of mixed samples by the shares of their classes; ``reduction`` is torch's."""
+    """Cross-entropy of logits ``(B, K)``; for mixed samples that of both classes, weighted by their shares.
+
+    Args:
+        logits: ``(B, K)``.
+        target: classes ``(B,)``, or those of mixed samples.
+        reduction: as in torch: one number for ``"mean"`` and ``"sum"``, ``(B,)`` for ``"none"``.
+
+    >>> import torch
+    >>> target = MixedTarget(torch.tensor([0]), torch.tensor([1]), share=0.75)
+    >>> mixed_cross_entropy(torch.tensor([[0.75, 0.25]]).log(), target)  # least where probabilities are the shares
+    tensor(0.5623)
+    """
     return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y, reduction=reduction), target)
 
 
@@ -52,7 +76,7 @@ def check_classes(target: Target, num_classes: int, batch_size: int) -> None:
     """:func:`~lightning_crmt.checks.check_target`, for both classes of samples that are mixed.
 
     Raises:
-        TypeError: if classes are no integers.
+        TypeError: if classes are not integers.
         ValueError: if there is not one class per sample, or one is out of range.
     """
     for classes in target[:2] if isinstance(target, MixedTarget) else [target]:

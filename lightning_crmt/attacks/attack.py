@@ -22,25 +22,38 @@ from lightning_crmt.modality import Inputs
 
 
 class Attack(ABC):
-    """An attack holds settings only; it keeps nothing of the model or the data it is called with."""
+    """An attack holds settings only; it keeps nothing of the model or the data it is called with.
+
+    Callbacks take any subclass; one that perturbs within a budget is a :class:`BudgetedAttack`.
+
+    >>> class Backwards(Attack):
+    ...     def __call__(self, model, inputs, target):
+    ...         return {name: value.flip(1) for name, value in inputs.items()}
+    >>> model, y = lambda inputs: inputs["audio"], torch.tensor([0, 1])
+    >>> logits = Backwards().logits(model, {"audio": torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]])}, y)
+    >>> Backwards().succeeds(logits, y)
+    tensor([ True, False])
+    """
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     @abstractmethod
     def __call__(self, model: Model, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        """Perturbed inputs that fool the model wherever the attack succeeds.
+        """Perturbed inputs, ``(B, ...)`` by modality, that fool the model wherever the attack succeeds.
 
-        Inputs for which logits are not finite fool it: it answers nothing there. Where that is so without any change
-        there is nothing to attack, and the call refuses; scores count such samples as wrong and attack the others.
+        Inputs whose logits are not finite count as fooling the model: it has no answer to them. Clean inputs with such
+        logits leave nothing to attack, and the call refuses them; callbacks count such samples as wrong and attack the
+        others.
 
-        They have the precision of the model's parameters, and are on its device; a modality that is not attacked is the
-        same tensor object as before. The model, ``inputs`` and the global random state are left as they were.
+        Perturbed inputs have the precision of the model's parameters and are on its device; a modality that is not
+        attacked is the same tensor object as before. The model, ``inputs`` and the global random state are left as they
+        were.
 
         Args:
             model: a module, or any function from inputs by name to logits. Modules that a function calls must be in
                 evaluation mode already: they cannot be reached from here.
-            inputs: one tensor per modality.
+            inputs: one tensor per modality, ``(B, ...)``.
             target: true class of each sample, ``(B,)``, which the attack leads away from.
 
         Raises:
@@ -87,6 +100,12 @@ class BudgetedAttack(Attack):
     Raises:
         TypeError: if ``budget`` is not a ``Budget``, or ``towards`` neither a class nor a tensor.
         ValueError: if a setting is out of range, or settings exclude each other.
+
+    >>> from lightning_crmt.attacks import PGD
+    >>> attack = PGD(Budget(torch.tensor([0.1, 0.2])), towards=torch.tensor([3, 5]))  # one for each of two samples
+    >>> second = attack.scaled(2.0).select(torch.tensor([1]))
+    >>> second.budget, second.towards
+    (Budget(tensor([0.4000])), tensor([5]))
     """
 
     budget: Budget

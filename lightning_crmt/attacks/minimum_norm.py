@@ -32,6 +32,11 @@ class Adversarial(NamedTuple):
         inputs: perturbed inputs by modality; the clean ones where the search failed.
         factor: size of the perturbation in units of the budget, ``(B,)``, float64, measured on ``inputs``: 0 where the
             clean input is misclassified already, infinite where the search failed.
+
+    >>> x, y = {"audio": torch.tensor([[2.0, 0.0], [0.0, 1.0]])}, torch.tensor([0, 0])
+    >>> found = MinimumNorm(Budget(0.5)).search(lambda inputs: inputs["audio"], x, y)
+    >>> found.factor  # a boundary at 1.4142, in units of 0.5; the second sample is wrong already
+    tensor([2.8284, 0.0000], dtype=torch.float64)
     """
 
     inputs: dict[str, Tensor]
@@ -47,7 +52,7 @@ class MinimumNormAttack(BudgetedAttack):
 
         Args:
             model: a module, or any function from inputs by name to logits.
-            inputs: one tensor per modality.
+            inputs: one tensor per modality, ``(B, ...)``.
             target: class of each sample, ``(B,)``, that the attack leads away from.
 
         Raises:
@@ -79,6 +84,9 @@ class MinimumNorm(MinimumNormAttack):
         classes: how many wrong classes to aim at, largest logits first; all by default.
         towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         seed: of the random starts.
+
+    Raises:
+        ValueError: for settings out of range.
 
     >>> import torch
     >>> from lightning_crmt import LinearFusion

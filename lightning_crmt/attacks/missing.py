@@ -30,10 +30,10 @@ Filling: TypeAlias = Literal["zeroed", "dropped"] | Mapping[str, Fill]
 class MissingModality(Attack):
     """The attacker knows the model and picks, for each sample, which modalities to take away.
 
-    Every subset of at most ``max_missing`` is tried, the empty one too, leaving at least one modality; it keeps
-    the subset whose absence leaves logits that are not finite, or gives the strongest wrong class the largest lead over
-    the target, the smallest of equals.
-    The filling is part of the threat: a model may cope well with zeros and badly with the mean.
+    Every subset of at most ``max_missing`` is tried, the empty one too, leaving at least one modality. The attack keeps
+    the subset whose absence leaves logits that are not finite, or else gives the strongest wrong class the largest lead
+    over the target; among equals, the smallest. The filling is part of the threat: a model may cope well with zeros and
+    badly with the mean.
 
     This attack has no budget: a modality is there or it is not.
 
@@ -140,8 +140,8 @@ class MissingModality(Attack):
         """Logits ``(B, K)`` without the modalities in ``missing``, of a model as it is: put it in evaluation mode.
 
         Raises:
-            TypeError: for ``fill="dropped"``, if the model is no late fusion, see :class:`MissingModality`.
-            ValueError: if a value has not the shape of a sample.
+            TypeError: for ``fill="dropped"``, if the model is not a late fusion, see :class:`MissingModality`.
+            ValueError: if a value does not have the shape of a sample.
         """
         if self.fill != "dropped":
             return logits_of(model(self.filled(inputs, missing)))
@@ -187,10 +187,15 @@ def mean_inputs(batches: Iterable[Inputs | Sequence[Any]]) -> dict[str, Tensor]:
     """Mean of each floating point modality over batches, in float64, to fill a missing one with.
 
     Args:
-        batches: a data loader, or anything that yields inputs by modality, or pairs of them and a target.
+        batches: a data loader, or anything that yields inputs by modality, ``(B, ...)`` each, or pairs of them and a
+            target. Batches may differ in size.
+
+    Returns:
+        By modality the mean over all samples, of the shape ``(...)`` of one sample; without integer modalities.
 
     Raises:
-        ValueError: if there are no samples.
+        TypeError: if inputs are not tensors by modality.
+        ValueError: if there are no samples, or the modalities of a batch differ in their number of samples.
 
     >>> mean_inputs([{"audio": torch.ones(3, 2)}, {"audio": torch.full((1, 2), 5.0)}])
     {'audio': tensor([2., 2.], dtype=torch.float64)}

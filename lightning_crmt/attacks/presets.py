@@ -65,6 +65,9 @@ def strongest(
         towards: a class, or one per sample ``(B,)``, that all lead towards, instead of each wrong one.
         seed: of the random starts.
 
+    Raises:
+        ValueError: for settings out of range.
+
     >>> strongest(Budget(0.5)).budget
     Budget(0.5)
     """

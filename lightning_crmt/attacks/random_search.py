@@ -73,6 +73,9 @@ class RandomSearch(FixedBudget):
         towards: a class, or one per sample ``(B,)``, to aim for; any wrong class by default.
         seed: of every random draw.
 
+    Raises:
+        ValueError: for settings out of range.
+
     >>> from lightning_crmt import LinearFusion
     >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
     >>> y = head(x).logits.argmax(1)

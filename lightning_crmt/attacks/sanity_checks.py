@@ -48,7 +48,8 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     - the outputs are probabilities;
     - two forwards of the same inputs differ; predictions change with the batch that a sample is in; or the attack fools
       samples with a radius of 0: then nothing else is tried;
-    - the first gradient that the attack takes is 0, or not finite, in every attacked modality, for a tenth or more;
+    - the first gradient that the attack takes is 0, or not finite, in every attacked modality, for a tenth of the
+      samples or more;
     - the gradient does not foretell what the margin does in small steps, at more than half of 8 samples: central
       differences along it and in 3 random directions, over 0.1 %, 1 % and 10 % of the budget (of a tenth of the spread
       of the inputs where that is less), are off by more than half whatever the step;
@@ -65,7 +66,7 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     Args:
         attack: settings of the attack.
         model: a module, or any function from inputs by name to logits.
-        inputs: one tensor per modality.
+        inputs: one tensor per modality, ``(B, ...)``.
         target: classes, ``(B,)``.
 
     Raises:

@@ -25,9 +25,20 @@ _SLACK = 1e-6
 def check_fits(attacks: Iterable[Attack], model: Model, inputs: Inputs) -> None:
     """Raise what the attacks would, if their budgets or the modalities they name do not fit ``inputs``.
 
+    Args:
+        attacks: settings of the attacks.
+        model: a module, or any function from inputs by name to logits; it is not called.
+        inputs: one tensor per modality, ``(B, ...)``.
+
     Raises:
         ValueError: if a modality is unknown, or an input lies outside its box.
         TypeError: if a modality that is to be perturbed holds integers.
+
+    >>> from lightning_crmt.attacks import PGD, Budget
+    >>> check_fits([PGD(Budget({"sound": 0.1}))], lambda inputs: inputs["audio"], {"audio": torch.zeros(1, 3)})
+    Traceback (most recent call last):
+        ...
+    ValueError: Budget({'sound': 0.1}) must name modalities among ['audio'], got ['sound']
     """
     with lent(model, inputs) as taken:
         for attack in attacks:
@@ -77,10 +88,23 @@ def distance_by(
     """Factor of the budget at which the search fools each sample, ``(B,)``, float64.
 
     0 where the clean input is misclassified; infinite where the search failed, or its result does not fool a plain
-    forward pass. The arguments are those of :func:`fooled_by`.
+    forward pass.
+
+    Args:
+        attack: settings of the attack.
+        model: a module, or any function from inputs by name to logits.
+        inputs: one tensor per modality, ``(B, ...)``.
+        target: classes, ``(B,)``.
+        name: what an error calls the attack; its class by default.
 
     Raises:
         RuntimeError: if the result is further away than the search said, or it changed a modality that it may not.
+
+    >>> from lightning_crmt.attacks import Budget, MinimumNorm
+    >>> model = lambda inputs: inputs["audio"]  # its logits are its inputs
+    >>> x, y = {"audio": torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0]])}, torch.tensor([0, 0, 0])
+    >>> distance_by(MinimumNorm(Budget(1.0)), model, x, y)  # to the boundary; the last sample is wrong already
+    tensor([1.4142, 2.8284, 0.0000], dtype=torch.float64)
     """
     with lent(model, inputs) as clean:
         target = target.clone()
@@ -110,7 +134,16 @@ def surviving(
         target: classes, ``(B,)``.
         factors: at least 0, in any order; without effect where the attack has no budget.
         among: the samples to attack, ``(B,)`` bool, those predicted correctly; all others count as fooled.
-        name: what an error calls the attack.
+        name: what an error calls the attack; its class by default.
+
+    Raises:
+        RuntimeError: if the attack left its budget or its box, or touched a modality that it may not.
+
+    >>> from lightning_crmt.attacks import PGD, Budget
+    >>> model = lambda inputs: inputs["audio"]  # its logits are its inputs: these are 1.41, 2.83 and 0 from a boundary
+    >>> x, y = {"audio": torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0]])}, torch.tensor([0, 0, 0])
+    >>> surviving(PGD(Budget(1.0)), model, x, y, factors=[1.0, 2.0], among=model(x).argmax(dim=1) == y)
+    [tensor([ True,  True, False]), tensor([False,  True, False])]
     """
     left = among.clone()
     masks = {}

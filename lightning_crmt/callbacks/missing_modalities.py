@@ -26,8 +26,8 @@ class MissingModalities(Observer):
 
     The key says what replaces a missing modality: ``val/accuracy_zeroed/audio`` zeros, ``val/accuracy_imputed/audio`` a
     value that you give, ``val/accuracy_dropped/audio`` nothing, as its score is left out of the fusion. Several names
-    are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples
-    with nothing missing, ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing.
+    are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples with nothing missing,
+    ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing.
 
     Args:
         fill: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as

@@ -26,16 +26,18 @@ class RadiusTraining(ReleasingCallback):
 
     The loss is :func:`~lightning_crmt.losses.radius_loss`.
 
-    For encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``, whose bound does not change while they
-    learn; the bound is computed anew in every epoch all the same. ``IntegrationReweighting`` takes over at its switch.
+    It is for encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``: their bound does not change while
+    they learn. The bound is computed anew in every epoch all the same. ``IntegrationReweighting`` takes over at its
+    switch.
 
     Args:
         radius: the wanted radius, in units of the inputs, above 0.
         temperature: how sharply the loss focuses on the nearest rival, in inverse units of the inputs, above 0.
-        rho: weight of the modalities' own radii, at least 0; what keeps each of them useful when others are missing.
+        rho: weight of the modalities' own radii, at least 0; these keep each of them useful when others are missing.
 
     Raises:
-        TypeError: before training, if the module is not a CRMT module.
+        ValueError: if an argument is out of range.
+        TypeError: before training, if the module is not a CRMT module, or its head is not a late fusion.
         NoBoundError: a ``ValueError``, at the first batch, naming a layer of an encoder without a bound.
 
     >>> callback = RadiusTraining(radius=0.2)

@@ -25,6 +25,7 @@ class Certificate:
 
     How far this can be trusted is ``soundness``: with estimated constants the radii are estimates and may be too large.
     It holds only for the weights and the precision it was computed with. :func:`certify` makes it; it stores no model.
+    B is the number of samples, K that of classes.
 
     Attributes:
         prediction: class p of each sample, ``(B,)``.
@@ -34,6 +35,15 @@ class Certificate:
         soundness: the level of trust, the weakest of its parts.
         missing: modalities that were dropped from the fusion.
         limit: the largest :math:`\|\delta^m\|_2` the inequality is proved for; radii and budgets end there.
+
+    >>> certificate = Certificate(
+    ...     prediction=torch.tensor([0]), margins=torch.tensor([[0.0, 1.0, 1.5]]),
+    ...     sensitivities={"audio": torch.tensor([[0.0, 3.0, 9.0]]), "image": torch.tensor([[0.0, 4.0, 0.0]])},
+    ...     soundness=Soundness.SOUND)
+    >>> certificate.radius(), certificate.nearest_class()  # the runner-up is class 1
+    (tensor([0.1667]), tensor([2]))
+    >>> certificate.radius(["image"])  # of the image alone, with the audio clean
+    tensor([0.2500])
     """
 
     prediction: Tensor

@@ -34,15 +34,19 @@ def certify(
     The form of the bound depends on what the constants describe, see :class:`LipschitzConstants`. However sound they
     are, the level is ``ESTIMATED``: logits do not tell which network computed them, or how much rounding took. What is
     certified comes from ``model.certify(inputs)`` and
-    :func:`~lightning_crmt.certification.certify_late_fusion`, which examine both; who can prove it otherwise says so,
-    by ``dataclasses.replace(certificate, soundness=Soundness.SOUND)``.
+    :func:`~lightning_crmt.certification.certify_late_fusion`, which examine both; if you can prove it in another
+    way, say so by ``dataclasses.replace(certificate, soundness=Soundness.SOUND)``.
 
     Args:
         output: what the model returned, computed in evaluation mode and full precision: logits ``(B, K)``, or a
-            ``FusionOutput`` with them.
+            ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
-        lipschitz: constants of the same weights.
+        lipschitz: constants of the same weights, by modality: scalars of encoders, ``(K,)`` of scores, ``(K, K)`` of
+            margins.
         missing: modalities to certify without; their scores are dropped from the fusion.
+
+    Returns:
+        A certificate of B predictions, its margins and, by modality, its sensitivities ``(B, K)``; without a graph.
 
     Raises:
         ValueError: if head, constants and output do not fit together, or every modality is missing.

@@ -84,6 +84,10 @@ def row_distances(rows: Tensor) -> Tensor:
 def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
     r"""Margins :math:`h_c - h_j` of each sample's own class c over all classes, ``(B, K)``; 0 in its own column.
 
+    Args:
+        logits: ``(B, K)``.
+        classes: the own class of each sample, ``(B,)``.
+
     >>> margins_of(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))
     tensor([[2., 0.]])
     """
@@ -116,6 +120,10 @@ def signed_radii(margins: Tensor, slopes: Mapping[str, Tensor], classes: Tensor)
 
 def own_class(classes: Tensor, num_classes: int) -> Tensor:
     """Mask ``(B, K)`` of each sample's own class, which a minimum over rivals must leave out.
+
+    Args:
+        classes: the own class of each sample, ``(B,)``.
+        num_classes: K.
 
     >>> own_class(torch.tensor([1, 0]), num_classes=2)
     tensor([[False,  True],

@@ -46,6 +46,15 @@ class Counterexample:
         perturbation: what was added, in float64, by modality.
         perturbed: the changed sample, as given to the model.
         soundness: level of the certificate.
+
+    >>> certificate = Certificate(  # it claims a radius of 2, where the boundary is 1.4142 away
+    ...     prediction=torch.tensor([0]), margins=torch.tensor([[0.0, 2.0]]),
+    ...     sensitivities={"audio": torch.tensor([[0.0, 1.0]])}, soundness=Soundness.SOUND)
+    >>> try:
+    ...     verify_certificate(lambda inputs: inputs["audio"], certificate, {"audio": torch.tensor([[2.0, 0.0]])})
+    ... except CertificateViolation as error:
+    ...     print(error.counterexample)  # doctest: +ELLIPSIS
+    sample 0 is certified to stay of class 0 under changes of audio up to 2, but a change of ... makes it class 1
     """
 
     sample: int
@@ -72,7 +81,10 @@ class Counterexample:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write a dict of these attributes, that ``torch.load(path, weights_only=True)`` reads."""
+        """Write a dict of these attributes, which ``torch.load(path, weights_only=True)`` reads; returns the path.
+
+        Folders on the way are made. The level of the certificate is stored by its name.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(asdict(self) | {"soundness": self.soundness.name}, path)
@@ -81,6 +93,9 @@ class Counterexample:
 
 class CertificateViolation(AssertionError):  # noqa: N818 - named for what it is, not as an error
     """Raised where a certificate does not hold.
+
+    An ``AssertionError``: a test that calls :func:`verify_certificate` fails by it. :class:`Counterexample` has an
+    example.
 
     Attributes:
         counterexample: the sample, its perturbation and both predictions.
@@ -103,6 +118,14 @@ class Verification:
         probes: perturbed inputs inside the claim whose prediction was compared, by threat.
         rounding: those among them whose prediction did change, by no more than rounding explains. Only a ``RIGOROUS``
             certificate speaks about rounding: there, any change is a violation.
+
+    >>> certificate = Certificate(
+    ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 2.0], [0.0, 0.0]]),
+    ...     sensitivities={"audio": torch.tensor([[0.0, 2.0**0.5]] * 2)}, soundness=Soundness.SOUND)
+    >>> x = {"audio": torch.tensor([[2.0, 0.0], [1.0, 1.0]])}
+    >>> done = verify_certificate(lambda inputs: inputs["audio"], certificate, x, probes=32)
+    >>> done.samples, done.probes["audio"] >= 32, done.rounding  # nothing is claimed about the second, a tie
+    (1, True, {})
     """
 
     soundness: Soundness
@@ -135,11 +158,11 @@ def verify_certificate(
     (:math:`32 \, \varepsilon \max_k |h_k|`) is counted apart.
 
     Args:
-        model: the model in evaluation mode, or anything from inputs to logits; for a certificate with ``missing``
-            modalities, one that goes without them. It stays as it is.
+        model: the model in evaluation mode, or anything from inputs to logits ``(B, K)``; for a certificate with
+            ``missing`` modalities, one that does without them. It is left as it was.
         certificate: of the same weights and inputs, at any level: a certificate from estimated constants may be
             disproved.
-        inputs: the clean inputs.
+        inputs: the clean inputs by modality, ``(B, ...)``.
         probes: random directions for each threat.
         steps: of the gradient search, for each class.
         products: number of random products of budgets.

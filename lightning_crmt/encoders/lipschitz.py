@@ -28,7 +28,7 @@ class LipschitzMLP(nn.Module):
         scale: factor on the input, above 0; it counts in the bound.
 
     Raises:
-        ValueError: if a size is below 1 or no multiple of ``group_size``, or ``scale`` is not above 0.
+        ValueError: if a size is below 1 or not a multiple of ``group_size``, or ``scale`` is not above 0.
 
     >>> import torch
     >>> from lightning_crmt.lipschitz import lipschitz_bound

@@ -22,9 +22,10 @@ class ResNet18(nn.Module):
 
     .. math:: z = \frac{1}{T h w} \sum_{t, i, j} \phi(x_t)_{:, i, j}
 
-    512 features at the usual width. Convolutions begin as He et al. (ICCV 2015), with the variance :math:`2 / n` where
-    n is the number of outputs that an input takes part in. Parameters have the names and shapes of torchvision's
-    ``resnet18``: weights for that one load by ``load_state_dict(weights, strict=False)``, which leaves out its ``fc``.
+    512 features at the usual width. Convolutions are initialised as by He et al. (ICCV 2015), with the variance
+    :math:`2 / n` where n is the number of outputs that an input takes part in. Parameters have the names and shapes of
+    torchvision's ``resnet18``: weights for that one load by ``load_state_dict(weights, strict=False)``, which leaves
+    out its ``fc``.
 
     There is no rule for a sound bound of its Lipschitz constant: radii can be estimated only.
 
@@ -80,8 +81,8 @@ class ResNet18(nn.Module):
 class ResNet18Tokens(ResNet18):
     r"""ResNet-18 that keeps time: a sequence of tokens for :class:`~lightning_crmt.fusion.AttentionFusion`.
 
-    Of a stack of frames each is a token, its map averaged over height and width. Of a spectrogram each moment of the
-    map is a token, averaged over frequency: one for 32 moments of the input. Positions are marked by adding the sines
+    Each frame of a stack is a token, its map averaged over height and width. In a spectrogram each moment of the map is
+    a token, averaged over frequency: one for every 32 moments of the input. Positions are marked by adding the sines
     and cosines of Vaswani et al. (NeurIPS 2017), which need no parameters and serve sequences of any length,
 
     .. math:: p_{t, 2i} = \sin(t / 10000^{2i/d}), \qquad p_{t, 2i + 1} = \cos(t / 10000^{2i/d}) .

@@ -123,7 +123,14 @@ def check_key_name(argument: str, name: object, *, modality: bool = False) -> No
             for none.
 
     Raises:
-        ValueError: if it is no text, is empty, or holds what separates the parts of a key.
+        ValueError: if it is not a string, is empty, or holds what separates the parts of a key.
+
+    >>> check_key_name("attacks", "pgd+restarts")
+    >>> check_key_name("inputs", "audio+image", modality=True)
+    Traceback (most recent call last):
+        ...
+    ValueError: `inputs` must have names that are not empty, do not begin with 'dataloader_idx_' and hold none of
+    '/@=+', which keys are made of, got 'audio+image'
     """
     marks = "/@=+" if modality else "/@="
     if not isinstance(name, str) or not name or any(mark in name for mark in marks) or name.startswith(_LOADER):

@@ -22,6 +22,13 @@ def total_and_count(values: Tensor, groups: Tensor | None = None) -> Tensor:
     Args:
         values: one per sample, ``(B,)``.
         groups: which groups each sample is in, ``(B, G)`` bool.
+
+    >>> values = torch.tensor([1.0, 2.0, 4.0])
+    >>> total_and_count(values).flatten()
+    tensor([7., 3.])
+    >>> total_and_count(values, groups=torch.tensor([[True, False], [True, False], [False, True]]))
+    tensor([[3., 4.],
+            [2., 1.]])
     """
     if groups is not None:
         return torch.stack([torch.where(groups, values[:, None], 0), groups.to(values.dtype)]).sum(dim=1)
@@ -30,7 +37,9 @@ def total_and_count(values: Tensor, groups: Tensor | None = None) -> Tensor:
 
 
 class Means(Generic[K]):
-    """Means over samples, by name, from sums in single precision.
+    """Means over samples, by name, from sums in single precision; those of several batches are added up.
+
+    Values are one per sample, ``(B,)``; with G groups there are G means for a name, else one.
 
     >>> means = Means[str]()
     >>> means.add({"right": torch.tensor([True, False])})
@@ -43,13 +52,22 @@ class Means(Generic[K]):
         self._sums: dict[K, Tensor] = {}
 
     def add(self, values: Mapping[K, Tensor], groups: Tensor | None = None) -> None:
-        """Add a batch; the arguments are those of :func:`total_and_count`, with names for the values."""
+        """Add a batch.
+
+        Args:
+            values: by name one per sample, ``(B,)`` each: numbers, or bools, whose mean is a share.
+            groups: which groups each sample is in, ``(B, G)`` bool; by default all are in one.
+        """
         for name, each in values.items():
             sums = total_and_count(each.float(), groups)
             self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
     def compute(self, reduce: Reduce) -> dict[K, list[float]]:
-        """Means over the samples of all processes, one for each group; NaN for a group without samples."""
+        """Means over the samples of all processes, by name G numbers; NaN for a group without samples.
+
+        Args:
+            reduce: combines a tensor over all processes, which must call this together.
+        """
         totals, counts = reduce(torch.cat(list(self._sums.values()), dim=1), "sum").double()
         means = (totals / counts).split([each.shape[1] for each in self._sums.values()])
         return {name: each.tolist() for name, each in zip(self._sums, means, strict=True)}
@@ -57,6 +75,10 @@ class Means(Generic[K]):
 
 def lower_median(values: Tensor, reduce: Reduce) -> float:
     """Lower median over all processes, of numbers ``(N,)`` that are at least 0; by counting, byte by byte.
+
+    Args:
+        values: those of this process, ``(N,)``; taken in single precision.
+        reduce: combines a tensor over all processes, which must call this together.
 
     >>> lower_median(torch.tensor([3.0, 1.0, 2.0, 4.0]), lambda value, how: value)
     2.0

@@ -38,7 +38,7 @@ class AttentionFusion(JointFusion):
         scores: where uni-modal scores come from; absent modalities have no tokens.
 
     Raises:
-        ValueError: if ``width`` is no multiple of ``num_heads``, there are too few layers, or ``scores`` is unknown.
+        ValueError: if ``width`` is not a multiple of ``num_heads``, there are too few layers, or ``scores`` is unknown.
 
     >>> head = AttentionFusion({"audio": 16, "image": 32}, num_classes=10)
     >>> output = head({"audio": torch.randn(4, 7, 16), "image": torch.randn(4, 32)})

@@ -34,7 +34,15 @@ class JointFusion(FusionHead):
         scores: where uni-modal scores come from.
 
     Raises:
-        ValueError: if ``scores`` is unknown.
+        ValueError: if ``scores`` is unknown; see also :class:`FusionHead`.
+
+    >>> class Product(JointFusion):
+    ...     def joint_logits(self, features):
+    ...         return torch.stack(list(features.values())).prod(dim=0)
+    >>> head = Product({"audio": 2, "image": 2}, num_classes=2)
+    >>> output = head({"audio": torch.tensor([[2.0, 3.0]]), "image": torch.tensor([[5.0, 7.0]])})
+    >>> output.logits, output.scores["audio"]  # the score is what is left without the image
+    (tensor([[10., 21.]]), tensor([[2., 3.]]))
     """
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int, scores: Scores = "ablated") -> None:
@@ -46,7 +54,11 @@ class JointFusion(FusionHead):
 
     @abstractmethod
     def joint_logits(self, features: Inputs) -> Tensor:
-        """Logits ``(B, K)`` from the features of all modalities, or of some: those left out are absent."""
+        """Logits ``(B, K)`` from the features of all modalities, or of some: those left out are absent.
+
+        Args:
+            features: by modality, ``(B, d_m)``, or ``(B, T, d_m)`` if the head takes sequences.
+        """
 
     @override
     def forward(self, features: Inputs) -> FusionOutput:
@@ -70,6 +82,9 @@ class GatedFusion(JointFusion):
         num_classes: number of classes K, at least 2.
         width: size of v.
         scores: where uni-modal scores come from; an absent modality has features 0 and adds nothing.
+
+    Raises:
+        ValueError: if ``scores`` is unknown.
 
     >>> head = GatedFusion({"audio": 16, "image": 32}, num_classes=10)
     >>> output = head({"audio": torch.randn(4, 16), "image": torch.randn(4, 32)})
@@ -112,7 +127,7 @@ class FiLMFusion(JointFusion):
         scores: where uni-modal scores come from; an absent modality does not modulate, an absent base is 0.
 
     Raises:
-        ValueError: if ``base`` is no modality, or ``scores`` is unknown.
+        ValueError: if ``base`` is not a modality, or ``scores`` is unknown.
 
     >>> head = FiLMFusion({"audio": 16, "image": 32}, num_classes=10, base="image")
     >>> head({"audio": torch.randn(4, 16), "image": torch.randn(4, 32)}).logits.shape

@@ -29,6 +29,15 @@ class LateFusion(FusionHead):
     Args:
         in_features: size :math:`d_m` of the features of each modality, by name.
         num_classes: number of classes :math:`K`, at least 2.
+
+    Raises:
+        ValueError: see :class:`FusionHead`.
+
+    >>> head = OrthogonalFusion({"audio": 4, "image": 5}, num_classes=3)
+    >>> output = head({"audio": torch.randn(2, 4), "image": torch.randn(2, 5)})
+    >>> parts = head.unimodal_logits(output.scores)  # how much each modality adds to the logits
+    >>> torch.allclose(parts["audio"] + parts["image"], output.logits, atol=1e-6)
+    True
     """
 
     bias: nn.Parameter
@@ -65,6 +74,8 @@ class LateFusion(FusionHead):
         >>> head = OrthogonalFusion({"audio": 4, "image": 5}, num_classes=3)
         >>> output = head({"audio": torch.ones(2, 4), "image": torch.ones(2, 5)})
         >>> without_audio = head.fuse({"image": output.scores["image"]})
+        >>> torch.equal(without_audio, head.integration_weights["image"] * output.scores["image"] + head.bias)
+        True
         """
         unknown = [name for name in scores if name not in self.in_features]
         if unknown or not scores:
@@ -78,7 +89,7 @@ class LateFusion(FusionHead):
 
     @override
     def unimodal_logits(self, scores: Inputs) -> dict[str, Tensor]:
-        r"""The part of each modality in the logits, :math:`a_k^m s_k^m + b_k / M`; they add up to the logits."""
+        r"""The part of each modality in the logits, :math:`a_k^m s_k^m + b_k / M`; the parts add up to the logits."""
         weights, share = self.integration_weights, len(self.in_features)
         return {name: weights[name] * score + self.bias / share for name, score in scores.items()}
 
@@ -215,6 +226,13 @@ class LinearFusion(LateFusion):
 
     It has the interface of :class:`OrthogonalFusion`, with all integration weights fixed at 1, so that whatever reads
     scores, margins or class weights takes either.
+
+    Args:
+        in_features: size :math:`d_m` of the features of each modality, by name.
+        num_classes: number of classes :math:`K`, at least 2.
+
+    Raises:
+        ValueError: see :class:`FusionHead`.
 
     >>> head = LinearFusion({"audio": 3, "image": 5}, num_classes=10)
     >>> head({"audio": torch.randn(4, 3), "image": torch.randn(4, 5)}).logits.shape

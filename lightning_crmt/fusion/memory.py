@@ -24,7 +24,7 @@ class MemoryFusion(FusionHead):
 
     with features :math:`z^m`, ``(B, d_m)``, and dictionaries :math:`D^m` of features of clean training samples, which
     :class:`~lightning_crmt.methods.FeatureMemory` fills in a fit. They are buffers, so a checkpoint holds them. Until
-    they are filled the head is the inner one. Codes are computed by
+    they are filled, this head does what the inner one does. Codes are computed by
     :func:`~lightning_crmt.fusion.memory.sparse_codes`, whose step size follows from the dictionary where the
     paper sets one by hand.
 

@@ -11,7 +11,23 @@ from torch import nn
 
 
 class Fixable(ABC):
-    """A module that computes its weights, and knows the plain module that stores them instead."""
+    """A module that computes its weights, and knows the plain module that stores them instead.
+
+    :func:`with_fixed_weights` replaces modules of such types, those of your own too:
+
+    >>> class UnitRows(nn.Linear, Fixable):
+    ...     def forward(self, x):
+    ...         return nn.functional.linear(x, nn.functional.normalize(self.weight, dim=1), self.bias)
+    ...     def fixed(self):
+    ...         plain = nn.Linear(self.in_features, self.out_features)
+    ...         rows = nn.functional.normalize(self.weight, dim=1)
+    ...         plain.load_state_dict({"weight": rows, "bias": self.bias})
+    ...         return plain
+    >>> with_fixed_weights(nn.Sequential(UnitRows(4, 2)))
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+    )
+    """
 
     @abstractmethod
     def fixed(self) -> nn.Module:

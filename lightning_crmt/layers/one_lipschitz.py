@@ -76,7 +76,7 @@ class _ScaledAvgPool(nn.Module):
 
 
 class ScaledAvgPool1d(_ScaledAvgPool):
-    """:class:`ScaledAvgPool2d` for sequences ``(B, C, T)``.
+    """:class:`ScaledAvgPool2d` for sequences ``(B, C, T)``, on windows of ``kernel_size`` or on all of T.
 
     >>> ScaledAvgPool1d(4)(torch.ones(1, 1, 8))
     tensor([[[2., 2.]]])
@@ -95,6 +95,9 @@ class ScaledAvgPool2d(_ScaledAvgPool):
 
     Args:
         kernel_size: side of the window; ``None`` pools over the whole input.
+
+    Raises:
+        ValueError: if ``kernel_size`` is below 1.
 
     >>> ScaledAvgPool2d(2)(torch.ones(1, 1, 4, 4))
     tensor([[[[2., 2.],
@@ -118,8 +121,8 @@ class Residual(nn.Module):
     Raises:
         ValueError: if ``weight`` is out of range.
 
-    >>> Residual(nn.Identity())(torch.ones(1, 2))
-    tensor([[1., 1.]])
+    >>> Residual(nn.ReLU(), weight=0.25)(torch.tensor([[4.0, -4.0]]))
+    tensor([[ 4., -3.]])
     """
 
     def __init__(self, branch: nn.Module, weight: float = 0.5) -> None:
@@ -130,7 +133,11 @@ class Residual(nn.Module):
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """The same shape.
+
+        Raises:
+            ValueError: if the branch changes the shape.
+        """
         kept = (1 - self.weight) * x  # before the branch, which may begin with an activation in place
         branch = self.branch(x)
         if branch.shape != kept.shape:
@@ -146,8 +153,8 @@ class Residual(nn.Module):
 class Scale(nn.Module):
     r"""Multiplies by a fixed factor :math:`c`; counts as :math:`|c|` in every bound.
 
-    A 1-Lipschitz network separates classes by at most the distance of their inputs, so its logits need a scale. Put it
-    in the open, where the bound sees it.
+    A 1-Lipschitz network separates classes by at most the distance of their inputs, so its logits need a scale. As a
+    layer it is counted by the bound.
 
     Args:
         factor: c, finite.

@@ -61,12 +61,15 @@ class OrthogonalLinear(nn.Module, Fixable):
     .. math:: W W^\top = I \text{ or } W^\top W = I, \qquad \|W\|_2 = 1
 
     W is computed from the free parameter ``raw`` in every forward pass, so it is orthogonal up to rounding whatever the
-    optimiser or weight decay does. :func:`~lightning_crmt.lipschitz.lipschitz_bound` measures W, it does not assume 1.
+    optimiser or weight decay does. :func:`~lightning_crmt.lipschitz.lipschitz_bound` measures W and does not assume 1.
 
     Args:
         in_features: size of the last dimension of the input.
         out_features: size of the last dimension of the output.
         bias: whether to add a bias.
+
+    Raises:
+        ValueError: if a size is below 1.
 
     >>> layer = OrthogonalLinear(5, 3)
     >>> layer(torch.randn(2, 5)).shape
@@ -225,10 +228,14 @@ class _OrthogonalConv(nn.Module, Fixable):
 
 
 class OrthogonalConv1d(_OrthogonalConv):
-    """:class:`OrthogonalConv2d` for sequences ``(B, C, T)``.
+    """:class:`OrthogonalConv2d` for sequences ``(B, C, T)``, with the same arguments and errors.
 
-    >>> OrthogonalConv1d(4, 8, kernel_size=3)(torch.randn(2, 4, 50)).shape
-    torch.Size([2, 8, 50])
+    With circular padding it keeps every norm if ``out_channels >= in_channels * stride``.
+
+    >>> layer = OrthogonalConv1d(4, 8, kernel_size=3, padding_mode="circular", bias=False)
+    >>> x = torch.randn(2, 4, 50)
+    >>> layer(x).shape, torch.allclose(layer(x).norm(), x.norm())
+    (torch.Size([2, 8, 50]), True)
     """
 
     axes = 1
@@ -238,7 +245,7 @@ class OrthogonalConv2d(_OrthogonalConv):
     r"""Convolution whose operator has norm at most 1, for every input size, zero or circular padding, any stride.
 
     With circular padding, which takes sizes that the stride divides, it is orthogonal: it keeps every norm if
-    ``out_channels >= in_channels * stride**2``. With zero padding it is that up to what leaves over the border.
+    ``out_channels >= in_channels * stride**2``. With zero padding it keeps them but for what is lost at the border.
 
     The kernel is a product of orthogonal factors, one on patches of size ``stride`` and two-tap convolutions
     :math:`(P, I - P)` with projectors P of half rank along each axis (block convolution, Xiao et al., ICML 2018, Li et

@@ -28,8 +28,8 @@ class LipschitzConstants:
             - ``"scores"``: each uni-modal score :math:`x^m \mapsto s_k^m`; :math:`\tau^m`, shape ``(K,)``;
             - ``"margins"``: each difference of logits :math:`x^m \mapsto h_p - h_j`; shape ``(K, K)``.
         soundness: the level of trust, inherited by every radius computed from them.
-        fingerprints: of the encoders that they were bounded for, by modality; None where nobody examined these.
-        shapes: of one sample by modality, where the bounds hold for no other; None where they hold for any.
+        fingerprints: of the encoders that they were bounded for, by modality; None where encoders were not examined.
+        shapes: of one sample by modality, where the bounds hold for no other shape; None where they hold for any.
 
     Raises:
         ValueError: if ``of`` is unknown, or a value has another number of dimensions, is negative or NaN.

@@ -26,8 +26,8 @@ def fingerprint(module: nn.Module) -> str:
     Names, types and attributes of all submodules, private ones and those of their classes too, and the bytes of all
     parameters and buffers: so that it notices a change in place, through ``.data``, by ``load_state_dict``, by weight
     averaging or a cast to another precision. Left out are the training flags, what a layer of your own reads from
-    elsewhere, such as a global variable, and what hooks do: who certifies runs the module in evaluation mode and
-    refuses hooks. Reading costs about a second for a gigabyte of weights.
+    elsewhere, such as a global variable, and what hooks do: to certify, the module is run in evaluation mode, and hooks
+    are refused. Reading costs about a second for a gigabyte of weights.
 
     Args:
         module: any module; tensors on other devices are read through the CPU.

@@ -42,7 +42,15 @@ _KNOWN_CODE: dict[type[nn.Module], list[object]] = {kind: _code(kind) for kind i
 
 
 class NoBoundError(ValueError):
-    """A module has no Lipschitz bound that could be proved; the message names it."""
+    """A module has no Lipschitz bound that could be proved; the message names it.
+
+    >>> from lightning_crmt import lipschitz_bound
+    >>> try:
+    ...     lipschitz_bound(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)))
+    ... except NoBoundError as error:
+    ...     print(error)
+    no Lipschitz bound is known for '1', a LayerNorm; if you can prove one, register it with @lipschitz_rule
+    """
 
 
 def place_of(module: nn.Module, path: str) -> str:
@@ -58,7 +66,14 @@ def encoders_and_head(model: nn.Module) -> tuple[Encoders, LateFusion]:
     """The encoders and the head of a model that consists of these alone.
 
     Raises:
-        TypeError: if it has none, a head that is no late fusion, or parts that are no submodules of it.
+        TypeError: if it has none, a head that is not a late fusion, or parts that are not submodules of it.
+
+    >>> model = nn.Module()
+    >>> model.encoders = nn.ModuleDict({"audio": nn.Linear(3, 4)})
+    >>> model.head = LinearFusion({"audio": 4}, num_classes=2)
+    >>> encoders, head = encoders_and_head(model)
+    >>> list(encoders), head.num_classes
+    (['audio'], 2)
     """
     encoders, head = getattr(model, "encoders", None), getattr(model, "head", None)
     if not isinstance(encoders, Mapping | nn.ModuleDict) or not isinstance(head, LateFusion):
@@ -83,6 +98,14 @@ def refuse_parts_out_of_reach(model: nn.Module) -> None:
 
     Raises:
         ValueError: naming the parts that stay in training mode.
+
+    >>> class AlwaysOn(nn.Dropout):
+    ...     def train(self, mode=True):
+    ...         return self
+    >>> refuse_parts_out_of_reach(nn.Sequential(nn.Linear(3, 3), AlwaysOn()))
+    Traceback (most recent call last):
+        ...
+    ValueError: `model.eval()` must put every part into evaluation mode, and leaves ['1'] in training mode
     """
     modes = [(part, part.training) for part in model.modules()]
     try:
@@ -101,8 +124,17 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
     Types of layers are examined where they are bounded, as each has its rule there.
 
     Raises:
-        TypeError: for a head that is not exactly of a known type, and weights that are no plain tensors.
+        TypeError: for a head that is not exactly of a known type, and weights that are not plain tensors.
         NoBoundError: a ``ValueError``, for hooks, replaced methods, and weights that change at every pass.
+
+    >>> encoder, head = nn.Linear(3, 4), LinearFusion({"audio": 4}, num_classes=2)
+    >>> examine({"audio": encoder}, head)
+    >>> encoder.forward = lambda x: 100 * x
+    >>> try:
+    ...     examine({"audio": encoder}, head)
+    ... except NoBoundError as error:
+    ...     print(error)
+    'audio', a Linear, must run its type's code; {'forward'} was replaced
     """
     if type(head) not in _HEADS:
         raise TypeError(
@@ -126,7 +158,7 @@ def of_each_encoder(encoders: Encoders, prove: Callable[[str, nn.Module], T]) ->
     """What is proved of each encoder, by modality.
 
     Raises:
-        ValueError: naming the modality, for what ``prove`` refuses; ``NoBoundError`` if it was one.
+        ValueError: naming the modality, for what ``prove`` refuses; a ``NoBoundError`` where it raised one.
     """
     proved = {}
     for name, encoder in encoders.items():
@@ -144,6 +176,10 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
     Raises:
         ValueError: if it computes its numbers anew in every pass, does not run the code of its type, or runs where
             nothing is proved about rounding.
+
+    >>> head = OrthogonalFusion({"audio": 4}, num_classes=2)
+    >>> type(fixed_head(head.fixed())).__name__  # the head itself is refused
+    'FixedFusion'
     """
     if not isinstance(head, LinearFusion | FixedFusion) or type(head) not in (LinearFusion, FixedFusion):
         raise ValueError(
@@ -165,7 +201,7 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
 
 
 def remember_code(kind: type[nn.Module]) -> None:
-    """The methods of a type as they are now are those that its rule is for."""
+    """Remember the methods of a type as they are now: its rule is for these."""
     _KNOWN_CODE[kind] = _code(kind)
 
 
@@ -224,10 +260,17 @@ def _parametrised(module: nn.Module) -> dict[str, list[str]]:
 
 
 def exact_numbers(weight: object, name: str) -> Tensor:
-    """``weight`` in double precision on the CPU: exactly the numbers that the network uses.
+    """``weight``, of any shape, in double precision on the CPU: exactly the numbers that the network uses.
+
+    Args:
+        weight: a tensor in half, single or double precision.
+        name: what an error calls it.
 
     Raises:
         ValueError: if they are not real and finite.
+
+    >>> exact_numbers(torch.tensor([0.1]), "weight").item()  # as single precision has it
+    0.10000000149011612
     """
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
@@ -259,7 +302,7 @@ def proved_precision(module: nn.Module, x: Tensor) -> torch.dtype:
 
 
 def unit_of_factors(device: torch.device) -> float:
-    """By how much the factors of products in single precision may be rounded first, by torch's settings; 0 if not."""
+    """By how much torch's settings let factors of products in single precision be rounded first; 0 if not at all."""
     units = {"highest": 0.0, "ieee": 0.0, "none": 0.0, "high": 2.0**-11, "tf32": 2.0**-11}
     chosen = ["bf16" for name in _SHORTENING if os.environ.get(name, "strict").lower() not in ("strict", "0")]
     try:

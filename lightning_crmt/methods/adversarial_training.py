@@ -27,8 +27,8 @@ class AdversarialTraining(Method):
         \delta_i \approx \arg\max_{\delta \in \text{budget}} \mathrm{CE}(h(x_i + \delta), y_i)
 
     With ``LossAscent(Budget(0.1))``, all modalities in one ball, it is the paper's MMAT under joint training, and
-    CRMT-AT under ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision. So does one
-    forward more for each batch, that looks for samples which the model has no finite logits for.
+    CRMT-AT under ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision. For each
+    batch one more forward pass, in the same mode, looks for samples whose logits are not finite.
 
     Args:
         attack: any attack; one made for evaluation stops at the first input that fools the model, so its examples are
@@ -36,13 +36,19 @@ class AdversarialTraining(Method):
 
     Raises:
         TypeError: if ``attack`` is not an attack.
-        ValueError: before training, if ``Mixup`` comes before this method.
+        ValueError: before training, if ``Mixup`` comes before this method; in training, if an adversarial batch has
+            logits that are not finite: there is nothing to learn from it.
 
-    Raises:
-        ValueError: in training, where an adversarial batch has logits that are not finite: there is nothing to learn.
-
+    >>> import torch
+    >>> from lightning_crmt import CRMTModule
     >>> from lightning_crmt.attacks import Budget, LossAscent
-    >>> method = AdversarialTraining(LossAscent(Budget(0.1)))
+    >>> from lightning_crmt.encoders import MLP
+    >>> method = AdversarialTraining(LossAscent(Budget(0.1)))  # Trainer(callbacks=[method]) trains with it
+    >>> model = CRMTModule({"audio": MLP(8, 4), "image": MLP(6, 4)}, num_classes=3)
+    >>> batch = {"audio": torch.zeros(2, 8), "image": torch.zeros(2, 6)}
+    >>> moved, target = method.transform(model, batch, torch.tensor([0, 1]))
+    >>> bool((torch.cat(list(moved.values()), dim=1).norm(dim=1) < 0.1 + 1e-6).all())
+    True
     """
 
     source = "paper"

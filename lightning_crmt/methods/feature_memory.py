@@ -27,8 +27,8 @@ class FeatureMemory(Method):
     The head does this, in training and in evaluation; the callback chooses the dictionaries :math:`D^m`, ``(A, d_m)``:
     the features of A clean training samples, the same for all modalities, drawn without replacement. They are measured
     again, in evaluation mode, before each epoch of training from ``start_epoch`` on and before each validation, so that
-    those in a checkpoint belong to its encoders. Testing a checkpoint needs the head alone. We do not
-    know when the paper measures its dictionaries. With :class:`MinimalSimilarity` it is the paper's whole defence.
+    those in a checkpoint belong to its encoders. Testing a checkpoint needs the head alone. We do not know when the
+    paper measures its dictionaries. With :class:`MinimalSimilarity` it is the paper's whole defence.
 
     Args:
         start_epoch: first epoch that is trained with a memory, counted from 0; by then the encoders should be partly

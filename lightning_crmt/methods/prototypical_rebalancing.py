@@ -86,8 +86,8 @@ class PrototypicalRebalancing(Method):
     ratio; the mean is our generalisation to more. The entropy term and both clipped coefficients are recalled, not
     read: the released code has no entropy, and 1 in place of a :math:`\beta_m` above 0.
 
-    Prototypes are measured before every epoch, in evaluation mode, on unmixed training samples. Of mixed samples
-    :math:`s_m` and the loss take both classes by their shares. Where gradients are accumulated, :math:`s_m` is of each
+    Prototypes are measured before every epoch, in evaluation mode, on unmixed training samples. For mixed samples
+    :math:`s_m` and the loss count both classes by their shares. Where gradients are accumulated, :math:`s_m` is of each
     of the accumulated batches.
 
     Args:

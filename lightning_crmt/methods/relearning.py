@@ -43,7 +43,7 @@ class Relearning(Method):
     Mixed samples make no difference: the features are of unmixed ones.
 
     The initial weights are part of this callback's state in a checkpoint, so that a resumed run has them. They are
-    those that the fit began with, also if these were pretrained.
+    those that the fit began with, pretrained or not.
 
     Args:
         epochs: the epochs at whose beginning encoders are reset, counted from 0.

@@ -26,7 +26,7 @@ class TeacherFeatures(Method):
     .. math:: L = \mathrm{CE}(h, y) + \sum_m \lambda_m \, \frac 1 N \sum_i \lVert z_i^m - t_i^m \rVert_2^2
 
     with features :math:`z^m` and those of the teacher :math:`t^m`, both ``(B, d_m)``. (``torch.nn.MSELoss`` divides by
-    :math:`d_m` as well.) Teachers are copies, frozen, in evaluation mode, on the module's device; they are no part of
+    :math:`d_m` as well.) Teachers are copies, frozen, in evaluation mode, on the module's device; they are not part of
     it and are not saved.
 
     Teachers see the batch as it is at this callback's place in the list: clean if before ``AdversarialTraining``,

@@ -82,7 +82,13 @@ class RobustAccuracy(SampleMean):
 
     @override
     def update(self, logits: Tensor, target: Tensor, attacked: Tensor) -> None:
-        """Add a batch; the arguments are those of :func:`withstood`."""
+        """Add a batch; see :func:`withstood`, also for what it raises.
+
+        Args:
+            logits: for the clean inputs, ``(B, K)``.
+            target: classes, ``(B,)``.
+            attacked: logits for the attacked inputs, ``(B, K)``.
+        """
         self._add(withstood(logits, target, attacked))
 
 
@@ -108,7 +114,13 @@ class MeanAdversarialDistance(SampleMean):
 
     @override
     def update(self, distance: Tensor, target: Tensor, logits: Tensor) -> None:
-        """Add a batch; the arguments are those of :func:`credited_distance`."""
+        """Add a batch; see :func:`credited_distance`, also for what it raises.
+
+        Args:
+            distance: as a search measured it, ``(B,)``, in units of its budget; infinite where the search failed.
+            target: classes, ``(B,)``.
+            logits: for the clean inputs, ``(B, K)``.
+        """
         self._add(credited_distance(distance, target, logits))
 
 

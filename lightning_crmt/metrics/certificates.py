@@ -55,6 +55,14 @@ def robust_at(
 
     Raises:
         ValueError: if the radius is negative, a class is out of range, or a modality is unknown.
+
+    >>> from lightning_crmt import Soundness
+    >>> certificate = Certificate(  # of radii 0.5, and 0 for a tie
+    ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0], [0.0, 0.0]]),
+    ...     sensitivities={"audio": torch.tensor([[0.0, 2.0], [0.0, 2.0]])}, soundness=Soundness.SOUND)
+    >>> target = torch.tensor([0, 0])
+    >>> robust_at(certificate, target, 0.4), robust_at(certificate, target, 0.5), robust_at(certificate, target, 0.0)
+    (tensor([ True, False]), tensor([False, False]), tensor([ True, False]))
     """
     if not radius >= 0:
         raise ValueError(f"`radius` must be at least 0, got {radius}")
@@ -73,6 +81,10 @@ class _CertificateMetric(SampleMean):
     @override
     def update(self, certificate: Certificate, target: Tensor) -> None:
         """Add a batch.
+
+        Args:
+            certificate: for B samples, its margins and sensitivities ``(B, K)``.
+            target: classes of these samples, ``(B,)``.
 
         Raises:
             ValueError: if the certificate is of the other kind, a class is out of range, or a modality is unknown.
@@ -124,11 +136,26 @@ class CertifiedAccuracy(_CertificateMetric):
 
 
 class MeanCertifiedRadius(_CertificateMetric):
-    """Mean certified radius, a wrong prediction counting as 0; refuses estimates.
+    r"""Mean certified radius, a wrong prediction counting as 0; refuses estimates.
+
+    .. math:: \frac 1 N \sum_i r(x_i) \, [p_i = y_i]
+
+    in units of the model's inputs; infinite if no perturbation can change one of the right predictions.
 
     Args:
         modalities: those that are perturbed, all by default.
         kwargs: those of ``torchmetrics.Metric``.
+
+    >>> from lightning_crmt import Soundness
+    >>> slopes = {"audio": torch.tensor([[0.0, 3.0]] * 2), "image": torch.tensor([[0.0, 4.0]] * 2)}
+    >>> certificate = Certificate(
+    ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0]] * 2), sensitivities=slopes,
+    ...     soundness=Soundness.SOUND)
+    >>> joint, audio = MeanCertifiedRadius(), MeanCertifiedRadius(modalities=["audio"])
+    >>> for metric in (joint, audio):
+    ...     metric.update(certificate, torch.tensor([0, 1]))  # the second is wrong
+    >>> joint.compute(), audio.compute()
+    (tensor(0.1000), tensor(0.1667))
     """
 
     is_differentiable = True
@@ -143,12 +170,40 @@ class MeanCertifiedRadius(_CertificateMetric):
 
 
 class EstimatedAccuracy(CertifiedAccuracy):
-    """:class:`CertifiedAccuracy` of radii that rest on estimated constants: no guarantee, as the name says."""
+    """:class:`CertifiedAccuracy` of radii that rest on estimated constants: no guarantee, as the name says.
+
+    The arguments are the same. It refuses certificates from bounds, as the other refuses estimates.
+
+    >>> from lightning_crmt import Soundness
+    >>> certificate = Certificate(
+    ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0]] * 2),
+    ...     sensitivities={"audio": torch.tensor([[0.0, 2.0]] * 2)}, soundness=Soundness.ESTIMATED)
+    >>> metric = EstimatedAccuracy(radius=0.2)
+    >>> metric.update(certificate, torch.tensor([0, 1]))
+    >>> metric.compute()
+    tensor(0.5000)
+    >>> CertifiedAccuracy(radius=0.2).update(certificate, torch.tensor([0, 1]))
+    Traceback (most recent call last):
+        ...
+    ValueError: `CertifiedAccuracy` takes certified radii, got a certificate of soundness ESTIMATED, whose radii are
+    estimated; use EstimatedAccuracy
+    """
 
     certified = False
 
 
 class MeanEstimatedRadius(MeanCertifiedRadius):
-    """:class:`MeanCertifiedRadius` of radii that rest on estimated constants: no guarantee."""
+    """:class:`MeanCertifiedRadius` of radii that rest on estimated constants: no guarantee.
+
+    The arguments are the same. It refuses certificates from bounds, as the other refuses estimates.
+
+    >>> from lightning_crmt import LinearFusion, certify, estimate_lipschitz
+    >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
+    >>> certificate = certify(head(x), head, estimate_lipschitz(head, [x]))
+    >>> metric = MeanEstimatedRadius()
+    >>> metric.update(certificate, target=certificate.prediction)  # as if all were right
+    >>> torch.allclose(metric.compute(), certificate.radius().mean())
+    True
+    """
 
     certified = False

@@ -51,6 +51,18 @@ class TrainingPass:
     Args:
         trainer: the running Trainer.
         dataloader: batches to use instead of the training data; every rank reads all of them.
+
+    Raises:
+        TypeError: without ``dataloader``, if the training loader cannot be built anew to read each sample once.
+
+    >>> from lightning_crmt import CRMTModule
+    >>> from lightning_crmt.encoders import MLP
+    >>> trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    >>> model, x = CRMTModule({"audio": MLP(3, 2)}, num_classes=2), {"audio": torch.zeros(4, 3)}
+    >>> data = TrainingPass(trainer, dataloader=[(x, torch.zeros(4)), (x, torch.ones(4))])
+    >>> with data.samples(model, "Counting") as samples:
+    ...     sum(len(target) for inputs, target in samples), model.training
+    (8, False)
     """
 
     def __init__(self, trainer: Trainer, dataloader: Iterable[Any] | None = None) -> None:
@@ -61,7 +73,7 @@ class TrainingPass:
         self.limit = int(trainer.num_training_batches) if limited else None
 
     def batches(self, description: str) -> Iterator[Any]:
-        """Iterate under a bar that vanishes at the end; no bar where the Trainer shows none."""
+        """Batches on the rank's device, under a bar that vanishes at the end; no bar where the Trainer has none."""
         total = self.limit
         if total is None and isinstance(self.loader, Sized) and not _is_stream(self.loader):
             total = len(self.loader)

@@ -71,6 +71,17 @@ class Method(ReleasingCallback):
     Raises:
         TypeError: on ``setup``, if the module is not a CRMT module.
         ValueError: before training, if the fit lacks what the method needs.
+
+    >>> import torch
+    >>> class SmallLogits(Method):
+    ...     source = "recalled"
+    ...     def __init__(self, weight):
+    ...         self.weight = weight
+    ...     def term(self, module, output, target):
+    ...         return self.weight * output.logits.square().mean()
+    >>> method = SmallLogits(weight=0.1)  # Trainer(callbacks=[method]) trains with it
+    >>> method.term(None, FusionOutput(logits=torch.full((4, 3), 2.0), scores={}), target=torch.zeros(4))
+    tensor(0.4000)
     """
 
     #: How its formula was obtained.

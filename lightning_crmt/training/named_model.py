@@ -33,6 +33,15 @@ class NamedModel(nn.Module):
 
     Raises:
         ValueError: if names are needed and missing, repeat, or do not tell how to call ``forward``.
+
+    >>> import torch
+    >>> class Mine(LightningModule):
+    ...     def forward(self, audio, image):
+    ...         return audio + 10 * image
+    >>> model = NamedModel(Mine(), names=["image", "audio"])  # the order of the batch, not that of the parameters
+    >>> inputs, target = model.split_batch((torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0, 1])))
+    >>> list(inputs), model(inputs)[0]
+    (['image', 'audio'], tensor([10., 10., 10.]))
     """
 
     def __init__(self, module: LightningModule, names: Sequence[str] | None) -> None:
@@ -57,7 +66,12 @@ class NamedModel(nn.Module):
         return self._call(inputs)
 
     def split_batch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs by name, and the target."""
+        """Inputs by name, ``(B, ...)`` each, and the target, ``(B,)``.
+
+        Raises:
+            ValueError: if a dict lacks a modality or the target.
+            TypeError: if the batch has none of these forms.
+        """
         if isinstance(self.module, CRMTMixin):
             inputs, target = self.module.split_batch(batch)
             return self._pick(inputs), target

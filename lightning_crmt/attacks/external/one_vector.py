@@ -173,7 +173,11 @@ def load(package: str) -> Any:
 
 
 def require_ball(budget: Budget, norms: Sequence[str]) -> None:
-    """Refuse a budget that is no ball in one of the norms; l-infinity balls of several radii are one, rescaled."""
+    """Refuse a budget that is not a ball in one of the norms; l-infinity balls of several radii are one, rescaled.
+
+    Raises:
+        ValueError: naming the norms.
+    """
     if budget.norm not in norms or (budget.norm == "l2" and len(budget.groups([])) > 1):
         raise ValueError(f"`budget` must be one ball of all attacked modalities, in {' or '.join(norms)}, got {budget}")
 

@@ -27,6 +27,15 @@ Classes: TypeAlias = int | Tensor
 class AttackedModel(PerSample):
     """A model under attack, with clean inputs in its own precision. The arguments of attacks are checked here, once.
 
+    Made by :func:`under_attack`, which has an example.
+
+    Args:
+        model: a module, or any function from inputs by name to logits.
+        inputs: one tensor per modality, ``(B, ...)``.
+        target: right classes, ``(B,)``.
+        budget: the allowed perturbations.
+        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong class by default.
+
     Attributes:
         inputs: the clean inputs on the model's device, those that are attacked in the precision of its parameters.
         budget: the allowed perturbations.
@@ -34,6 +43,11 @@ class AttackedModel(PerSample):
         target: right classes, ``(B,)``.
         towards: classes to lead towards, ``(B,)``; None for any wrong one.
         clean_logits: logits of the clean inputs, ``(B, K)``.
+
+    Raises:
+        ValueError: if the budget does not fit the inputs, a class is out of range, or inputs or their logits are not
+            finite.
+        TypeError: if a modality that is to be perturbed holds integers, or classes are not integers.
     """
 
     def __init__(
@@ -97,8 +111,8 @@ class AttackedModel(PerSample):
         Entries of a gradient that are not finite say nothing and count as 0.
 
         Raises:
-            RuntimeError: if a modality changes the logits but gets no gradient, because the model detaches: a search
-                would find nothing, and the model would look robust.
+            RuntimeError: if a modality changes the logits but gets no gradient, because the model detaches it: a
+                search would find nothing, and the model would look robust.
         """
         leaves = {name: moved[name].detach().requires_grad_(True) for name in self.modalities}
         logits = logits_of(self.model({name: leaves.get(name, value) for name, value in moved.items()}))
@@ -132,7 +146,26 @@ class AttackedModel(PerSample):
 def under_attack(
     model: Model, inputs: Inputs, target: Tensor, budget: Budget, towards: Classes | None = None
 ) -> Iterator[AttackedModel]:
-    """Lend ``model`` to a search; a callable that is no module is taken as it is."""
+    """Lend ``model`` to a search: inside, it is in evaluation mode and frozen; afterwards it is as it was.
+
+    A callable that is not a module is taken as it is: put what it calls into evaluation mode first.
+
+    Args:
+        model: a module, or any function from inputs by name to logits ``(B, K)``.
+        inputs: one tensor per modality, ``(B, ...)``.
+        target: right classes, ``(B,)``.
+        budget: the allowed perturbations.
+        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong class by default.
+
+    Raises:
+        ValueError, TypeError: see :class:`AttackedModel`.
+
+    >>> x, y = {"audio": torch.tensor([[2.0, 1.0, 0.0]])}, torch.tensor([0])
+    >>> with under_attack(lambda inputs: inputs["audio"] ** 2, x, y, Budget(0.1)) as attacked:
+    ...     logits, losses, gradient = attacked.gradient(attacked.inputs, attacked.objective("margin"))
+    >>> losses, gradient  # the lead of class 1 over class 0, and its gradient
+    (tensor([-3.], dtype=torch.float64), {'audio': tensor([[-4.,  2.,  0.]])})
+    """
     with frozen_eval(holder_of(model)):
         yield AttackedModel(model, inputs, target, budget, towards)
 
@@ -145,13 +178,37 @@ def lent(model: Model, inputs: Inputs) -> Iterator[dict[str, Tensor]]:
 
 
 def public_logits(model: Model, inputs: Inputs) -> Tensor:
-    """Logits ``(B, K)`` of a plain forward in evaluation mode, in the precision of the parameters."""
+    """Logits ``(B, K)`` of a plain forward pass in evaluation mode, in the precision of the parameters.
+
+    What an attack achieved is judged by these. The model is left as it was; the logits carry no graph.
+
+    Args:
+        model: a module, or any function from inputs by name to logits.
+        inputs: one tensor per modality, ``(B, ...)``.
+
+    Raises:
+        TypeError: if the model returns no logits, see :func:`~lightning_crmt.modality.logits_of`.
+
+    >>> class Dropping(nn.Module):
+    ...     def forward(self, inputs):
+    ...         return nn.functional.dropout(inputs["audio"], 0.5, self.training)
+    >>> public_logits(Dropping(), {"audio": torch.ones(1, 4)})  # the module itself is in training mode
+    tensor([[1., 1., 1., 1.]])
+    """
     with lent(model, inputs) as taken, torch.no_grad():
         return logits_of(model(taken)).detach()
 
 
 def right_answers(logits: Tensor, target: Tensor) -> Tensor:
-    """Where the prediction is the target, ``(B,)`` bool; never where the logits are not finite."""
+    """Where the prediction is the target, ``(B,)`` bool; never where the logits are not finite.
+
+    Args:
+        logits: ``(B, K)``.
+        target: classes, ``(B,)``.
+
+    >>> right_answers(torch.tensor([[2.0, 1.0], [2.0, 1.0], [torch.inf, 1.0]]), torch.tensor([0, 1, 0]))
+    tensor([ True, False, False])
+    """
     return (logits.argmax(dim=1) == target.to(logits.device)) & logits.isfinite().all(dim=1)
 
 

@@ -72,5 +72,5 @@ class Objective(PerSample):
 
 
 def lead(objective: Objective, logits: Tensor) -> Tensor:
-    """How far the search is with these logits, ``(B,)``: infinitely far where they are not finite."""
+    """How far the search has come with these logits, ``(B,)``: infinitely far where they are not finite."""
     return torch.where(logits.isfinite().all(dim=1), objective(logits), torch.inf)

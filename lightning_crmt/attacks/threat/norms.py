@@ -21,8 +21,26 @@ Room: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
 class Norm(ABC):
     """A norm of the perturbations of some modalities, taken together, and what a search within a radius needs of it.
 
-    A subclass can be given as ``Budget(0.1, norm=MyNorm())``. Radii and lengths are float64 and one per sample,
-    ``(B,)``; ``room`` says by modality how far each entry may move down and up, for those with a box.
+    A subclass can be given as ``Budget(0.1, norm=MyNorm())``. Perturbations are by modality, ``(B, ...)`` each; radii
+    and lengths are float64 and one per sample, ``(B,)``; ``room`` says by modality how far each entry may move down and
+    up, for those with a box.
+
+    >>> from lightning_crmt.attacks import PGD, Budget
+    >>> from lightning_crmt.attacks.threat.norms import L2
+    >>> class LargestPart(Norm):  # the largest l2 norm of a modality, so that each has the whole radius
+    ...     def length(self, delta):
+    ...         return torch.stack([L2().length({name: d}) for name, d in delta.items()]).amax(dim=0)
+    ...     def project(self, delta, radius, room, in_place=False):
+    ...         return {name: L2().project({name: d}, radius, room)[name] for name, d in delta.items()}
+    ...     def steepest(self, gradient, radius, room):
+    ...         return {name: L2().steepest({name: g}, radius, room)[name] for name, g in gradient.items()}
+    >>> budget = Budget(0.5, norm=LargestPart())
+    >>> budget.size({"audio": torch.ones(1, 1), "image": torch.ones(1, 4)})
+    tensor([4.], dtype=torch.float64)
+    >>> model = lambda inputs: inputs["audio"] + inputs["image"] + torch.tensor([9.0, 0.0])
+    >>> moved = PGD(budget)(model, {"audio": torch.zeros(1, 2), "image": torch.zeros(1, 2)}, torch.tensor([0]))
+    >>> moved["audio"].norm(), moved["image"].norm()
+    (tensor(0.5000), tensor(0.5000))
     """
 
     @abstractmethod

@@ -44,7 +44,11 @@ def times(value: Tensor, per_sample: Tensor) -> Tensor:
 
 
 def like(per_sample: Tensor, value: Tensor) -> Tensor:
-    """``(B,)`` in a shape that broadcasts with ``value``, ``(B, ...)``."""
+    """``(B,)`` in a shape that broadcasts with ``value``, ``(B, ...)``.
+
+    >>> like(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
+    torch.Size([2, 1, 1])
+    """
     return per_sample.reshape(-1, *[1] * (value.dim() - 1))
 
 

@@ -142,7 +142,7 @@ def prepare(
         fps: pictures per second in frames.
         size: shorter side of the pictures in frames and flow, pixels.
         flow_fps: pictures per second between which flow is taken; by default all that the video has.
-        flow_bound: the largest motion that flow keeps, pixels; who reads the flow finds it in OUTPUT/flow.json.
+        flow_bound: the largest motion that flow keeps, pixels; readers of the flow find it in OUTPUT/flow.json.
         flow_method: dis, or tvl1, which takes a hundred times as long and needs opencv-contrib-python-headless.
         workers: files made at a time; by default one per processor.
 
@@ -150,10 +150,10 @@ def prepare(
         What was made, was there already, and was skipped.
 
     Raises:
-        FileNotFoundError: if `videos` is no folder, or there is no ffmpeg.
+        FileNotFoundError: if `videos` is not a folder, or there is no ffmpeg.
         ModuleNotFoundError: if flow is asked for without OpenCV.
-        ValueError: if a setting is out of range or other than that of what is there, if `output` is `videos`, if there
-            are no videos, if two of them would become one, or if a folder of them cannot be read.
+        ValueError: if a setting is out of range or not the one that files already there were made with, if `output` is
+            `videos`, if there are no videos, if two of them would become one, or if a folder of them cannot be read.
     """
     videos, output = Path(videos), Path(output)
     names = chosen("kinds", kinds, get_args(Kind))

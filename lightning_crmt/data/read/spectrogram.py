@@ -46,7 +46,7 @@ def log_mel(
 
     This is what the reference implementation of CRMT (Yang et al., 2024) and the audio models it follows take from
     ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True, use_energy=False, window_type="hanning",
-    num_mel_bins=128, dither=0.0, frame_shift=10``. Subtracting the mean of the waveform before, as they do, is without
+    num_mel_bins=128, dither=0.0, frame_shift=10``. Subtracting the mean of the waveform before, as they do, has no
     effect, since each frame loses its own. Source: D. Povey et al., "The Kaldi speech recognition toolkit", 2011, and
     its ``feature-window`` and ``mel-computations``.
 

@@ -35,7 +35,7 @@ def lines_of(path: Path, hint: str) -> Iterator[tuple[str, str]]:
 
     Raises:
         FileNotFoundError: naming the file and, by ``hint``, where it comes from.
-        ValueError: if it is no text.
+        ValueError: if it is not text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

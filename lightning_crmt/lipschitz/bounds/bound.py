@@ -134,9 +134,27 @@ def encoder_bounds(
 class Place:
     """Where in a network a rule is asked for a bound, and how the rule gets the bounds of the module's parts.
 
-    Attributes:
+    Args:
         path: name of the module as in ``named_modules``, ``""`` for the whole.
         input_shape: shape of one sample as it enters the module, without the batch; ``None`` if unknown.
+        known: sound bounds of parts computed before, which are taken and added to.
+
+    Attributes:
+        path: see above.
+        input_shape: see above.
+
+    >>> class Twice(nn.Module):
+    ...     def __init__(self, part):
+    ...         super().__init__()
+    ...         self.part = part
+    ...     def forward(self, x):
+    ...         return self.part(self.part(x))
+    >>> @lipschitz_rule(Twice)
+    ... def _(layer, place):
+    ...     between = place.output_shape(layer.part, place.input_shape)
+    ...     return place.bound(layer.part, "part", place.input_shape) * place.bound(layer.part, "part", between)
+    >>> lipschitz_bound(Twice(nn.Sigmoid()))  # the square of 1/4
+    0.0625
     """
 
     def __init__(

@@ -70,6 +70,13 @@ class ForwardError:
         growth: increase of the error per unit of r.
         magnitude: upper bound of the norm of the computed features at r = 0, ``(B,)``.
         magnitude_growth: increase of that bound per unit of r.
+
+    >>> layer, x = nn.Linear(100, 10), torch.randn(5, 100)
+    >>> error = forward_error(layer, x)
+    >>> computed = layer(x).double()
+    >>> exact_features = layer.double()(x.double())
+    >>> bool(((computed - exact_features).norm(dim=1) <= error.at).all()), bool((error.within(1.0) > error.at).all())
+    (True, True)
     """
 
     at: Tensor
@@ -87,7 +94,11 @@ class ForwardError:
         return self.magnitude_growth
 
     def within(self, radius: float | Tensor) -> Tensor:
-        """Error :math:`e(r)` at every point of the ball with this radius, ``(B,)``."""
+        """Error :math:`e(r)` at every point of the ball with this radius, ``(B,)``.
+
+        Args:
+            radius: r, a number or one per sample ``(B,)``, at most ``LARGEST_RADIUS``.
+        """
         return (self.at + self.growth * torch.as_tensor(radius, dtype=torch.float64)) * (1 + 2.0**-50)
 
 
@@ -108,7 +119,7 @@ def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
 
     Args:
         module: an encoder of the types that ``lipschitz_bound(level="rigorous")`` takes, in single or double precision.
-        x: samples ``(B, ...)``; cast to the precision of the parameters, as they run.
+        x: samples ``(B, ...)``; cast to the precision of the parameters, in which the network runs.
 
     Raises:
         NoBoundError: naming a module without a proof against rounding.
@@ -136,14 +147,14 @@ def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
 def encoder_errors(encoders: Encoders, inputs: Inputs) -> dict[str, ForwardError]:
     """The errors that :func:`~lightning_crmt.certification.certify` takes, by :func:`forward_error` for each encoder.
 
-    It computes two rigorous norms per layer, whatever the size of the batch: large batches pay.
+    It computes two rigorous norms per layer, whatever the size of the batch: large batches pay off.
 
     Args:
         encoders: one module per modality, by name.
-        inputs: samples by modality.
+        inputs: samples by modality, ``(B, ...)``.
 
     Raises:
-        ValueError: naming the modality, for what :func:`forward_error` refuses, ``NoBoundError`` if it was one.
+        ValueError: naming the modality, for what :func:`forward_error` refuses; a ``NoBoundError`` where it raised one.
 
     >>> encoder_errors({"audio": nn.Linear(3, 2)}, {"audio": torch.zeros(5, 3)})["audio"].at.shape
     torch.Size([5])

@@ -53,8 +53,15 @@ def sum_up(*terms: float) -> float:
 def gamma(count: int, unit: float = _U) -> float:
     r"""Upper bound of :math:`\gamma_n = n u / (1 - n u)`.
 
+    Args:
+        count: n, the number of roundings.
+        unit: u, the unit roundoff; that of double precision by default.
+
     Raises:
         ValueError: if n u is 1/2 or more: the bound says nothing about so many roundings.
+
+    >>> f"{gamma(1000, UNIT_ROUNDOFF[torch.float32]):.3e}"  # the relative error of a sum of 1000 numbers, at most
+    '5.961e-05'
     """
     if count * unit >= 0.5:
         raise ValueError(f"inner products must be shorter than {int(0.5 / unit)}, got {count}")
