@@ -109,14 +109,14 @@ class CRMTMixin(LightningModule):
     @property
     def stage_objective(self) -> StageObjective:
         """The current objective: step 1's loss, or the one that a callback pushed last."""
-        return self.training_stage.objective or StageObjective("loss", self._step_1, with_methods=True)
+        return self.training_stage.objective or StageObjective("loss", self._step_1)
 
     def crmt_loss(self, output: FusionOutput, target: Target) -> Tensor:
-        r"""The loss of the current stage.
+        r"""The loss of a step: cross-entropy, ``rho`` times the margin regularisation, and the terms of the methods.
 
-        Step 1: cross-entropy plus ``rho`` times the margin regularisation,
-        :math:`\mathrm{CE}(h, y) + \rho L_1`, and the terms of the methods. Step 2, once ``IntegrationReweighting`` has
-        taken over: its objective.
+        .. math:: \mathrm{CE}(h, y) + \rho L_1
+
+        A callback, such as ``RadiusTraining``, may put an objective of its own in the place of the first two.
 
         Raises:
             ValueError: if logits are not finite, or a class is out of range.

@@ -30,13 +30,11 @@ class StageObjective(NamedTuple):
 
     Attributes:
         name: what it is logged under.
-        loss: the loss of an output and a target; the target is of mixed samples only if ``with_methods``.
-        with_methods: whether methods of training change the batch and add their terms; in step 2 they do not.
+        loss: the loss of an output and a target, which may be of mixed samples.
     """
 
     name: str
     loss: Callable[[FusionOutput, Any], Tensor]
-    with_methods: bool = False
 
 
 class _Push(NamedTuple):
@@ -113,9 +111,7 @@ class Stage:
 
     @property
     def methods(self) -> list[TrainingMethod]:
-        """The methods that take part under the current objective, in their order."""
-        if self.objective is not None and not self.objective.with_methods:
-            return []
+        """The methods that take part, in their order."""
         return [push.method for push in self._pushed if push.method is not None]
 
     def __reduce__(self) -> tuple[type[Stage], tuple[nn.Module]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 import yaml
 
 from lightning_crmt import methods
@@ -44,6 +45,58 @@ def error_of(capsys, *args):
     return capsys.readouterr().err
 
 
+# --- step 2 on a checkpoint
+
+
+def checkpoint(tmp_path, capsys):
+    """A config without step 2, and a checkpoint of it."""
+
+    def without(config):
+        config["trainer"].update(max_epochs=1, enable_progress_bar=False, callbacks=[])
+
+    config = str(edited(tmp_path, without))
+    main(["fit", "--config", config])
+    capsys.readouterr()
+    (path,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    return config, path
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_reweight_does_step_two_on_a_checkpoint(tmp_path, capsys):
+    config, path = checkpoint(tmp_path, capsys)
+    words = ["--config", config, "--ckpt_path", str(path)]
+    main(["reweight", *words, "--out", "after/two.ckpt", "--trainer.callbacks", "[]"])
+    shown = capsys.readouterr().out
+    assert "over 1200 samples" in shown
+    assert "written: after/two.ckpt" in shown
+    before, after = (torch.load(each, weights_only=True)["state_dict"] for each in (path, "after/two.ckpt"))
+    changed = {name for name, value in before.items() if not value.equal(after[name])}
+    assert changed == {"head.raw_weights.fou", "head.raw_weights.mor"}
+    main(["test", "--config", config, "--ckpt_path=after/two.ckpt"])
+    assert "test/accuracy/joint" in capsys.readouterr().out
+
+    # The settings are those of the callback in the config.
+    step_2 = "{class_path: IntegrationReweighting, init_args: {epochs: 1, lr: 1.0e-9}}"
+    main(["reweight", *words, "--out", "still.ckpt", "--trainer.callbacks", f"[{step_2}]"])
+    still = torch.load("still.ckpt", weights_only=True)["state_dict"]
+    for name, value in before.items():
+        torch.testing.assert_close(still[name], value, rtol=0, atol=1e-6)
+
+
+def test_what_reweight_cannot_follow_is_said(tmp_path, capsys):
+    config, path = checkpoint(tmp_path, capsys)
+    assert "--ckpt_path must be a file, got no.ckpt" in error_of(
+        capsys, "reweight", "--config", config, "--ckpt_path", "no.ckpt", "--out", "two.ckpt"
+    )
+    assert "--out must not exist yet" in error_of(
+        capsys, "reweight", "--config", config, "--ckpt_path", path, "--out", path
+    )
+    assert "the following arguments are required: --out" in error_of(capsys, "reweight", "--ckpt_path", path)
+    assert "trainer" in error_of(
+        capsys, "reweight", "--config", config, "--ckpt_path", path, "--out", "two.ckpt", "--trainer.epochs=3"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a new version of the log, as it should be
 def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
@@ -75,7 +128,7 @@ def test_as_a_module_in_its_own_process(tmp_path):
     printed = yaml.safe_load(shown)
     assert printed["model"]["class_path"] == "lightning_crmt.CRMTModule"
     assert printed["model"]["init_args"]["rho"] == 0.3
-    assert printed["trainer"]["max_epochs"] == 50
+    assert printed["trainer"]["max_epochs"] == 40
 
 
 def test_attacks_by_long_and_short_names(tmp_path, capsys):

@@ -22,8 +22,8 @@ from lightning_crmt.methods import FeatureMemory, GradientModulation, Method, Mi
 from lightning_crmt.stage import Stage, StageObjective
 
 
-def objective(name, with_methods=False):
-    return StageObjective(name, lambda output, target: output.logits.sum(), with_methods)
+def objective(name):
+    return StageObjective(name, lambda output, target: output.logits.sum())
 
 
 # --- the stage itself
@@ -31,7 +31,7 @@ def objective(name, with_methods=False):
 
 def test_the_last_objective_counts_and_its_owner_takes_it_back():
     stage = Stage(nn.Linear(1, 1))
-    stage.push("a", objective=objective("one", with_methods=True))
+    stage.push("a", objective=objective("one"))
     stage.push("b", objective=objective("two"))
     assert stage.objective.name == "two"
     stage.pop("a")
@@ -44,16 +44,13 @@ def test_the_last_objective_counts_and_its_owner_takes_it_back():
     assert stage.objective is None
 
 
-def test_methods_are_active_unless_the_objective_rules_them_out():
+def test_methods_are_active_under_any_objective():
     stage, first, second = Stage(nn.Linear(1, 1)), Method(), Method()
     stage.push(first, method=first)
     stage.push(second, method=second)
     assert stage.methods == [first, second]
-    stage.push("radius", objective=objective("radius", with_methods=True))
+    stage.push("radius", objective=objective("radius"))
     assert stage.methods == [first, second]
-    stage.push("step 2", objective=objective("step 2"))
-    assert stage.methods == []
-    stage.pop("step 2")
     stage.pop(first)
     assert stage.methods == [second]
 

@@ -24,11 +24,11 @@ from lightning_crmt.attacks import (
     surviving,
     suspicions,
 )
-from lightning_crmt.callbacks.observer import Measurement, Observer, callbacks_of, check_radii
+from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
 from lightning_crmt.modality import select
-from lightning_crmt.training import NamedModel
+from lightning_crmt.training import NamedModel, callbacks_of
 
 #: Number of samples on which an attack is checked.
 _CHECKED = 32

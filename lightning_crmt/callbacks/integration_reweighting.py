@@ -34,7 +34,7 @@ from lightning_crmt.reweighting import (
     reweight,
 )
 from lightning_crmt.soundness import Soundness
-from lightning_crmt.training import TrainingPass, crmt_module, progress_bar
+from lightning_crmt.training import TrainingPass, callbacks_of, crmt_module, progress_bar
 
 #: Callbacks of Lightning that put averaged weights into the module when a fit ends, after step 2.
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
@@ -138,7 +138,7 @@ class IntegrationReweighting(Callback):
             )
         if trainer.limit_train_batches == 0:
             raise ValueError("`limit_train_batches` must be above 0 for step 2 to see samples, got 0")
-        averaging = [name for each in trainer.callbacks for name in _kinds_of(each) & _AVERAGING]  # type: ignore[attr-defined]
+        averaging = [name for each in callbacks_of(trainer, Callback) for name in _kinds_of(each) & _AVERAGING]
         if averaging:
             rank_zero_warn(
                 f"{averaging[0]} replaces the weights of step 2 by averages when the fit ends; train without "

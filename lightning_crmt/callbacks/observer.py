@@ -8,9 +8,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
@@ -18,8 +18,6 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.training import NamedModel, ReleasingCallback
-
-C = TypeVar("C", bound=Callback)
 
 
 class Measurement(ABC):
@@ -154,8 +152,3 @@ def check_radii(radii: Sequence[float]) -> list[float]:
     if not all(0 <= radius < math.inf for radius in radii) or len(set(radii)) != len(radii):
         raise ValueError(f"`radii` must be at least 0, finite and different, got {radii}")
     return list(radii)
-
-
-def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
-    """The callbacks of a kind that take part in the run, in their order."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]

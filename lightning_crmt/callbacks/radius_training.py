@@ -27,8 +27,8 @@ class RadiusTraining(ReleasingCallback):
     The loss is :func:`~lightning_crmt.losses.radius_loss`.
 
     It is for encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``: their bound does not change while
-    they learn. The bound is computed anew in every epoch all the same. ``IntegrationReweighting`` takes over at its
-    switch.
+    they learn. The bound is computed anew in every epoch all the same. ``IntegrationReweighting`` may
+    follow.
 
     Args:
         radius: the wanted radius, in units of the inputs, above 0.
@@ -49,7 +49,6 @@ class RadiusTraining(ReleasingCallback):
         self.radius = radius
         self.temperature = temperature
         self.rho = rho
-        self._objective: StageObjective | None = None
         self._bounds: LipschitzConstants | None = None
 
     @override
@@ -59,14 +58,11 @@ class RadiusTraining(ReleasingCallback):
         module = crmt_module(pl_module, self)
         module.check_parts()
         loss = partial(self._loss, late_fusion(module, self))
-        self._objective = StageObjective("radius_loss", loss, with_methods=True)
-        module.training_stage.push(self, objective=self._objective)
+        module.training_stage.push(self, objective=StageObjective("radius_loss", loss))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         module = crmt_module(pl_module, self)
-        if module.training_stage.objective is not self._objective:  # step 2 has begun
-            return
         if batch_idx == 0 or self._bounds is None:
             inputs, _ = module.split_batch(batch)
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
@@ -75,7 +71,7 @@ class RadiusTraining(ReleasingCallback):
     @override
     def release(self, pl_module: LightningModule) -> None:
         super().release(pl_module)
-        self._objective, self._bounds = None, None
+        self._bounds = None
 
     def _loss(self, head: LateFusion, output: FusionOutput, target: Target) -> Tensor:
         if self._bounds is None:

@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
-from lightning_crmt.callbacks.observer import callbacks_of
 from lightning_crmt.evaluation import figure_type, read_keys, robustness_figures
+from lightning_crmt.training import callbacks_of
 
 
 class RobustnessFigures(Callback):

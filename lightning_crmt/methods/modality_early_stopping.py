@@ -39,7 +39,7 @@ class ModalityEarlyStopping(ValidatedMethod):
 
     A stopped modality stays in evaluation mode, and the optimizer is shown no gradients of it, so that neither momentum
     nor weight decay move it. Under DDP its gradients are still computed, so the strategy needs no option for unused
-    parameters. ``Trainer(min_epochs=...)`` keeps the fit going when all have stopped, as for step 2 of CRMT. Mixed
+    parameters. ``Trainer(min_epochs=...)`` keeps the fit going when all have stopped. Mixed
     samples make no difference: losses are of validation data.
 
     Args:
@@ -76,11 +76,10 @@ class ModalityEarlyStopping(ValidatedMethod):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.active(pl_module):
-            module = crmt_module(pl_module, self)
-            for part in (part for name in self.stopped for part in module.encoders[name].modules() if part.training):
-                part.training = False
-                module.training_stage.push(self, undo=partial(setattr, part, "training", True))
+        module = crmt_module(pl_module, self)
+        for part in (part for name in self.stopped for part in module.encoders[name].modules() if part.training):
+            part.training = False
+            module.training_stage.push(self, undo=partial(setattr, part, "training", True))
 
     @override
     def before_step(self, module: CRMTMixin) -> None:

@@ -3,8 +3,8 @@
 """Parts that callbacks and methods share while they act on a fit."""
 
 from lightning_crmt.training.batch_sums import BatchSums, confidences, losses
-from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, progress_bar
-from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source
+from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, in_order, progress_bar
+from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source, callbacks_of
 from lightning_crmt.training.named_model import NamedModel, crmt_module, late_fusion
 
 __all__ = [
@@ -16,8 +16,10 @@ __all__ = [
     "Source",
     "TrainingPass",
     "ValidationPass",
+    "callbacks_of",
     "confidences",
     "crmt_module",
+    "in_order",
     "late_fusion",
     "losses",
     "progress_bar",

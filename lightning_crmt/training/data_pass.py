@@ -67,8 +67,10 @@ class TrainingPass:
 
     def __init__(self, trainer: Trainer, dataloader: Iterable[Any] | None = None) -> None:
         self.trainer = trainer
-        self.loader = _copy_of_training_loader(trainer) if dataloader is None else dataloader
         self._shared = dataloader is None
+        if dataloader is None:
+            dataloader = in_order(trainer.train_dataloader, trainer.world_size, trainer.global_rank)
+        self.loader = dataloader
         limited = getattr(trainer, "fast_dev_run", False) or trainer.limit_train_batches != 1.0
         self.limit = int(trainer.num_training_batches) if limited else None
 
@@ -145,8 +147,21 @@ class ValidationPass(TrainingPass):
 _ALL_SAMPLES = (SequentialSampler, RandomSampler, DistributedSampler, EpochShuffle)
 
 
-def _copy_of_training_loader(trainer: Trainer) -> DataLoader[Any]:
-    loader = trainer.train_dataloader
+def in_order(loader: object, ranks: int = 1, rank: int = 0) -> DataLoader[Any]:
+    """A copy of a loader for training that passes over its samples in order, each once, in the main process.
+
+    Args:
+        loader: a single ``DataLoader`` of the training data.
+        ranks: processes that share the samples; they repeat some to have equally many.
+        rank: this process.
+
+    Raises:
+        TypeError: if it cannot be told which samples the loader is about.
+
+    >>> loader = DataLoader([1, 2, 3, 4, 5], batch_size=2, shuffle=True, drop_last=True)
+    >>> [batch.tolist() for batch in in_order(loader)]
+    [[1, 2], [3, 4], [5]]
+    """
     begins, ends = "a pass over the training data", "pass `dataloader=` with batches like those of training"
     if not isinstance(loader, DataLoader):
         raise TypeError(f"{begins} can rebuild a single DataLoader for training, got {describe(loader)}; {ends}")
@@ -156,19 +171,13 @@ def _copy_of_training_loader(trainer: Trainer) -> DataLoader[Any]:
     elif not isinstance(loader.sampler, _ALL_SAMPLES) and not isinstance(dataset, IterableDataset):
         kind = type(loader.sampler).__name__
         raise TypeError(f"{begins} cannot know which samples a {kind} leaves out; {ends}")
-    sampler: Sampler[int] | None = None  # in order
-    if trainer.world_size > 1 and not isinstance(dataset, IterableDataset):
-        ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
-        sampler = DistributedSampler(dataset, **ranks, shuffle=False, drop_last=False)
+    sampler: Sampler[int] | None = None
+    if ranks > 1 and not isinstance(dataset, IterableDataset):
+        sampler = DistributedSampler(dataset, num_replicas=ranks, rank=rank, shuffle=False, drop_last=False)
     if loader.batch_sampler is not None and not hasattr(loader.batch_sampler, "batch_size"):
         raise TypeError(f"{begins} cannot rebuild a {type(loader.batch_sampler).__name__}; {ends}")
     batch_size = getattr(loader.batch_sampler, "batch_size", None)  # None: the data set yields whole batches
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        collate_fn=loader.collate_fn,
-    )
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=loader.collate_fn)
 
 
 def _is_stream(loader: object) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from enum import Flag, auto
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -21,6 +21,8 @@ from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.targets import Target
 from lightning_crmt.training.data_pass import TrainingPass
 from lightning_crmt.training.named_model import crmt_module
+
+C = TypeVar("C", bound=Callback)
 
 #: The source of a method's formula: read in its paper, read in code of its authors or of a published comparison, or
 #: recalled from memory.
@@ -39,6 +41,11 @@ class Needs(Flag):
     VALIDATION = auto()
     #: A pass over the training data, or over the method's ``dataloader``.
     TRAINING_PASS = auto()
+
+
+def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
+    """The callbacks of a kind that take part in the run, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
 
 class ReleasingCallback(Callback):
@@ -66,7 +73,7 @@ class Method(ReleasingCallback):
     """A training method: add the callback to train a CRMT module with it. Several compose, in the order of the list.
 
     A method changes the batch (:meth:`transform`), adds to the loss (:meth:`term`), or changes gradients or learning
-    rates (:meth:`before_step`, :meth:`on_epoch`, or any hook of a callback). It is inactive during step 2 of CRMT.
+    rates (:meth:`before_step`, :meth:`on_epoch`, or any hook of a callback).
 
     Raises:
         TypeError: on ``setup``, if the module is not a CRMT module.
@@ -128,7 +135,7 @@ class Method(ReleasingCallback):
         return output.features
 
     def active(self, pl_module: LightningModule) -> bool:
-        """Whether the method takes part in the current stage."""
+        """Whether the method takes part in the current run, which is so in a fit."""
         return any(method is self for method in crmt_module(pl_module, self).training_stage.methods)
 
     # --- the hooks of a callback
@@ -169,13 +176,11 @@ class Method(ReleasingCallback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.active(pl_module):
-            self.on_epoch(crmt_module(pl_module, self))
+        self.on_epoch(crmt_module(pl_module, self))
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self.active(pl_module):
-            self.before_step(crmt_module(pl_module, self))
+        self.before_step(crmt_module(pl_module, self))
 
     @override
     def on_train_batch_end(
@@ -188,7 +193,7 @@ class Method(ReleasingCallback):
             must = "begin with `inputs, target = self.training_batch(batch)`"
         elif kind.term is not Method.term and "crmt_loss" not in calls:
             must = "return `self.crmt_loss(self(inputs), target)`, alone or among other terms"
-        if must is not None and self.active(pl_module):
+        if must is not None:
             raise RuntimeError(
                 f"{kind.__name__} has no effect: `training_step` of {type(pl_module).__name__} must {must}"
             )

@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""``lightning-crmt reweight``: step 2 of CRMT on a checkpoint that was saved after step 1."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_crmt.callbacks import IntegrationReweighting
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.reweighting import check_reweightable, keep_scores
+from lightning_crmt.training import callbacks_of, in_order
+
+_DESCRIPTION = """Step 2 of CRMT on a checkpoint: measures the constants and scores on the training data, optimises the
+integration weights, and writes a checkpoint that differs in these alone. Settings are those of IntegrationReweighting
+in the config, or its defaults. All other options are those of fit: --config, --model..., --data..., --trainer..."""
+
+
+def reweight_command(words: Sequence[str], make: Callable[[list[str]], LightningCLI]) -> str:
+    """Do what the words say; what there is to tell at the end.
+
+    Args:
+        words: those after ``lightning-crmt reweight``.
+        make: makes model, data and Trainer from the words of ``fit``.
+
+    Raises:
+        SystemExit: with status 2 and the reason, for words that cannot be followed.
+    """
+    parser = argparse.ArgumentParser("lightning-crmt reweight", description=_DESCRIPTION)
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint of the same config")
+    parser.add_argument("--out", type=Path, required=True, help="the checkpoint to write")
+    own, others = parser.parse_known_args(words)
+    if not own.ckpt_path.is_file():
+        parser.error(f"--ckpt_path must be a file, got {own.ckpt_path}")
+    if own.out.exists():
+        parser.error(f"--out must not exist yet, got {own.out}")
+    cli = make(others)
+    module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    if not isinstance(module, CRMTMixin):
+        parser.error(f"--model must be a CRMT module, got {type(module).__name__}")
+    if data is None:
+        parser.error("--data must be given")
+    step_2 = (callbacks_of(trainer, IntegrationReweighting) or [IntegrationReweighting()])[0]
+    checkpoint = torch.load(own.ckpt_path, map_location="cpu", weights_only=True)
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.to(trainer.strategy.root_device)
+    module.check_parts()
+    head = check_reweightable(module.head)
+    data.prepare_data()
+    data.setup("fit")
+    loader: Any = in_order(data.train_dataloader()) if step_2.dataloader is None else step_2.dataloader
+    with Tqdm((batch for _ in range(step_2.passes) for batch in loader), "Scores and constants", leave=False) as shown:
+        kept = keep_scores(module, map(module.split_batch, shown), step_2.constants)
+    before = {name: float(weight.detach().mean()) for name, weight in head.integration_weights.items()}
+    done = step_2.reweight(head, kept)
+    head.load_state_dict(done.head.state_dict())
+    checkpoint["state_dict"] = {name: value.cpu() for name, value in module.state_dict().items()}
+    own.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(checkpoint, own.out)
+    weights = "\n".join(f"  {name}: {mean:.4f} -> {done.weights[-1][name]:.4f}" for name, mean in before.items())
+    return (
+        f"objective: {done.objective[0]:.4f} -> {done.objective[-1]:.4f}, over {len(kept.target)} samples\n"
+        f"mean integration weight:\n{weights}\nwritten: {own.out}"
+    )
