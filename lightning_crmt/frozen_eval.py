@@ -35,6 +35,9 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
     they were. Works under ``no_grad``, ``inference_mode`` and autocast: the validation of a fit runs under the first,
     ``Trainer.test`` under the second, where enabling gradients alone is not enough.
 
+    Raises:
+        RuntimeError: if the model kept a tensor that it made in inference mode; it says how to avoid that.
+
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     >>> with torch.inference_mode(), frozen_eval(model):
     ...     x = torch.ones(1, 2, requires_grad=True)
@@ -56,6 +59,13 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
             torch.random.fork_rng(devices=cuda),
         ):
             yield
+    except RuntimeError as error:
+        if "inference tensor" not in str(error).lower():
+            raise
+        raise RuntimeError(
+            "the model kept a tensor that it made in inference mode, at which nothing can be "
+            "differentiated: evaluate under torch.no_grad() instead, with Lightning by Trainer(inference_mode=False)"
+        ) from error
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)

@@ -5,7 +5,11 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from lightning_crmt import CRMTModule
+from lightning_crmt.attacks import PGD, Budget
+from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness
 from lightning_crmt.frozen_eval import as_taken_by, device_of, differentiable, frozen_eval
 
 
@@ -133,3 +137,36 @@ def test_inputs_as_the_model_takes_them_are_copies():
     taken["tokens"].zero_()
     assert inputs["tokens"].all()
     assert as_taken_by(nn.Identity(), inputs)["a"].dtype is torch.float64
+
+
+class Tabled(nn.Linear):
+    """Makes a tensor at the first pass, and keeps it."""
+
+    table = None
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.linspace(0.5, 2, x.shape[1])
+        return super().forward(x * self.table)
+
+
+@pytest.mark.parametrize(
+    "observer",
+    [
+        lambda: CertifiedRobustness([0.1], constants="estimated"),
+        lambda: AdversarialRobustness({"pgd": PGD(Budget(0.1), steps=2)}),
+    ],
+    ids=["certified", "adversarial"],
+)
+def test_a_tensor_kept_from_inference_mode(observer, make_trainer):
+    batch = {name: torch.randn(8, 6) for name in "ab"}, torch.arange(8) % 3
+    loader = DataLoader([batch], batch_size=None)
+
+    def numbers(**settings):
+        torch.manual_seed(0)
+        model = CRMTModule({name: Tabled(6, 4) for name in "ab"}, num_classes=3)
+        return make_trainer(observer(), **settings).test(model, loader, verbose=False)
+
+    assert numbers(inference_mode=False)
+    with pytest.raises(RuntimeError, match=r"evaluate .* by Trainer\(inference_mode=False\)"):
+        numbers()
