@@ -11,7 +11,8 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_crmt import OrthogonalFusion, callbacks, methods
@@ -299,6 +300,52 @@ def assert_same(first, second):
     assert weights.keys() == others.keys()
     assert [name for name, value in weights.items() if not value.equal(others[name])] == []
     assert numbers == pytest.approx(other_numbers, rel=0, abs=0, nan_ok=True)
+
+
+class TriesBatchSizes(BatchSizeFinder):
+    """Tries the size that the data have."""
+
+    def __init__(self):
+        super().__init__(init_val=200, max_trials=1, steps_per_trial=1)
+
+    def on_fit_start(self, trainer, pl_module):
+        with isolate_rng():  # as the other does
+            super().on_fit_start(trainer, pl_module)
+
+
+FINDERS = {
+    "rate": lambda: LearningRateFinder(num_training_steps=3, update_attr=False),
+    "batch_size": TriesBatchSizes,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode")
+@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize("name", MAKE)
+def test_a_search_before_the_fit_leaves_nothing_behind(name, finder, make_model, make_trainer, data):
+    """It trains for a while without the hooks of any callback, and goes back to a checkpoint."""
+    head = partial(MemoryFusion, atoms=5, steps=2) if name == "FeatureMemory" else OrthogonalFusion
+
+    def fit(*finders):
+        module = make_model(head=head)
+        trainer = make_trainer(*finders, MAKE[name](), max_epochs=2, accumulate_grad_batches=2)
+        trainer.fit(module, data)
+        return module.state_dict(), {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+    assert_same(fit(FINDERS[finder]()), fit())
+
+
+def test_teachers_are_ready_for_a_search(make_model, make_trainer, data):
+    seen = set()
+
+    class Watched(MLP):
+        def forward(self, x):
+            seen.add((self.training, any(parameter.requires_grad for parameter in self.parameters())))
+            return super().forward(x)
+
+    method = methods.TeacherFeatures({"mor": Watched(6, 16)})
+    make_trainer(FINDERS["rate"](), method, max_epochs=1).fit(make_model(), data)
+    assert seen == {(False, False)}
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

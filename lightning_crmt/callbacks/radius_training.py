@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -15,7 +14,8 @@ from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
 from lightning_crmt.losses import radius_loss
-from lightning_crmt.modality import FusionOutput
+from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.stage import StageObjective
 from lightning_crmt.targets import Target, mixed_loss
 from lightning_crmt.training import ReleasingCallback, crmt_module, late_fusion
@@ -58,15 +58,17 @@ class RadiusTraining(ReleasingCallback):
         module = crmt_module(pl_module, self)
         module.check_parts()
         loss = partial(self._loss, late_fusion(module, self))
-        module.training_stage.push(self, objective=StageObjective("radius_loss", loss))
+        module.training_stage.push(self, objective=StageObjective("radius_loss", loss), method=self)
 
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        module = crmt_module(pl_module, self)
-        if batch_idx == 0 or self._bounds is None:
-            inputs, _ = module.split_batch(batch)
+    def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
+        """The batch as it is; the first of an epoch says of which shapes the bounds must be."""
+        if self._bounds is None or module.trainer.fit_loop.batch_idx == 0:
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             self._bounds = encoder_bounds(module.encoders, shapes)
+        return inputs, target
+
+    def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> None:
+        """Nothing besides the objective."""
 
     @override
     def release(self, pl_module: LightningModule) -> None:
@@ -75,7 +77,10 @@ class RadiusTraining(ReleasingCallback):
 
     def _loss(self, head: LateFusion, output: FusionOutput, target: Target) -> Tensor:
         if self._bounds is None:
-            raise RuntimeError("RadiusTraining has no bounds before the first batch of a fit: add it to a Trainer")
+            raise RuntimeError(
+                "RadiusTraining needs to see the batch: a `training_step` of your own must begin with "
+                "`inputs, target = self.training_batch(batch)`"
+            )
         settings = {"radius": self.radius, "temperature": self.temperature, "rho": self.rho}
         loss = partial(radius_loss, output, head=head, lipschitz=self._bounds)
         return mixed_loss(partial(loss, **settings), target)

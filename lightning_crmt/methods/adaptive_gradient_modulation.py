@@ -87,6 +87,10 @@ class AdaptiveGradientModulation(Method):
         self.means: dict[str, float] = {}
         self.steps = 0
         self._blank: dict[str, Tensor] = {}
+        self.forget_batches()
+
+    @override
+    def forget_batches(self) -> None:
         self._sums, self._flows = BatchSums(), SeparateGradients()
 
     @override

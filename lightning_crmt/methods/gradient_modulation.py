@@ -94,6 +94,10 @@ class GradientModulation(Method):
     def reset(self) -> None:
         #: The factors :math:`k_m` of the last step.
         self.coefficients: dict[str, float] = {}
+        self.forget_batches()
+
+    @override
+    def forget_batches(self) -> None:
         self._sums = BatchSums()
 
     @override

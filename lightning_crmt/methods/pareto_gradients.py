@@ -63,6 +63,10 @@ class ParetoGradients(Method):
     def reset(self) -> None:
         #: The shares :math:`\gamma` of the joint gradient in the last step.
         self.shares: dict[str, float] = {}
+        self.forget_batches()
+
+    @override
+    def forget_batches(self) -> None:
         self._own = SeparateGradients()
 
     @override

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -80,15 +80,14 @@ class TeacherFeatures(Method):
         unknown = [name for name in [*self.teachers, *self.checkpoints] if name not in module.encoders]
         if unknown:
             raise ValueError(f"teachers must be of the modalities {list(module.encoders.keys())}, got {unknown}")
-        self._frozen = {name: deepcopy(teacher) for name, teacher in self.teachers.items()}
+        teachers = {name: deepcopy(teacher) for name, teacher in self.teachers.items()}
         for name, path in self.checkpoints.items():
-            self._frozen[name] = _encoder_of_checkpoint(deepcopy(module.encoders[name]), name, path)
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for name, teacher in self._frozen.items():
-            teacher = trainer.precision_plugin.convert_module(teacher)
-            self._frozen[name] = teacher.to(pl_module.device).eval().requires_grad_(False)
+            teachers[name] = _encoder_of_checkpoint(deepcopy(module.encoders[name]), name, path)
+        # Ready now: a search for a learning rate trains before ``on_fit_start``.
+        trainer = module.trainer
+        for name, teacher in teachers.items():
+            teacher = trainer.precision_plugin.convert_module(teacher).to(trainer.strategy.root_device)
+            self._frozen[name] = teacher.eval().requires_grad_(False)
 
     @override
     def release(self, pl_module: LightningModule) -> None:

@@ -104,6 +104,9 @@ class Method(ReleasingCallback):
     def reset(self) -> None:
         """Forget the fits so far; called at the start of each."""
 
+    def forget_batches(self) -> None:
+        """Forget the batches since the last step; called where training goes back to a checkpoint."""
+
     def begin(self, module: CRMTMixin) -> None:
         """Get ready to train ``module``, or refuse it; called before training."""
 
@@ -197,6 +200,12 @@ class Method(ReleasingCallback):
             raise RuntimeError(
                 f"{kind.__name__} has no effect: `training_step` of {type(pl_module).__name__} must {must}"
             )
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Also after the trial of a learning rate or a batch size, which calls no hooks of callbacks, such as those that
+        # end a step.
+        self.forget_batches()
 
     @property
     @override
