@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
+from typing_extensions import Self
 
 from lightning_crmt.checks import check_at_least, check_modality_names, check_same_modalities, describe
 from lightning_crmt.fusion import FusionHead, OrthogonalFusion
@@ -66,8 +67,8 @@ class CRMTModule(CRMTMixin):
         self.encoders = nn.ModuleDict(encoders)
         self.head = head(sizes, num_classes)
         self.rho = rho
-        self.make_optimizer = optimizer
-        self.make_lr_scheduler = lr_scheduler
+        self.make_optimizer = _Maker(optimizer)
+        self.make_lr_scheduler = None if lr_scheduler is None else _Maker(lr_scheduler)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer with the groups ``body`` and ``integration``."""
@@ -77,12 +78,25 @@ class CRMTModule(CRMTMixin):
             {"name": "body", "params": [p for p in self.parameters() if id(p) not in apart]},
             {"name": "integration", "params": integration},
         ]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        optimizer: torch.optim.Optimizer = self.make_optimizer([group for group in groups if group["params"]])
         if self.make_lr_scheduler is None:
             return optimizer
         # ``monitor`` is for schedulers that watch a metric; others ignore it.
         scheduler = {"scheduler": self.make_lr_scheduler(optimizer), "monitor": "val/loss"}
         return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": scheduler})
+
+
+class _Maker:
+    """Calls a factory; copies of a module share it, as one made by LightningCLI leads to the whole Trainer."""
+
+    def __init__(self, factory: Callable[..., Any]) -> None:
+        self.factory = factory
+
+    def __call__(self, made_of: Any) -> Any:
+        return self.factory(made_of)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
 
 def _out_features(name: str, encoder: nn.Module) -> int:

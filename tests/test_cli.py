@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, as a user types it and mistypes it."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_crmt import methods
+from lightning_crmt import CRMTModule, methods
 from lightning_crmt.cli import main
 from lightning_crmt.training import Source
 
@@ -122,6 +123,23 @@ def test_every_config_trains(path, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_module_can_be_copied_while_it_is_trained(tmp_path, monkeypatch):
+    """The factory of its optimizer leads to the parser, and so to the Trainer, whose loaders cannot be copied."""
+
+    def few(config):
+        config["trainer"].update(enable_progress_bar=False, callbacks=[{"class_path": "PrototypicalRebalancing"}])
+
+    def copying(module, outputs, batch, batch_idx):
+        copied = copy.deepcopy(module)
+        assert copied.configure_optimizers().defaults["lr"] == 1e-3
+        copies.append(copied)
+
+    copies = []
+    monkeypatch.setattr(CRMTModule, "on_train_batch_end", copying)
+    main(["fit", "--config", str(edited(tmp_path, few)), "--trainer.fast_dev_run=2"])
+    assert len(copies) == 2
+
+
 def test_as_a_module_in_its_own_process(tmp_path):
     command = [sys.executable, "-m", "lightning_crmt", "fit", "--config", str(CONFIG), "--print_config"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120).stdout
