@@ -34,9 +34,9 @@ from lightning_crmt.targets import Target, check_classes, mixed_cross_entropy, s
 class CRMTMixin(LightningModule):
     """Makes a LightningModule a CRMT classifier; put it before your own class.
 
-    The module must have three attributes: ``encoders``, a mapping of modality names to modules that give ``(B, d_m)``
-    features; ``head``, a fusion head on these features; and ``rho``, the weight of the margin regularisation, by
-    default 0.5. The mixin provides ``forward``, ``training_step``, ``validation_step``, ``test_step`` and
+    The module must have three attributes, from ``__init__`` or from ``configure_model``: ``encoders``, a mapping of
+    modality names to modules that give ``(B, d_m)`` features; ``head``, a fusion head on these features; and ``rho``,
+    the weight of the margin regularisation, by default 0.5. The mixin provides ``forward``, ``training_step``, ``validation_step``, ``test_step`` and
     ``predict_step``, and replaces those of the classes after it; everything else stays yours.
 
     Override ``split_batch`` for batches that are not ``(inputs, target)``. If you write a ``training_step`` in the

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, Lea
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from lightning_crmt import OrthogonalFusion, callbacks, methods
+from lightning_crmt import CRMTModule, OrthogonalFusion, callbacks, methods
 from lightning_crmt.attacks import PGD, Budget, LossAscent
 from lightning_crmt.encoders import MLP
 from lightning_crmt.fusion import MemoryFusion
@@ -181,6 +181,13 @@ class Boom(Callback):
             raise self.error
 
 
+class Seed(Callback):
+    """Whatever was drawn before, a fit begins with the same random state."""
+
+    def on_train_start(self, trainer, pl_module):
+        seed_everything(1, verbose=False)
+
+
 def teacher():
     seed_everything(3, verbose=False)
     return MLP(6, 16)
@@ -300,6 +307,53 @@ def assert_same(first, second):
     assert weights.keys() == others.keys()
     assert [name for name, value in weights.items() if not value.equal(others[name])] == []
     assert numbers == pytest.approx(other_numbers, rel=0, abs=0, nan_ok=True)
+
+
+# --- parts that are built late
+
+
+class Late(CRMTModule):
+    """Builds its parts when Lightning asks for them, which is after the ``setup`` of callbacks."""
+
+    again = False
+
+    def __init__(self, make):
+        LightningModule.__init__(self)
+        self.make = make
+
+    def configure_model(self):
+        if self.again or not hasattr(self, "head"):
+            whole = self.make()
+            self.encoders, self.head, self.rho = whole.encoders, whole.head, whole.rho
+            self.make_optimizer, self.make_lr_scheduler = whole.make_optimizer, None
+
+
+@pytest.mark.filterwarnings("ignore:RobustnessFigures has nothing to draw")
+@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode")
+@pytest.mark.parametrize("name", MAKE)
+def test_parts_built_in_configure_model(name, make_model, make_trainer, data):
+    head = partial(MemoryFusion, atoms=5, steps=2) if name == "FeatureMemory" else OrthogonalFusion
+    make = partial(make_model, head=head)
+
+    def fit(module):
+        trainer = make_trainer(MAKE[name](), Seed(), max_epochs=2)
+        trainer.fit(module, data)
+        numbers = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        tested = make_trainer(MAKE[name](), max_epochs=2).test(Late(lambda: module), data, verbose=False)
+        return module.state_dict(), numbers | tested[0]
+
+    assert_same(fit(Late(make)), fit(make()))
+
+
+@pytest.mark.parametrize("name", ["CertifiedRobustness", "RadiusTraining", "Relearning"])
+def test_parts_built_twice_are_refused(name, make_model, make_trainer, data):
+    module = Late(make_model)
+    module.again = True
+    with pytest.raises(RuntimeError, match="`configure_model` of Late must leave alone what it has built"):
+        make_trainer(MAKE[name]()).fit(module, data)
+
+
+# --- searches before a fit
 
 
 class TriesBatchSizes(BatchSizeFinder):

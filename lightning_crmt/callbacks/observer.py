@@ -81,6 +81,7 @@ class Observer(ReleasingCallback, ABC):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         for name in NamedModel(pl_module, self.inputs).names:
             check_key_name("inputs", name, modality=True)
         self._forget()

@@ -53,6 +53,7 @@ class RadiusTraining(ReleasingCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         module = crmt_module(pl_module, self)

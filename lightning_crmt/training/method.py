@@ -49,7 +49,7 @@ def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
 
 
 class ReleasingCallback(Callback):
-    """Undoes its changes when a run ends, whether normally, by an error, or by Ctrl-C."""
+    """Finds the parts of a module in ``setup``, and undoes its changes when a run ends, also by an error or Ctrl-C."""
 
     def release(self, pl_module: LightningModule) -> None:
         """Pop what this callback has pushed; to undo more, override this and call ``super().release``.
@@ -60,6 +60,24 @@ class ReleasingCallback(Callback):
             pl_module.training_stage.pop(self)
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Builds the parts that the module builds in ``configure_model``, which Lightning calls again after this.
+
+        Raises:
+            RuntimeError: if the module would then build other ones.
+        """
+        if isinstance(pl_module, CRMTMixin) and None in _parts(pl_module):
+            with trainer.init_module():
+                pl_module.configure_model()
+                built = _parts(pl_module)
+                pl_module.configure_model()
+            if any(part is not again for part, again in zip(built, _parts(pl_module), strict=True)):
+                raise RuntimeError(
+                    f"`configure_model` of {type(pl_module).__name__} must leave alone what it has built, as Lightning "
+                    "may call it several times: begin with `if self.head is not None: return`"
+                )
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.release(pl_module)
 
@@ -67,6 +85,10 @@ class ReleasingCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The Trainer does not tear down what failed, and the module may be trained again.
         self.release(pl_module)
+
+
+def _parts(module: CRMTMixin) -> list[object]:
+    return [getattr(module, "encoders", None), getattr(module, "head", None)]
 
 
 class Method(ReleasingCallback):
@@ -145,6 +167,7 @@ class Method(ReleasingCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         module, name = crmt_module(pl_module, self), type(self).__name__
         if stage != "fit":
             return
