@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
@@ -26,9 +28,13 @@ from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import CODE, LipschitzConstants
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.random_state import random_state, set_random_state
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
 from lightning_crmt.targets import Target, check_classes, mixed_cross_entropy, size_of
+
+#: Where a checkpoint holds the random states.
+_RANDOM_STATE = "random_state"
 
 
 class CRMTMixin(LightningModule):
@@ -36,12 +42,18 @@ class CRMTMixin(LightningModule):
 
     The module must have three attributes, from ``__init__`` or from ``configure_model``: ``encoders``, a mapping of
     modality names to modules that give ``(B, d_m)`` features; ``head``, a fusion head on these features; and ``rho``,
-    the weight of the margin regularisation, by default 0.5. The mixin provides ``forward``, ``training_step``, ``validation_step``, ``test_step`` and
-    ``predict_step``, and replaces those of the classes after it; everything else stays yours.
+    the weight of the margin regularisation, by default 0.5. The mixin provides ``forward``, ``training_step``,
+    ``validation_step``, ``test_step`` and ``predict_step``, and replaces those of the classes after it; everything else
+    stays yours.
 
     Override ``split_batch`` for batches that are not ``(inputs, target)``. If you write a ``training_step`` in the
     class that has the mixin, begin with ``inputs, target = self.training_batch(batch)`` and return
     ``self.crmt_loss(self(inputs), target)``, alone or among other terms.
+
+    Checkpoints hold the random states of the first process, so that a fit resumed at the end of an epoch equals one
+    that was not interrupted. In the middle of an epoch that takes a loader with ``state_dict`` and
+    ``load_state_dict``, such as torchdata's ``StatefulDataLoader``: with another, Lightning begins the epoch's data
+    anew, and trains on as many batches as were left. Gradients of a step that was not yet made are lost.
 
     >>> import torch
     >>> from lightning.pytorch import LightningModule
@@ -222,6 +234,30 @@ class CRMTMixin(LightningModule):
         super().on_fit_start()
         self.check_parts()
         self.training_stage.calls.clear()
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the random states, so that a resumed fit draws what it would have drawn."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_RANDOM_STATE] = random_state(self.trainer.strategy.root_device)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from the random states, if it is a fit that is resumed."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and _RANDOM_STATE in checkpoint:
+            self.training_stage.resume = partial(
+                set_random_state, checkpoint[_RANDOM_STATE], self.trainer.strategy.root_device
+            )
+            self.training_stage.resume()
+
+    @override
+    def on_train_start(self) -> None:
+        """In the middle of an epoch, goes on from the random states after the loader has drawn a seed once more."""
+        super().on_train_start()
+        resume, self.training_stage.resume = self.training_stage.resume, None
+        if resume is not None and not self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            resume()
 
     @override
     def on_train_end(self) -> None:

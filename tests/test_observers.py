@@ -61,6 +61,8 @@ def test_after_a_fit_that_failed_it_measures_like_a_fresh_one(make, error, data,
     assert stopped.current_epoch == 2
     fresh = make(every_n_epochs=3)
     for name, value in vars(fresh).items():  # Lightning leaves its `log` there
+        if name in ("_last", "_measured_at", "_checked"):  # for a checkpoint after the error; the next run forgets them
+            continue
         assert str(getattr(used, name)) == str(value), name
     logged = [Logged(), Logged()]
     for observer, seen in zip((used, fresh), logged, strict=True):

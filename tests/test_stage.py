@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
+from support.every_callback import MAKE, head_for
 from torch import nn
 
-from lightning_crmt import CRMTModule, OrthogonalFusion, callbacks, methods
-from lightning_crmt.attacks import PGD, Budget, LossAscent
+from lightning_crmt import CRMTModule, callbacks, methods
 from lightning_crmt.encoders import MLP
 from lightning_crmt.fusion import MemoryFusion
 from lightning_crmt.methods import FeatureMemory, GradientModulation, Method, Mixup, UnimodalLosses
@@ -188,40 +188,6 @@ class Seed(Callback):
         seed_everything(1, verbose=False)
 
 
-def teacher():
-    seed_everything(3, verbose=False)
-    return MLP(6, 16)
-
-
-#: A factory of each callback, with small settings, so that all it can change is changed by the third epoch.
-MAKE = {
-    "AdversarialRobustness": lambda: callbacks.AdversarialRobustness(
-        {"pgd": PGD(Budget(0.1), steps=1)}, every_n_epochs=2, max_batches=1
-    ),
-    "CertifiedRobustness": lambda: callbacks.CertifiedRobustness([0.1], every_n_epochs=2, max_batches=1),
-    "IntegrationReweighting": lambda: callbacks.IntegrationReweighting(epochs=1),
-    "MissingModalities": lambda: callbacks.MissingModalities(every_n_epochs=2, max_batches=1),
-    "RadiusTraining": lambda: callbacks.RadiusTraining(radius=0.1),
-    "RobustnessFigures": lambda: callbacks.RobustnessFigures(),
-    "AdaptiveGradientModulation": lambda: methods.AdaptiveGradientModulation(),
-    "AdversarialTraining": lambda: methods.AdversarialTraining(LossAscent(Budget(0.1))),
-    "FeatureMemory": lambda: methods.FeatureMemory(start_epoch=1),
-    "GradientBlending": lambda: methods.GradientBlending(super_epoch=1),
-    "GradientModulation": lambda: methods.GradientModulation(),
-    "MinimalSimilarity": lambda: methods.MinimalSimilarity(),
-    "Mixup": lambda: methods.Mixup(),
-    "ModalityDropout": lambda: methods.ModalityDropout(),
-    "ModalityEarlyStopping": lambda: methods.ModalityEarlyStopping(patience=0, smoothing=0.0),
-    "ModalitySpecificRates": lambda: methods.ModalitySpecificRates(0.5, window=1),
-    "ParetoGradients": lambda: methods.ParetoGradients(),
-    "PrototypicalRebalancing": lambda: methods.PrototypicalRebalancing(),
-    "Relearning": lambda: methods.Relearning(epochs=(1, 2)),
-    "TeacherFeatures": lambda: methods.TeacherFeatures({"mor": teacher()}),
-    "UnimodalLosses": lambda: methods.UnimodalLosses(),
-    "VulnerabilityPenalty": lambda: methods.VulnerabilityPenalty(0.1),
-}
-
-
 def test_every_callback_is_tried():
     exported = {name: getattr(room, name) for room in (callbacks, methods) for name in room.__all__}
     kinds = {name for name, kind in exported.items() if inspect.isclass(kind) and issubclass(kind, Callback)}
@@ -259,9 +225,8 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("name", MAKE)
 def test_a_fit_that_fails_leaves_nothing_behind(name, failure, make_model, make_trainer, data, handlers):
-    head = partial(MemoryFusion, atoms=5, steps=2) if name == "FeatureMemory" else OrthogonalFusion
     # A rate that makes validation losses go up and down, so that modalities stop.
-    settings = {"head": head, "optimizer": lambda groups: torch.optim.SGD(groups, 0.5)}
+    settings = {"head": head_for(name), "optimizer": lambda groups: torch.optim.SGD(groups, 0.5)}
 
     def fit(callback, module, **more):
         trainer = make_trainer(*([callback] if callback else []), max_epochs=3, **more)
@@ -332,8 +297,7 @@ class Late(CRMTModule):
 @pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode")
 @pytest.mark.parametrize("name", MAKE)
 def test_parts_built_in_configure_model(name, make_model, make_trainer, data):
-    head = partial(MemoryFusion, atoms=5, steps=2) if name == "FeatureMemory" else OrthogonalFusion
-    make = partial(make_model, head=head)
+    make = partial(make_model, head=head_for(name))
 
     def fit(module):
         trainer = make_trainer(MAKE[name](), Seed(), max_epochs=2)
@@ -378,10 +342,9 @@ FINDERS = {
 @pytest.mark.parametrize("name", MAKE)
 def test_a_search_before_the_fit_leaves_nothing_behind(name, finder, make_model, make_trainer, data):
     """It trains for a while without the hooks of any callback, and goes back to a checkpoint."""
-    head = partial(MemoryFusion, atoms=5, steps=2) if name == "FeatureMemory" else OrthogonalFusion
 
     def fit(*finders):
-        module = make_model(head=head)
+        module = make_model(head=head_for(name))
         trainer = make_trainer(*finders, MAKE[name](), max_epochs=2, accumulate_grad_batches=2)
         trainer.fit(module, data)
         return module.state_dict(), {key: float(value) for key, value in trainer.callback_metrics.items()}

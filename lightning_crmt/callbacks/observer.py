@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
-from lightning_crmt.training import NamedModel, ReleasingCallback
+from lightning_crmt.training import NamedModel, ReleasingCallback, callbacks_of
 
 
 class Measurement(ABC):
@@ -39,7 +39,8 @@ class Observer(ReleasingCallback, ABC):
     """Measures something in every validation and test epoch, and logs it under ``val/`` or ``test/``.
 
     The Trainer's sanity check tries the measurement and logs nothing. Epochs that are not measured log the last numbers
-    again, so that they are there for callbacks that monitor them. Every run of the Trainer starts without numbers.
+    again, so that they are there for callbacks that monitor them. Every run of the Trainer starts without numbers, but
+    for a fit that is resumed, which keeps its rhythm.
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
@@ -49,7 +50,7 @@ class Observer(ReleasingCallback, ABC):
     """
 
     _running: dict[int, Measurement]
-    _last: dict[Key, float]
+    _last: dict[str, float]
     _measured_at: int | None
 
     def __init__(
@@ -92,7 +93,25 @@ class Observer(ReleasingCallback, ABC):
 
     @override
     def release(self, pl_module: LightningModule) -> None:
-        self._forget()
+        super().release(pl_module)
+        self._running = {}
+
+    # Not ``state_dict``: of callbacks with a state, Lightning refuses two with the same key.
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[self._place(trainer)] = {"last": dict(self._last), "measured_at": self._measured_at}
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get(self._place(trainer))
+        if state and trainer.state.fn == TrainerFn.FITTING:
+            self._last, self._measured_at = dict(state["last"]), state["measured_at"]
+
+    def _place(self, trainer: Trainer) -> str:
+        """Where a checkpoint holds the rhythm and the last numbers."""
+        alike = [each for each in callbacks_of(trainer, type(self)) if each.state_key == self.state_key]
+        return f"{self.state_key}, {alike.index(self)}"
 
     @override
     def on_validation_batch_end(
@@ -126,11 +145,10 @@ class Observer(ReleasingCallback, ABC):
         for index, measurement in self._running.items():
             loader = index if len(self._running) > 1 else None
             numbers = measurement.compute(lambda value, how: trainer.strategy.reduce(value, reduce_op=how))
-            self._last |= {replace(key, split=split, loader=loader): value for key, value in numbers.items()}
+            self._last |= {str(replace(key, split=split, loader=loader)): value for key, value in numbers.items()}
         self._running = {}
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
-        logged = {str(key): value for key, value in self._last.items()}
-        pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
+        pl_module.log_dict(self._last, sync_dist=True, add_dataloader_idx=False)
 
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end

@@ -16,6 +16,7 @@ from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
 from lightning_crmt.losses import radius_loss
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import StageObjective
 from lightning_crmt.targets import Target, mixed_loss
 from lightning_crmt.training import ReleasingCallback, crmt_module, late_fusion
@@ -56,6 +57,7 @@ class RadiusTraining(ReleasingCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
+        self._bounds = None
         module = crmt_module(pl_module, self)
         module.check_parts()
         loss = partial(self._loss, late_fusion(module, self))
@@ -72,9 +74,12 @@ class RadiusTraining(ReleasingCallback):
         """Nothing besides the objective."""
 
     @override
-    def release(self, pl_module: LightningModule) -> None:
-        super().release(pl_module)
-        self._bounds = None
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self._bounds is None else dict(self._bounds.values)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        self._bounds = LipschitzConstants(state_dict, of="encoder", soundness=Soundness.SOUND)
 
     def _loss(self, head: LateFusion, output: FusionOutput, target: Target) -> Tensor:
         if self._bounds is None:
