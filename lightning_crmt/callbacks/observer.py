@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
-from lightning_crmt.training import NamedModel, ReleasingCallback, callbacks_of
+from lightning_crmt.training import NamedModel, ReleasingCallback, callbacks_of, check_all_measured
 
 
 class Measurement(ABC):
@@ -139,6 +139,7 @@ class Observer(ReleasingCallback, ABC):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        check_all_measured(trainer, len(self._running))
         if self._running:
             self._measured_at = trainer.current_epoch
         split = "test" if trainer.testing else "val"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts that callbacks and methods share while they act on a fit."""
 
-from lightning_crmt.training.batch_sums import BatchSums, confidences, losses
+from lightning_crmt.training.batch_sums import BatchSums, check_all_measured, confidences, losses
 from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, in_order, progress_bar
 from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source, callbacks_of
 from lightning_crmt.training.named_model import NamedModel, crmt_module, late_fusion
@@ -17,6 +17,7 @@ __all__ = [
     "TrainingPass",
     "ValidationPass",
     "callbacks_of",
+    "check_all_measured",
     "confidences",
     "crmt_module",
     "in_order",

@@ -48,6 +48,28 @@ class BatchSums:
         return self._size > 0
 
 
+def check_all_measured(trainer: Trainer, loaders: int) -> None:
+    """Refuse to add up where one process had batches of fewer loaders than another, which would wait for it for ever.
+
+    Args:
+        trainer: whose processes must call this together.
+        loaders: how many loaders this process has had batches of.
+
+    Raises:
+        RuntimeError: in every process.
+    """
+    if trainer.world_size == 1:
+        return
+    own = torch.tensor([loaders], device=trainer.strategy.root_device)
+    counts = trainer.strategy.all_gather(own).flatten().tolist()
+    if min(counts) < max(counts):
+        short = [rank for rank, count in enumerate(counts) if count < max(counts)]
+        raise RuntimeError(
+            "every process must have evaluation batches, or the others wait for its numbers for ever: "
+            f"{short} had none of a loader; share the samples out evenly, as DistributedSampler does"
+        )
+
+
 def confidences(logits: Inputs, target: Target) -> dict[str, Tensor]:
     r"""Confidence of each modality in the true classes, summed over the batch: :math:`\sum_i \mathrm{softmax}(h_m)_y`.
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
-from lightning_crmt.training import BatchSums, Method, Needs, crmt_module
+from lightning_crmt.training import BatchSums, Method, Needs, check_all_measured, crmt_module
 
 
 class ValidatedMethod(Method):
@@ -61,5 +61,6 @@ class ValidatedMethod(Method):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_all_measured(trainer, int(bool(self.validation)))
         if self.validation:
             self.learn(crmt_module(pl_module, self), self.validation.means(trainer))
