@@ -173,6 +173,18 @@ def test_files_where_no_logger_takes_figures(constants, data, make_trainer, tmp_
     assert files == {f"{s}_{label}_{what}.png" for s in ("val", "test") for what in ("curve", "frontier_fou_mor")}
 
 
+def test_a_full_disk_does_not_end_a_fit_that_is_done(data, make_trainer, tmp_path):
+    make_trainer(*callbacks(), max_epochs=1).fit(model(), data)
+    for path in (tmp_path / "figures").iterdir():
+        path.unlink()
+        path.symlink_to("/dev/full")
+    trainer = make_trainer(*callbacks(), max_epochs=1)
+    with pytest.warns(UserWarning, match="could not save its figures, the numbers are logged: .*No space left"):
+        trainer.fit(model(), data)
+    assert trainer.state.finished
+    assert "val/certified_accuracy/joint@0.01" in trainer.callback_metrics
+
+
 def test_weights_and_biases_gets_them(data, make_trainer, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     logger, seen = WandbLogger(save_dir=tmp_path, offline=True), []

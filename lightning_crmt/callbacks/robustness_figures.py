@@ -23,7 +23,7 @@ class RobustnessFigures(Callback):
     The figures come from the numbers that ``CertifiedRobustness`` and ``AdversarialRobustness`` logged; list this after
     them. Numbers of both about the same threat share a picture if both have the same ``max_batches``. Figures go to
     Weights & Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise. A test without
-    anything to draw warns once.
+    anything to draw warns once; a disk that is full is a warning too.
 
     >>> callback = RobustnessFigures()
     """
@@ -63,16 +63,19 @@ class RobustnessFigures(Callback):
                 "AdversarialRobustness, listed before it"
             )
         takers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
-        for name, figure in figures.items():
-            for logger in takers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(name, [figure])
-                else:
-                    logger.experiment.add_figure(name, figure, trainer.global_step)
-            if not takers:
-                path = directory / "figures" / f"{name.replace('/', '_')}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=120)
+        try:
+            for name, figure in figures.items():
+                for logger in takers:
+                    if isinstance(logger, WandbLogger):
+                        logger.log_image(name, [figure])
+                    else:
+                        logger.experiment.add_figure(name, figure, trainer.global_step)
+                if not takers:
+                    path = directory / "figures" / f"{name.replace('/', '_')}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    figure.savefig(path, dpi=120)
+        except OSError as error:  # a full disk must not end a run that is done
+            rank_zero_warn(f"RobustnessFigures could not save its figures, the numbers are logged: {error}")
 
 
 def _threats(trainer: Trainer) -> dict[str, str]:
