@@ -431,7 +431,7 @@ def with_random_weight():
         (nn.ModuleList([nn.ReLU()]), "'part', a ModuleList"),
         (Quiet(2, 2), "'part', a Quiet; if you can prove one, register it with @lipschitz_rule"),
         (Doubling(nn.ReLU()), "'part', a Doubling"),
-        (torch.compile(nn.Linear(2, 2), backend="eager"), "'part', a OptimizedModule"),
+        (torch.compile(nn.Linear(2, 2), backend="eager"), "'part', a OptimizedModule, hides .* encoder.compile()"),
         (nn.Sequential(nn.ReLU(), nn.LayerNorm(2)), "'part.1', a LayerNorm"),
         (Residual(nn.LayerNorm(2)), "'part.branch', a LayerNorm"),
         (nn.BatchNorm1d(2, track_running_stats=False), "'part', a BatchNorm1d: it must track running statistics"),

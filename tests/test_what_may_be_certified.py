@@ -30,6 +30,7 @@ from lightning_crmt.certification import certify_late_fusion
 from lightning_crmt.certification.exact_twin import ExactTwin
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.layers import OrthogonalLinear, Residual, Scale
+from lightning_crmt.lipschitz import forward_error
 
 
 def model_of(encoder=None, features=4, head=LinearFusion, classes=3):
@@ -580,3 +581,33 @@ def test_where_numbers_overflow_nothing_is_certified():
 def test_layers_without_a_rule_are_named():
     with pytest.raises(NoBoundError, match=r"the encoder of 'a'.*LayerNorm.* lipschitz=estimate_lipschitz"):
         model_of(nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4))).certify(inputs_of())
+
+
+# --- compiled code
+
+
+@pytest.mark.parametrize("part", ["encoder", "layer", "head", "model"])
+def test_what_is_compiled_in_place_is_certified_but_not_rigorously(part):
+    model, inputs = model_of(MLP(6, 4)), inputs_of()
+    plain = model.certify(inputs)
+    encoder = model.encoders["a"]
+    {"encoder": encoder, "layer": encoder.layers[0], "head": model.head, "model": model}[part].compile(backend="eager")
+    assert model.certify(inputs).radius().equal(plain.radius())
+    with pytest.raises(NoBoundError, match=r"refused at level 'rigorous': nothing is proved about .* compiled code"):
+        model.certify(inputs, level="rigorous")
+    if part in ("encoder", "layer"):
+        with pytest.raises(NoBoundError, match="compiled code"):
+            forward_error(encoder, inputs["a"])
+
+
+def test_a_compiled_copy_is_refused_with_advice():
+    model = model_of(torch.compile(nn.Linear(6, 4), backend="eager"))
+    with pytest.raises(NoBoundError, match=r"hides the module that torch.compile got: .* encoder.compile"):
+        model.certify(inputs_of())
+
+
+def test_code_that_only_looks_compiled_is_refused():
+    model = model_of()
+    model.encoders["a"]._compiled_call_impl = lambda x: 100 * x[:, :4]
+    with pytest.raises(NoBoundError, match=r"must run its type's code; .*_compiled_call_impl"):
+        model.certify(inputs_of())

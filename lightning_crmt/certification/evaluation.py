@@ -31,6 +31,7 @@ from lightning_crmt.lipschitz import (
     encoders_and_head,
     examine,
     fingerprint,
+    refuse_compiled,
     refuse_parts_out_of_reach,
     running_error,
 )
@@ -127,6 +128,8 @@ class Evaluation:
         with frozen_eval(model), torch.no_grad():
             inputs = as_taken_by(model, inputs)
             examine(dict(encoders.items()), self.head)
+            if self.level is Soundness.RIGOROUS:
+                refuse_compiled(model, "")
             fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             _refuse_other(lipschitz, self.level, fingerprints, shapes)

@@ -21,6 +21,7 @@ from lightning_crmt.lipschitz.gate import (
     exact_numbers,
     examine,
     fixed_head,
+    refuse_compiled,
     refuse_parts_out_of_reach,
 )
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
@@ -54,6 +55,7 @@ __all__ = [
     "lipschitz_bound",
     "lipschitz_rule",
     "margin_speeds",
+    "refuse_compiled",
     "refuse_parts_out_of_reach",
     "running_error",
 ]

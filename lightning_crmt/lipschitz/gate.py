@@ -187,6 +187,7 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
             "by a QR decomposition, differs in the last bits from one number of threads to another; fix them first "
             "with lightning_crmt.with_fixed_weights"
         )
+    refuse_compiled(head, "head")
     for name, part in head.named_modules(prefix="head"):
         refuse_changed_behaviour(part, name)
         refuse_parametrised(part, name)
@@ -219,7 +220,13 @@ def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
             f"{where}, must have no forward hooks, they can change what it computes; "
             f"got {', '.join(getattr(hook, '__qualname__', type(hook).__name__) for hook in hooks)}"
         )
-    if replaced := vars(module).keys() & CODE:
+    if hasattr(module, "_orig_mod"):
+        raise NoBoundError(f"{where}, hides the module that torch.compile got: compile it in place, encoder.compile()")
+    replaced = vars(module).keys() & CODE
+    compiled = module._compiled_call_impl
+    if compiled is not None and getattr(compiled, "_torchdynamo_orig_callable", None) != module._call_impl:
+        replaced = {*replaced, "_compiled_call_impl"}
+    if replaced:
         raise NoBoundError(f"{where}, must run its type's code; {replaced} was replaced")
     kind = type(module)
     if _KNOWN_CODE.get(kind, _code(kind)) != _code(kind):
@@ -251,6 +258,20 @@ def refuse_parametrised(module: nn.Module, path: str) -> None:
             f"{place_of(module, path)}, is refused at level 'rigorous': {why} and computed anew in every pass; "
             "fix them first with torch.nn.utils.parametrize.remove_parametrizations"
         )
+
+
+def refuse_compiled(module: nn.Module, name: str) -> None:
+    """Refuse parts that were compiled: rounding was proved of torch's own code, and a compiler orders sums as it likes.
+
+    Raises:
+        NoBoundError: naming the part.
+    """
+    for path, part in module.named_modules(prefix=name):
+        if part._compiled_call_impl is not None:
+            raise NoBoundError(
+                f"{place_of(part, path)}, is refused at level 'rigorous': nothing is proved about the rounding of "
+                "compiled code; level 'sound' takes it"
+            )
 
 
 def _parametrised(module: nn.Module) -> dict[str, list[str]]:
