@@ -229,6 +229,20 @@ class CRMTMixin(LightningModule):
         check_at_least(0, rho=self.rho)
 
     @override
+    def setup(self, stage: str) -> None:
+        """Refuses what ``torch.compile`` made of the whole module, whose hooks and logging it cannot follow.
+
+        Raises:
+            TypeError: if the Trainer was given that.
+        """
+        super().setup(stage)
+        if getattr(self, "_compiler_ctx", None) is not None:
+            raise TypeError(
+                f"the Trainer must get the {type(self).__name__} itself, got what torch.compile made of it: compile it "
+                "in place, model.compile(), or its encoders, model.encoders[name].compile()"
+            )
+
+    @override
     def on_fit_start(self) -> None:
         """Checks the parts."""
         super().on_fit_start()

@@ -318,3 +318,21 @@ def test_the_mixin_is_a_lightning_module_of_yours(data, make_trainer):
     make_trainer(max_epochs=1).fit(model, datamodule=data)
     assert model.rates == [0.1]
     assert model.rho == 0.5
+
+
+@pytest.mark.parametrize("run", ["fit", "validate", "test"])
+def test_a_compiled_whole_is_refused_before_anything_runs(run, make_model, make_trainer, data):
+    trainer = make_trainer()
+    with pytest.raises(TypeError, match=r"got what torch.compile made of it: compile it in place, model.compile\(\)"):
+        getattr(trainer, run)(torch.compile(make_model(), backend="eager"), data)
+    assert trainer.global_step == 0
+
+
+def test_a_module_compiled_in_place_trains(make_model, make_trainer, data):
+    plain, compiled = make_model(), make_model()
+    compiled.compile(backend="eager")
+    for module in (plain, compiled):
+        torch.manual_seed(0)
+        make_trainer(max_epochs=1).fit(module, data)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value)
