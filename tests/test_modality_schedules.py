@@ -94,17 +94,25 @@ def test_unimodal_numbers_are_over_all_samples(names, fit):
         assert accuracies[name] == pytest.approx((logits.argmax(dim=1) == target).double().mean().item())
 
 
-def test_without_validation_there_is_nothing_to_go_by(fit):
-    for method in (ModalitySpecificRates(), ModalityEarlyStopping(), Relearning()):
-        with pytest.raises(ValueError, match="needs validation data in the fit, got none"):
-            fit(model_of(), method, limit_val_batches=0)
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize("settings", [{}, {"num_sanity_val_steps": 2}, {"check_val_every_n_epoch": 2}], ids=str)
+@pytest.mark.parametrize("kind", [ModalitySpecificRates, ModalityEarlyStopping, Relearning])
+def test_without_validation_there_is_nothing_to_go_by(kind, settings, fit, make_trainer):
+    with pytest.raises(ValueError, match=f"{kind.__name__} needs validation data in the fit, got none"):
+        fit(model_of(), kind(), limit_val_batches=0, **settings)
+    trainer = make_trainer(kind(), precision="64-true", **settings)
+    with pytest.raises(ValueError, match=f"{kind.__name__} needs validation data in the fit, got none"):
+        trainer.fit(model_of(), samples())
+    assert trainer.global_step == 0
 
 
-def test_a_first_validation_after_several_epochs_is_validation(fit):
-    methods = ModalitySpecificRates(window=1), Relearning(epochs=(1,))
-    fit(model_of(optimizer=momentum), *methods, check_val_every_n_epoch=3)
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_first_validation_after_several_epochs_is_validation(every, fit):
+    methods = ModalitySpecificRates(window=1), Relearning(epochs=(1,)), ModalityEarlyStopping()
+    fit(model_of(optimizer=momentum), *methods, check_val_every_n_epoch=every)
     assert len(methods[0].accuracies["a"]) == 1
     assert 0 < methods[1].weights["a"] < 1
+    assert methods[2].best_epochs["a"] == every - 1
 
 
 # --- MSLR

@@ -87,3 +87,18 @@ def test_the_median_of_two_processes_is_that_of_all_their_values():
     values = torch.rand(41, generator=torch.Generator().manual_seed(0))
     one, other = side_by_side(partial(lower_median, values[:9]), partial(lower_median, values[9:]))
     assert one == other == values.median()
+
+
+def test_a_device_without_double_precision():
+    """As MPS is; the sums leave it before they are divided."""
+
+    class Single(torch.Tensor):
+        def double(self):
+            raise TypeError("no float64 here")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    means = Means[str]()
+    means.add({"a": torch.tensor([1.0, 2.0]).as_subclass(Single)})
+    assert means.compute(alone) == {"a": [1.5]}

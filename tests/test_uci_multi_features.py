@@ -156,3 +156,13 @@ def test_ragged_samples_are_refused():
         MultimodalDataset({"a": torch.zeros(3, 1), "b": torch.zeros(4, 1)}, torch.zeros(3))
     with pytest.raises(ValueError, match="`target` must have shape"):
         MultimodalDataset({"a": torch.zeros(3, 1)}, torch.zeros(4))
+
+
+def test_memory_is_pinned_for_a_fit_on_a_gpu_alone(data, make_trainer, monkeypatch):
+    """And not for one on the CPU of a machine that has a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data.trainer = make_trainer()
+    assert not data.train_dataloader().pin_memory
+    assert not data.val_dataloader().pin_memory
+    monkeypatch.setattr(type(data.trainer.strategy), "root_device", torch.device("cuda", 1))
+    assert data.train_dataloader().pin_memory

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sized
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -144,9 +143,9 @@ class MultimodalDataModule(LightningDataModule, ABC):
         self.setup()
         if name not in self.parts:
             raise ValueError(f"`load` must give the part {name!r}, got {list(self.parts)}")
-        part, sampler = self.parts[name], None
+        part, sampler, trainer = self.parts[name], None, self.trainer
         if shuffle and isinstance(part, Sized):
-            processes, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+            processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
             sampler = self._sampler(part, self.seed, processes=processes, rank=rank)
         return _LateLoader(
             part,
@@ -154,5 +153,5 @@ class MultimodalDataModule(LightningDataModule, ABC):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )

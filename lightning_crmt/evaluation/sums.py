@@ -68,7 +68,7 @@ class Means(Generic[K]):
         Args:
             reduce: combines a tensor over all processes, which must call this together.
         """
-        totals, counts = reduce(torch.cat(list(self._sums.values()), dim=1), "sum").double()
+        totals, counts = reduce(torch.cat(list(self._sums.values()), dim=1), "sum").cpu().double()  # MPS has no double
         means = (totals / counts).split([each.shape[1] for each in self._sums.values()])
         return {name: each.tolist() for name, each in zip(self._sums, means, strict=True)}
 

@@ -193,9 +193,10 @@ class Method(ReleasingCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if Needs.VALIDATION in self.needs:
-            # Lightning sets the loaders up before the first validation, which may be epochs away.
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
-            if not sum(trainer.num_val_batches):
+            if trainer.enable_validation:
+                # Lightning sets the loaders up before the first validation, which may be epochs away.
+                trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            if not trainer.enable_validation or not sum(trainer.num_val_batches):
                 raise ValueError(f"{type(self).__name__} needs validation data in the fit, got none")
         if Needs.TRAINING_PASS in self.needs:
             TrainingPass(trainer, self.dataloader)  # so that unreadable data is an error now and not epochs later
