@@ -281,7 +281,7 @@ def test_the_objective_of_another_stage_is_modulated_alike(make_trainer):
     model, method = model_of(), AdaptiveGradientModulation()
     inputs, target = whole(samples())
     pull = torch.randn(len(target), CLASSES, dtype=torch.double)
-    objective = StageObjective("mine", lambda output, target: (pull * output.logits).sum(), True)
+    objective = StageObjective("mine", lambda output, target: (pull * output.logits).sum())
     model.training_stage.push("me", objective=objective)
     model.trainer = make_trainer(precision="64-true")
     model.training_stage.push(method, method=method)
