@@ -256,7 +256,7 @@ def test_a_wrong_prediction_counts_negative():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "median"}, "`objective` must be 'mean' or 'clipped', got 'median'"),
+        ({"objective": "median"}, "`objective` must be one of ('mean', 'clipped'), got 'median'"),
         ({}, "`clip` must be above 0 for the clipped objective, got None"),
         ({"clip": 0.0}, "`clip` must be above 0 for the clipped objective, got 0.0"),
         ({"clip": float("nan")}, "`clip` must be above 0 for the clipped objective, got nan"),

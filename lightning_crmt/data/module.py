@@ -27,6 +27,7 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
         TypeError: if an input is not a tensor.
         ValueError: if the tensors differ in their number of samples, or hold none.
 
+    >>> import torch
     >>> data = MultimodalDataset({"audio": torch.zeros(3, 5), "image": torch.zeros(3, 2, 2)}, torch.tensor([0, 1, 0]))
     >>> len(data), data[1][0]["image"].shape, data[1][1]
     (3, torch.Size([2, 2]), tensor(1))
@@ -91,6 +92,7 @@ class MultimodalDataModule(LightningDataModule, ABC):
     Raises:
         ValueError: if a setting is out of range.
 
+    >>> import torch
     >>> class Random(MultimodalDataModule):
     ...     def load(self):
     ...         part = MultimodalDataset({"audio": torch.rand(8, 5), "image": torch.rand(8, 3)}, torch.arange(8) % 2)
