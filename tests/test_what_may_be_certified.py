@@ -611,3 +611,15 @@ def test_code_that_only_looks_compiled_is_refused():
     model.encoders["a"]._compiled_call_impl = lambda x: 100 * x[:, :4]
     with pytest.raises(NoBoundError, match=r"must run its type's code; .*_compiled_call_impl"):
         model.certify(inputs_of())
+
+
+def test_a_rule_that_is_registered_anew_counts():
+    class Thrice(nn.Module):
+        def forward(self, x):
+            return 3 * x
+
+    lipschitz_rule(Thrice)(lambda layer, place: 1.0)  # wrong
+    model, inputs = model_of(nn.Sequential(nn.Linear(6, 4), Thrice())), inputs_of()
+    before = model.certify(inputs).radius()
+    lipschitz_rule(Thrice)(lambda layer, place: 3.0)
+    assert (model.certify(inputs).radius() < before).all()

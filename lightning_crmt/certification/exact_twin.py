@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import ClassVar, TypeVar
 
 from torch import nn
@@ -19,6 +19,7 @@ from lightning_crmt.lipschitz import (
     encoder_bounds,
     fingerprint,
     lipschitz_bound,
+    rules_of,
 )
 
 #: Models whose twins are kept: more than one, for certificates of several models in turn.
@@ -35,7 +36,7 @@ class ExactTwin:
         head: in double precision.
     """
 
-    _twins: ClassVar[OrderedDict[str, ExactTwin]] = OrderedDict()
+    _twins: ClassVar[OrderedDict[Hashable, ExactTwin]] = OrderedDict()
 
     def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
         self.encoders = {name: _exact(encoder) for name, encoder in encoders.items()}
@@ -47,12 +48,14 @@ class ExactTwin:
     def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: Mapping[str, str]) -> ExactTwin:
         """The twin of these very weights, of parts that passed the gate: made once, and found again by what they hold.
 
+        By the rules for their layers too, as it knows the bounds.
+
         Args:
             encoders: by modality.
             head: late fusion.
             fingerprints: of the encoders.
         """
-        key = f"{fingerprints} {fingerprint(head)}"
+        key = fingerprint(head), *((name, fingerprints[name], rules_of(each)) for name, each in encoders.items())
         if key not in cls._twins:
             cls._twins[key] = cls(encoders, head)
             while len(cls._twins) > _KEPT:

@@ -9,6 +9,7 @@ from lightning_crmt.lipschitz.bounds import (
     encoder_bounds,
     lipschitz_bound,
     lipschitz_rule,
+    rules_of,
 )
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.estimate import estimate_lipschitz, margin_speeds
@@ -57,5 +58,6 @@ __all__ = [
     "margin_speeds",
     "refuse_compiled",
     "refuse_parts_out_of_reach",
+    "rules_of",
     "running_error",
 ]

@@ -10,6 +10,7 @@ from lightning_crmt.lipschitz.bounds.bound import (
     encoder_bounds,
     lipschitz_bound,
     lipschitz_rule,
+    rules_of,
 )
 
-__all__ = ["BOUND_LEVELS", "KnownBounds", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule"]
+__all__ = ["BOUND_LEVELS", "KnownBounds", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule", "rules_of"]

@@ -263,6 +263,11 @@ def lipschitz_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     return register
 
 
+def rules_of(module: nn.Module) -> tuple[Rule | None, ...]:
+    """The rules that a bound of ``module`` rests on, part by part: one of yours may be registered anew."""
+    return tuple(_rule_of(part) for part in module.modules())
+
+
 def _rule_of(module: nn.Module) -> Rule | None:
     """The rule for the exact type of ``module``, before any parametrisation; ``None`` if there is none."""
     kind = parametrize.type_before_parametrizations(module)
