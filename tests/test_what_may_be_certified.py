@@ -22,6 +22,7 @@ from lightning_crmt import (
     Soundness,
     encoder_bounds,
     estimate_lipschitz,
+    lipschitz_bound,
     lipschitz_rule,
     with_fixed_weights,
 )
@@ -623,3 +624,52 @@ def test_a_rule_that_is_registered_anew_counts():
     before = model.certify(inputs).radius()
     lipschitz_rule(Thrice)(lambda layer, place: 3.0)
     assert (model.certify(inputs).radius() < before).all()
+
+
+class Equal(nn.Module):
+    """Equal to every other of its kind, as a dataclass without fields is."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+    def __eq__(self, other):
+        return isinstance(other, Equal)
+
+    def __hash__(self):
+        return 1
+
+
+def test_each_layer_has_a_bound_of_its_own_even_where_layers_are_equal():
+    lipschitz_rule(Equal)(lambda layer, place: abs(layer.factor))
+    assert lipschitz_bound(nn.Sequential(Equal(0.5), Equal(20.0))) == pytest.approx(10.0)
+    model, inputs = model_of(nn.Sequential(Equal(0.5), Equal(20.0), nn.Linear(6, 4))), inputs_of()
+    (slope,) = torch.linalg.svdvals(model.encoders["a"][2].weight.detach().double())[:1]
+    assert float(encoder_bounds(model.encoders).values["a"]) == pytest.approx(float(10 * slope))
+    rows = model.head.directions["a"].detach().double()
+    certificate = model.certify(inputs)
+    expected = 10 * slope * torch.cdist(rows, rows)[certificate.prediction]
+    torch.testing.assert_close(certificate.sensitivities["a"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_rule_that_asks_for_a_part_at_two_settings_gets_both_answers():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = Equal(1.0)
+
+        def forward(self, x):
+            return 0.1 * 10.0 * x
+
+    @lipschitz_rule(Twice)
+    def _(layer, place):
+        bounds = []
+        for layer.part.factor in (0.1, 10.0):
+            bounds.append(place.bound(layer.part, "part"))
+        return bounds[0] * bounds[1]
+
+    lipschitz_rule(Equal)(lambda layer, place: abs(layer.factor))
+    assert lipschitz_bound(Twice()) == pytest.approx(1.0)

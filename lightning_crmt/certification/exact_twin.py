@@ -14,7 +14,6 @@ from torch import nn
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.layers import Fixable
 from lightning_crmt.lipschitz import (
-    KnownBounds,
     LipschitzConstants,
     encoder_bounds,
     fingerprint,
@@ -42,7 +41,7 @@ class ExactTwin:
         self.encoders = {name: _exact(encoder) for name, encoder in encoders.items()}
         self.head = _exact(head)
         self._bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
-        self._known: KnownBounds = {}
+        self._layers: dict[tuple[int, tuple[int, ...]], float] = {}
 
     @classmethod
     def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: Mapping[str, str]) -> ExactTwin:
@@ -71,12 +70,15 @@ class ExactTwin:
         """
         key = tuple(shapes.items())
         if key not in self._bounds:
-            self._bounds[key] = encoder_bounds(self.encoders, shapes, known=self._known)
+            self._bounds[key] = encoder_bounds(self.encoders, shapes)
         return self._bounds[key]
 
     def layer_bound(self, layer: nn.Module, shape: tuple[int, ...]) -> float:
         """Bound of a layer of an encoder at a shape."""
-        return lipschitz_bound(layer, shape, known=self._known)
+        key = id(layer), shape
+        if key not in self._layers:
+            self._layers[key] = lipschitz_bound(layer, shape)
+        return self._layers[key]
 
 
 def _exact(module: M) -> M:

@@ -4,7 +4,6 @@
 
 from lightning_crmt.lipschitz.bounds import (
     BOUND_LEVELS,
-    KnownBounds,
     Place,
     encoder_bounds,
     lipschitz_bound,
@@ -37,7 +36,6 @@ __all__ = [
     "UNIT_ROUNDOFF",
     "Encoders",
     "ForwardError",
-    "KnownBounds",
     "LipschitzConstants",
     "NoBoundError",
     "Place",

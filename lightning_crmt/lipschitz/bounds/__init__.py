@@ -5,7 +5,6 @@
 from lightning_crmt.lipschitz.bounds import rules as rules  # registers them
 from lightning_crmt.lipschitz.bounds.bound import (
     BOUND_LEVELS,
-    KnownBounds,
     Place,
     encoder_bounds,
     lipschitz_bound,
@@ -13,4 +12,4 @@ from lightning_crmt.lipschitz.bounds.bound import (
     rules_of,
 )
 
-__all__ = ["BOUND_LEVELS", "KnownBounds", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule", "rules_of"]
+__all__ = ["BOUND_LEVELS", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule", "rules_of"]

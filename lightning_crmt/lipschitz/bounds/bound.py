@@ -33,16 +33,8 @@ from lightning_crmt.soundness import Soundness
 BOUND_LEVELS = (Soundness.SOUND, Soundness.RIGOROUS)
 
 
-#: Bounds of parts whose weights stay as they are, by part and shape of a sample.
-KnownBounds: TypeAlias = dict[tuple[nn.Module, tuple[int, ...] | None], float]
-
-
 def lipschitz_bound(
-    module: nn.Module,
-    input_shape: Sequence[int] | None = None,
-    *,
-    level: Soundness | str = Soundness.SOUND,
-    known: KnownBounds | None = None,
+    module: nn.Module, input_shape: Sequence[int] | None = None, *, level: Soundness | str = Soundness.SOUND
 ) -> float:
     r"""Upper bound of the l2 Lipschitz constant of ``module`` as it computes in evaluation mode.
 
@@ -61,7 +53,6 @@ def lipschitz_bound(
         input_shape: shape of one sample, without the batch dimension. Optional, but it tightens the bounds of
             convolutions and averages, and some paddings have a bound only with it.
         level: ``SOUND`` or ``RIGOROUS``, or its name.
-        known: sound bounds of parts computed before, which are taken and added to; weights must not have changed since.
 
     Raises:
         NoBoundError: a ``ValueError`` that names path and type of a module without a rule, whose settings or weights
@@ -82,9 +73,7 @@ def lipschitz_bound(
     if shape is not None and min(shape, default=0) < 1:
         raise ValueError(f"`input_shape` must hold sizes of one sample, all at least 1, got {shape}")
     with frozen_eval(module), torch.no_grad():
-        if level is Soundness.RIGOROUS:
-            return rigorous_bound(module)
-        return Place(known=known).bound(module, "", shape)
+        return rigorous_bound(module) if level is Soundness.RIGOROUS else Place().bound(module, "", shape)
 
 
 def encoder_bounds(
@@ -92,7 +81,6 @@ def encoder_bounds(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     *,
     level: Soundness | str = Soundness.SOUND,
-    known: KnownBounds | None = None,
 ) -> LipschitzConstants:
     """The constants that :func:`~lightning_crmt.certification.certify` takes, bounded for each encoder.
 
@@ -100,7 +88,6 @@ def encoder_bounds(
         encoders: one module per modality, by name.
         input_shapes: shape of one sample by modality, for tighter bounds; all of them or none.
         level: see :func:`lipschitz_bound`.
-        known: see :func:`lipschitz_bound`.
 
     Returns:
         Constants of the encoders, with ``Soundness.SOUND`` or ``RIGOROUS``: scalars in double precision on the CPU,
@@ -118,9 +105,7 @@ def encoder_bounds(
     if input_shapes is not None:
         check_same_modalities("input_shapes", input_shapes, encoders.keys())
     shapes = dict.fromkeys(encoders.keys()) if input_shapes is None else input_shapes
-    bounds = of_each_encoder(
-        encoders, lambda name, encoder: lipschitz_bound(encoder, shapes[name], level=level, known=known)
-    )
+    bounds = of_each_encoder(encoders, lambda name, encoder: lipschitz_bound(encoder, shapes[name], level=level))
     values = {name: torch.tensor(_single_precision_up(bound), dtype=torch.float64) for name, bound in bounds.items()}
     return LipschitzConstants(
         values,
@@ -137,7 +122,6 @@ class Place:
     Args:
         path: name of the module as in ``named_modules``, ``""`` for the whole.
         input_shape: shape of one sample as it enters the module, without the batch; ``None`` if unknown.
-        known: sound bounds of parts computed before, which are taken and added to.
 
     Attributes:
         path: see above.
@@ -157,12 +141,9 @@ class Place:
     0.0625
     """
 
-    def __init__(
-        self, path: str = "", input_shape: tuple[int, ...] | None = None, known: KnownBounds | None = None
-    ) -> None:
+    def __init__(self, path: str = "", input_shape: tuple[int, ...] | None = None) -> None:
         self.path = path
         self.input_shape = input_shape
-        self._known = {} if known is None else known
 
     def bound(self, part: nn.Module, name: str, input_shape: tuple[int, ...] | None = None) -> float:
         """Bound of a part, called ``name`` in its parent.
@@ -170,9 +151,7 @@ class Place:
         Raises:
             NoBoundError: naming the part, if it has no rule or the rule refuses it.
         """
-        if (part, input_shape) in self._known:
-            return self._known[part, input_shape]
-        here = Place(f"{self.path}.{name}".strip("."), input_shape, self._known)
+        here = Place(f"{self.path}.{name}".strip("."), input_shape)
         refuse_changed_behaviour(part, here.path)
         where, rule = place_of(part, here.path), _rule_of(part)
         if rule is None:
@@ -187,7 +166,6 @@ class Place:
             raise NoBoundError(f"no Lipschitz bound for {where}: {error}") from error
         if not (math.isfinite(bound) and bound >= 0):
             raise NoBoundError(f"the bound of {where}, must be finite and >= 0, got {bound}")
-        self._known[part, input_shape] = bound
         return bound
 
     def output_shape(self, part: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
