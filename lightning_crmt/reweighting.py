@@ -225,9 +225,10 @@ def keep_scores(
     >>> kept.scores["audio"].shape, kept.constants.values["audio"].shape
     (torch.Size([14, 10]), torch.Size([10]))
     """
-    search = constants if isinstance(constants, ProbeSearch) else None
-    level = CONSTANTS_LEVELS[0] if isinstance(constants, ProbeSearch) else constants
-    level = Soundness.among(CONSTANTS_LEVELS, "constants", level)
+    if isinstance(constants, ProbeSearch):
+        search, level = constants, Soundness.ESTIMATED
+    else:
+        search, level = None, Soundness.among(CONSTANTS_LEVELS, "constants", constants)
     scores: list[dict[str, Tensor]] = []
     targets: list[Tensor] = []
     bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}

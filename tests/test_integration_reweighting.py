@@ -231,6 +231,19 @@ def test_names_of_the_last_release_are_met_with_a_warning(settings, epochs):
         assert IntegrationReweighting(**settings).epochs == epochs
 
 
+@pytest.mark.filterwarnings("ignore:`last_epochs` and `start_epoch`:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"last_epochs": 0}, "`last_epochs` must be at least 1, got 0"),
+        ({"start_epoch": -1}, "`start_epoch` must be at least 0, got -1"),
+    ],
+)
+def test_they_are_checked_as_they_were(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        IntegrationReweighting(**settings)
+
+
 class Never(Callback):
     def on_train_batch_start(self, *args):
         raise AssertionError("training began")

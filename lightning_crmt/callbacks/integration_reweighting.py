@@ -106,6 +106,8 @@ class IntegrationReweighting(Callback):
                 DeprecationWarning,
                 stacklevel=3,
             )
+            check_at_least(1, last_epochs=self.last_epochs)
+            check_at_least(0, start_epoch=self.start_epoch)
             self.epochs = self.last_epochs or self.epochs
         check_at_least(1, epochs=self.epochs, batch_size=self.batch_size, passes=self.passes)
         check_positive(lr=self.lr, clip=self.clip)
