@@ -92,6 +92,15 @@ def test_what_reweight_cannot_follow_is_said(tmp_path, capsys):
     assert "--out must not exist yet" in error_of(
         capsys, "reweight", "--config", config, "--ckpt_path", path, "--out", path
     )
+    words = ["--config", config, "--out", "two.ckpt"]
+    (tmp_path / "broken.ckpt").write_text("hello")
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    for other in ("broken.ckpt", "other.ckpt"):
+        error = error_of(capsys, "reweight", *words, "--ckpt_path", other)
+        assert "--ckpt_path must be a checkpoint with a `state_dict`" in error
+    seven = "--model.init_args.num_classes=7"
+    assert "of this config: Error" in error_of(capsys, "reweight", *words, "--ckpt_path", path, seven)
+    assert not (tmp_path / "two.ckpt").exists()
     assert "the following arguments are required: --out" in error_of(capsys, "reweight", "--ckpt_path", path)
     assert "trainer" in error_of(
         capsys, "reweight", "--config", config, "--ckpt_path", path, "--out", "two.ckpt", "--trainer.epochs=3"

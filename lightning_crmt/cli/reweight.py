@@ -48,10 +48,19 @@ def reweight_command(words: Sequence[str], make: Callable[[list[str]], Lightning
     if data is None:
         parser.error("--data must be given")
     step_2 = (callbacks_of(trainer, IntegrationReweighting) or [IntegrationReweighting()])[0]
-    checkpoint = torch.load(own.ckpt_path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(own.ckpt_path, map_location="cpu", weights_only=True)
+        state = checkpoint["state_dict"]
+    except Exception as error:  # whatever reading a file of another kind raises
+        parser.error(
+            f"--ckpt_path must be a checkpoint with a `state_dict`, of tensors and plain Python, got {error!r}"
+        )
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        parser.error(f"--ckpt_path must be a checkpoint of this config: {error}")
     module.to(trainer.strategy.root_device)
     module.check_parts()
     head = check_reweightable(module.head)
