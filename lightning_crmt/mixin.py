@@ -25,7 +25,7 @@ from lightning_crmt.checks import (
 )
 from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
-from lightning_crmt.lipschitz import CODE, LipschitzConstants
+from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
 from lightning_crmt.losses import margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.random_state import random_state, set_random_state
@@ -90,6 +90,13 @@ class CRMTMixin(LightningModule):
         module = super().__new__(cls)
         module.training_stage = Stage(module)
         return module
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out compiled code, as every other module does: a copy is not compiled."""
+        state = super().__getstate__()
+        state.pop("_compiled_call_impl", None)
+        return state
 
     def forward(self, inputs: Inputs) -> FusionOutput:
         """Logits and uni-modal scores of a batch.
@@ -174,10 +181,7 @@ class CRMTMixin(LightningModule):
         Raises:
             ValueError: if ``forward`` does more than the mixin's: bounds of the encoders say nothing about that.
         """
-        own = type(self)
-        changed = [
-            name for name in CODE if name in vars(self) or getattr(own, name, 0) is not getattr(CRMTMixin, name, 0)
-        ]
+        changed = replaced_calls(self, CRMTMixin)
         hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
         changed += [f"the hook {getattr(hook, '__qualname__', type(hook).__name__)}" for hook in hooks]
         if changed:
@@ -291,3 +295,6 @@ class CRMTMixin(LightningModule):
         for name, scores in {"joint": output.logits, **output.scores}.items():
             numbers[Key(split, "accuracy", name)] = (scores.argmax(dim=1) == target).float().mean()
         self.log_dict({str(key): value for key, value in numbers.items()}, batch_size=len(target), sync_dist=True)
+
+
+remember_code(CRMTMixin)

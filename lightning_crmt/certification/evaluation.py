@@ -10,6 +10,7 @@ prediction cannot be vouched for, and the radius is 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 
 import torch
@@ -128,8 +129,7 @@ class Evaluation:
         with frozen_eval(model), torch.no_grad():
             inputs = as_taken_by(model, inputs)
             examine(dict(encoders.items()), self.head)
-            if self.level is Soundness.RIGOROUS:
-                refuse_compiled(model, "")
+            refuse_compiled([("", model)])
             fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             _refuse_other(lipschitz, self.level, fingerprints, shapes)
@@ -150,20 +150,20 @@ class Evaluation:
                     f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
                     "lipschitz=estimate_lipschitz(model, batches)"
                 ) from error
-            self.exact_head, self.feature_errors = twin.head, {}
+            self._exact_head, self._feature_errors = twin.head, {}
             exact: dict[str, Tensor] = {}
             precisions: dict[str, list[Precision]] = {}
             for name, encoder in encoders.items():
                 weights = [tensor for tensor in encoder.parameters() if tensor.is_floating_point()]
                 precisions[name] = _precisions(weights or [inputs[name]])
-                exact[name], self.feature_errors[name] = running_error(
+                exact[name], self._feature_errors[name] = running_error(
                     encoder,
                     twin.encoders[name],
                     inputs[name].to(device_of(twin.head), torch.float64),
                     _coarsest(precisions[name]),
                     twin.layer_bound,
                 )
-            self.exact_output = self.exact_head(exact)
+            self._exact_output = self._exact_head(exact)
             of_head = _precisions([*self.head.directions.values(), self.head.bias])
             self.precision = _coarsest(of_head)
             # What rounding takes from margins in the twin, as a share of what it may take in the model as it runs.
@@ -182,7 +182,7 @@ class Evaluation:
             names = list(self.head.in_features)
             present = [name for name in names if name not in missing]
             running = fused(self.output, self.head, names, missing)
-            exact = fused(self.exact_output, self.exact_head, names, missing)
+            exact = fused(self._exact_output, self._exact_head, names, missing)
             prediction = running.argmax(dim=1).to(exact.device)
             margins = margins_of(exact, prediction)
             slack = self._slack(prediction, present)
@@ -194,7 +194,7 @@ class Evaluation:
             margins = torch.where(vouched[:, None], margins - slack * self.share_of_double, 0.0)
             slopes = {
                 name: pair[prediction] if name in present else torch.zeros_like(margins)
-                for name, pair in sensitivities(self.constants, self.exact_head).items()
+                for name, pair in sensitivities(self.constants, self._exact_head).items()
             }
         return Certificate(prediction, margins, slopes, Soundness.SOUND, tuple(missing))
 
@@ -205,7 +205,7 @@ class Evaluation:
             return False
         if self.level is Soundness.RIGOROUS:
             return torch.allclose(logits, own, rtol=0.0, atol=0.0, equal_nan=True)
-        exact = self.exact_output.logits
+        exact = self._exact_output.logits
         prediction = own.argmax(dim=1).to(exact.device)
         apart = (margins_of(logits.to(exact), prediction) - margins_of(exact, prediction)).abs()
         return not (apart > self._slack(prediction, list(self.head.in_features))).any()
@@ -219,17 +219,20 @@ class Evaluation:
         with the errors :math:`e^m` of the features. Where the head computes its rows anew in every pass they come out a
         little different from one machine to another, which the factor 4 is for.
         """
-        exact, running = self.exact_head.class_weights, self.head.class_weights
+        exact, running = self._exact_head.class_weights, self.head.class_weights
         terms = max(self.head.in_features.values()) + len(self.head.in_features) + 4
+        directions, weights = self._exact_head.directions, self._exact_head.integration_weights
         gamma = 4 * self.precision.gamma(terms)
-        each = gamma * self.exact_head.bias.abs() + terms * self.precision.smallest
+        each = gamma * self._exact_head.bias.abs() + terms * self.precision.smallest
         slack = each[prediction][:, None] + each
         for name in present:
-            rows, error = exact[name], self.feature_errors[name]
-            size = self.exact_output.features[name].norm(dim=1) + error
+            rows, error = exact[name], self._feature_errors[name]
+            size = self._exact_output.features[name].norm(dim=1) + error
             each = gamma * rows.norm(dim=1) + 4 * (running[name].to(rows) - rows).norm(dim=1)
             slack = slack + (each[prediction][:, None] + each) * size[:, None]
             slack = slack + row_distances(rows)[prediction] * error[:, None]
+            longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
+            slack = torch.where((longest * size < self.precision.largest)[:, None], slack, math.inf)
         return slack
 
 

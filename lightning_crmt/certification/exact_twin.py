@@ -1,12 +1,18 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A twin of encoders and a head in exact arithmetic, and bounds of its parts."""
+"""A twin of encoders and a head in exact arithmetic, and bounds of its parts.
+
+A twin is kept for later certificates only where torch's and this package's types are all there is: what these compute
+is what they hold, and a fingerprint says whether they still hold it. A layer, a rule or a parametrisation of your own
+may read a class attribute, a closure or a file, so for it everything is computed again, every time.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from torch import nn
@@ -18,7 +24,8 @@ from lightning_crmt.lipschitz import (
     encoder_bounds,
     fingerprint,
     lipschitz_bound,
-    rules_of,
+    rule_for,
+    wholly_known,
 )
 
 #: Models whose twins are kept: more than one, for certificates of several models in turn.
@@ -38,23 +45,26 @@ class ExactTwin:
     _twins: ClassVar[OrderedDict[Hashable, ExactTwin]] = OrderedDict()
 
     def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
-        self.encoders = {name: _exact(encoder) for name, encoder in encoders.items()}
-        self.head = _exact(head)
+        self.encoders = {name: _exact(encoder, name) for name, encoder in encoders.items()}
+        self.head = _exact(head, "head")
         self._bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
         self._layers: dict[tuple[int, tuple[int, ...]], float] = {}
 
     @classmethod
     def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: Mapping[str, str]) -> ExactTwin:
-        """The twin of these very weights, of parts that passed the gate: made once, and found again by what they hold.
-
-        By the rules for their layers too, as it knows the bounds.
+        """The twin of these very weights, of parts that passed the gate.
 
         Args:
             encoders: by modality.
             head: late fusion.
             fingerprints: of the encoders.
+
+        Raises:
+            NoBoundError: for a layer that computes its weights in a way of its own and has no rule.
         """
-        key = fingerprint(head), *((name, fingerprints[name], rules_of(each)) for name, each in encoders.items())
+        if not all(map(wholly_known, [*encoders.values(), head])):
+            return cls(encoders, head)
+        key = fingerprint(head), *((name, fingerprints[name]) for name in encoders)
         if key not in cls._twins:
             cls._twins[key] = cls(encoders, head)
             while len(cls._twins) > _KEPT:
@@ -63,7 +73,7 @@ class ExactTwin:
         return cls._twins[key]
 
     def bounds(self, shapes: Mapping[str, tuple[int, ...]]) -> LipschitzConstants:
-        """Sound bounds of the encoders for samples of these shapes.
+        """Sound bounds of the encoders for samples of these shapes, the caller's own.
 
         Raises:
             NoBoundError: naming the modality and the layer.
@@ -71,7 +81,8 @@ class ExactTwin:
         key = tuple(shapes.items())
         if key not in self._bounds:
             self._bounds[key] = encoder_bounds(self.encoders, shapes)
-        return self._bounds[key]
+        kept = self._bounds[key]
+        return replace(kept, values={name: value.clone() for name, value in kept.values.items()})
 
     def layer_bound(self, layer: nn.Module, shape: tuple[int, ...]) -> float:
         """Bound of a layer of an encoder at a shape."""
@@ -81,9 +92,15 @@ class ExactTwin:
         return self._layers[key]
 
 
-def _exact(module: M) -> M:
-    # Orthogonal rows are computed in double precision, from the raw weights.
-    known = {id(part): _double(copy.deepcopy(part)).fixed() for part in module.modules() if isinstance(part, Fixable)}
+def _exact(module: M, path: str) -> M:
+    known = {}
+    part: nn.Module
+    for place, part in module.named_modules(prefix=path):
+        if isinstance(part, Fixable):
+            if not isinstance(part, LateFusion):
+                rule_for(part, place)  # the one that is used is for what is fixed, which says nothing of what runs
+            # Orthogonal rows are computed in double precision, from the raw weights.
+            known[id(part)] = _double(copy.deepcopy(part)).fixed()
     return _double(copy.deepcopy(module, known))
 
 

@@ -134,5 +134,5 @@ def own_class(classes: Tensor, num_classes: int) -> Tensor:
 
 def _power_of_two(value: Tensor) -> Tensor:
     """A power of two near each number, to divide and multiply by without rounding; 1 for 0, infinity and NaN."""
-    scale = torch.ldexp(torch.ones_like(value), torch.frexp(value).exponent.clamp(-120, 120))
+    scale = value / (2 * torch.frexp(value).mantissa)  # exact, as the quotient is a power of two
     return torch.where(value.isfinite() & (value > 0), scale, torch.ones_like(scale))

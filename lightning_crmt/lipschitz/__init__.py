@@ -8,13 +8,12 @@ from lightning_crmt.lipschitz.bounds import (
     encoder_bounds,
     lipschitz_bound,
     lipschitz_rule,
-    rules_of,
+    rule_for,
 )
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.estimate import estimate_lipschitz, margin_speeds
 from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.gate import (
-    CODE,
     Encoders,
     NoBoundError,
     encoders_and_head,
@@ -23,6 +22,9 @@ from lightning_crmt.lipschitz.gate import (
     fixed_head,
     refuse_compiled,
     refuse_parts_out_of_reach,
+    remember_code,
+    replaced_calls,
+    wholly_known,
 )
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
 from lightning_crmt.lipschitz.rigorous.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
@@ -31,7 +33,6 @@ from lightning_crmt.lipschitz.screening import ProbeSearch
 
 __all__ = [
     "BOUND_LEVELS",
-    "CODE",
     "UNDERFLOW",
     "UNIT_ROUNDOFF",
     "Encoders",
@@ -56,6 +57,9 @@ __all__ = [
     "margin_speeds",
     "refuse_compiled",
     "refuse_parts_out_of_reach",
-    "rules_of",
+    "remember_code",
+    "replaced_calls",
+    "rule_for",
     "running_error",
+    "wholly_known",
 ]

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 
 from lightning_crmt.checks import describe
 from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion, OrthogonalFusion
@@ -23,22 +23,64 @@ Encoders: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 
 #: The methods between calling a module and its output.
 CODE = {"__call__", "__getattribute__", "__getattr__", "_call_impl", "_wrapped_call_impl", "forward", "_conv_forward"}
+# Where torch makes the properties that stand in for parametrised weights.
+_INJECTED = parametrize._inject_property.__qualname__ + "."
 # Environment variables that make libraries shorten the factors of products in single precision.
 _SHORTENING = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
 
 
 #: Heads whose code is known; a subclass may compute something else.
 _HEADS = (LinearFusion, OrthogonalFusion, FixedFusion)
-#: What a head's output is computed by besides.
-_HEAD_CODE = {"fuse", "directions", "integration_weights", "class_weights"}
+#: What layers and heads keep their weights in.
+_HOLDERS = (
+    nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList, parametrize.ParametrizationList,
+    parametrizations._Orthogonal, parametrizations._SpectralNorm, parametrizations._WeightNorm,
+)  # fmt: skip
+
+#: The methods of each type when it became known, by name.
+_KNOWN_CODE: dict[type, dict[str, object]] = {}
+#: Types of torch and this package, whose code reads its own attributes and nothing else.
+_CLOSED: set[type] = set()
 
 
-def _code(kind: type[nn.Module]) -> list[object]:
-    return [getattr(kind, name, None) for name in sorted(CODE | _HEAD_CODE)]
+def remember_code(*kinds: type, closed: bool = False) -> None:
+    """Remember the methods of types as they are now: what is proved of a type is proved of these.
+
+    Args:
+        kinds: modules.
+        closed: whether their code reads nothing but their own attributes.
+    """
+    for kind in kinds:
+        methods = {
+            name
+            for base in kind.__mro__
+            if base not in (nn.Module, object)
+            for name, value in vars(base).items()
+            if hasattr(type(value), "__get__") and name not in ("__dict__", "__weakref__")
+        }
+        _KNOWN_CODE[kind] = {name: _code(kind, name) for name in CODE | methods}
+        (_CLOSED.add if closed else _CLOSED.discard)(kind)
 
 
-#: The methods of each type when it became known.
-_KNOWN_CODE: dict[type[nn.Module], list[object]] = {kind: _code(kind) for kind in _HEADS}
+def replaced_code(module: nn.Module, kind: type) -> set[str]:
+    """Names of methods that ``module`` runs in the place of those that were remembered of ``kind``."""
+    if kind not in _KNOWN_CODE:
+        return vars(module).keys() & CODE
+    known = _KNOWN_CODE[kind]
+    return {name for name, code in known.items() if name in vars(module) or _code(type(module), name) != code}
+
+
+def replaced_calls(module: nn.Module, kind: type) -> list[str]:
+    """Names of the methods between calling ``module`` and its output that are not those remembered of ``kind``."""
+    return sorted(replaced_code(module, kind) & CODE)
+
+
+def _code(kind: type, name: str) -> object:
+    code = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    return code, getattr(code, "__code__", None)
+
+
+remember_code(*_HEADS, *_HOLDERS, closed=True)
 
 
 class NoBoundError(ValueError):
@@ -125,7 +167,8 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
 
     Raises:
         TypeError: for a head that is not exactly of a known type, and weights that are not plain tensors.
-        NoBoundError: a ``ValueError``, for hooks, replaced methods, and weights that change at every pass.
+        NoBoundError: a ``ValueError``, for hooks, replaced methods, compiled code, and weights that change at every
+            pass.
 
     >>> encoder, head = nn.Linear(3, 4), LinearFusion({"audio": 4}, num_classes=2)
     >>> examine({"audio": encoder}, head)
@@ -141,9 +184,8 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
             f"`head` must be exactly one of {', '.join(kind.__name__ for kind in _HEADS)} to be certified, got "
             f"{describe(head)}: a subclass may compute something else. Estimated constants still give estimates"
         )
-    if replaced := vars(head).keys() & _HEAD_CODE:
-        raise NoBoundError(f"{place_of(head, 'head')}, must run its type's code; {replaced} was replaced")
     for name, module in {**encoders, "head": head}.items():
+        refuse_compiled(module.named_modules(prefix=name))
         for path, part in module.named_modules(prefix=name):
             refuse_changed_behaviour(part, path)
             for own, tensor in [*part._parameters.items(), *part._buffers.items()]:
@@ -187,7 +229,7 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
             "by a QR decomposition, differs in the last bits from one number of threads to another; fix them first "
             "with lightning_crmt.with_fixed_weights"
         )
-    refuse_compiled(head, "head")
+    refuse_compiled(head.named_modules(prefix="head"))
     for name, part in head.named_modules(prefix="head"):
         refuse_changed_behaviour(part, name)
         refuse_parametrised(part, name)
@@ -199,11 +241,6 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
             f"rounding elsewhere; got {', '.join(precisions)}"
         )
     return head
-
-
-def remember_code(kind: type[nn.Module]) -> None:
-    """Remember the methods of a type as they are now: its rule is for these."""
-    _KNOWN_CODE[kind] = _code(kind)
 
 
 def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
@@ -220,17 +257,12 @@ def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
             f"{where}, must have no forward hooks, they can change what it computes; "
             f"got {', '.join(getattr(hook, '__qualname__', type(hook).__name__) for hook in hooks)}"
         )
-    if hasattr(module, "_orig_mod"):
-        raise NoBoundError(f"{where}, hides the module that torch.compile got: compile it in place, encoder.compile()")
-    replaced = vars(module).keys() & CODE
-    compiled = module._compiled_call_impl
-    if compiled is not None and getattr(compiled, "_torchdynamo_orig_callable", None) != module._call_impl:
-        replaced = {*replaced, "_compiled_call_impl"}
+    replaced = replaced_code(module, parametrize.type_before_parametrizations(module))
+    for name in _parametrised(module):
+        if not getattr(getattr(vars(type(module)).get(name), "fget", None), "__qualname__", "").startswith(_INJECTED):
+            replaced.add(name)
     if replaced:
         raise NoBoundError(f"{where}, must run its type's code; {replaced} was replaced")
-    kind = type(module)
-    if _KNOWN_CODE.get(kind, _code(kind)) != _code(kind):
-        raise NoBoundError(f"{where}, must run the code that is known, but methods of its type were replaced")
     for name in _parametrised(module):
         first, second = getattr(module, name), getattr(module, name)
         if isinstance(first, Tensor) and not torch.equal(first, second) and first.isfinite().all():
@@ -238,6 +270,32 @@ def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
                 f"{where}, must have a fixed `{name}`; it changes at every pass, "
                 "fix it with torch.nn.utils.parametrize.remove_parametrizations"
             )
+
+
+def refuse_other_weights(running: nn.Module, twin: nn.Module, tolerance: float) -> None:
+    """Refuse weights that are computed to other numbers in double precision than in the precision that they run in.
+
+    Args:
+        running: a layer as it runs.
+        twin: in double precision.
+        tolerance: how far entries may be apart, as a share of the largest.
+
+    Raises:
+        NoBoundError: naming the layer's type and the weight.
+    """
+    for path, exact in twin.named_modules():
+        part = running.get_submodule(path)
+        for name in [*exact._parameters, *exact._buffers, *_parametrised(exact)]:
+            weight, right = getattr(part, name), getattr(exact, name)
+            if not isinstance(right, Tensor):
+                continue
+            apart = (weight.to(right) - right).abs()
+            if not (apart <= tolerance * right.abs().max()).all():
+                raise NoBoundError(
+                    f"{place_of(part, path)}, must have a `{name}` that is the same in double precision up to "
+                    f"rounding, it is off by up to {float(apart.max()):.3g}, as where weights are rounded: store it "
+                    "with torch.nn.utils.parametrize.remove_parametrizations"
+                )
 
 
 def refuse_parametrised(module: nn.Module, path: str) -> None:
@@ -260,18 +318,34 @@ def refuse_parametrised(module: nn.Module, path: str) -> None:
         )
 
 
-def refuse_compiled(module: nn.Module, name: str) -> None:
-    """Refuse parts that were compiled: rounding was proved of torch's own code, and a compiler orders sums as it likes.
+def refuse_compiled(parts: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse parts that were compiled: a compiler orders sums as it likes, and its code is of the time of compilation.
+
+    A hook that was removed since, or a method that was replaced, goes on in it without anything that shows.
+
+    Args:
+        parts: with their paths, as ``named_modules`` gives them.
 
     Raises:
         NoBoundError: naming the part.
     """
-    for path, part in module.named_modules(prefix=name):
-        if part._compiled_call_impl is not None:
+    for path, part in parts:
+        if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
             raise NoBoundError(
-                f"{place_of(part, path)}, is refused at level 'rigorous': nothing is proved about the rounding of "
-                "compiled code; level 'sound' takes it"
+                f"{place_of(part, path)}, was compiled, and compiled code may be that of a former state: certify what "
+                "is not compiled, such as copy.deepcopy(model) of a model that was compiled in place"
             )
+
+
+def wholly_known(module: nn.Module) -> bool:
+    """Whether all parts of ``module`` are of torch's and this package's types: what they compute is what they hold.
+
+    A layer of your own may read anything, so nothing may be remembered of it.
+
+    >>> wholly_known(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
+    True
+    """
+    return all(parametrize.type_before_parametrizations(part) in _CLOSED for part in module.modules())
 
 
 def _parametrised(module: nn.Module) -> dict[str, list[str]]:

@@ -39,9 +39,10 @@ from lightning_crmt.layers import (
     Scale,
     ScaledAvgPool1d,
     ScaledAvgPool2d,
+    with_fixed_weights,
 )
 from lightning_crmt.lipschitz.bounds.rules import batch_norm_scale, convolution_of
-from lightning_crmt.lipschitz.gate import unit_of_factors
+from lightning_crmt.lipschitz.gate import refuse_other_weights, unit_of_factors, wholly_known
 
 #: By how much algorithms such as Winograd's may exceed the error of direct sums.
 _CONVOLUTION = 4.0
@@ -118,6 +119,9 @@ def running_error(
         Features ``(B, ...)`` in double precision, and a bound of the l2 norm of the error, ``(B,)``; infinite where
         numbers may overflow.
 
+    Raises:
+        NoBoundError: for weights that are computed to other numbers in double precision.
+
     >>> from lightning_crmt.lipschitz import lipschitz_bound
     >>> layer, x = nn.Linear(3, 2), torch.ones(5, 3).double()
     >>> twin = nn.Linear(3, 2).double()
@@ -127,6 +131,9 @@ def running_error(
     >>> features.shape, bool((error < 1e-6).all())
     (torch.Size([5, 2]), True)
     """
+    if not wholly_known(running):
+        running = with_fixed_weights(running)
+        refuse_other_weights(running, twin, _REGISTERED * precision.unit)
     return _Walk(precision, bounds)(running, twin, x, x.new_zeros(len(x)))
 
 
@@ -148,7 +155,11 @@ class _Walk:
         error = self.bounds(twin, tuple(z.shape[1:])) * error
         if kind not in _EXACT:
             error = error + self._made(running, twin, z, out, error)
-        return out, torch.where(_norm(out) < self.precision.largest, error, math.inf)
+        return out, self._finite(out, error)
+
+    def _finite(self, magnitude: Tensor, error: Tensor) -> Tensor:
+        """The error, where neither numbers of this size nor sums on the way to them overflow."""
+        return torch.where(_norm(magnitude) < self.precision.largest, error, math.inf)
 
     def _made(self, running: Any, layer: Any, z: Tensor, out: Tensor, error: Tensor) -> Tensor:
         """What the layer's own rounding adds."""
@@ -165,10 +176,13 @@ class _Walk:
             scale, mean = batch_norm_scale(layer).to(z), torch.as_tensor(layer.running_mean).abs()
             bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.abs()
             magnitude = (z.abs() + mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape)
-            return p.gamma(6) * (_norm(magnitude) + float(scale.max()) * error) + p.smallest * entries
+            made = p.gamma(6) * (_norm(magnitude) + float(scale.max()) * error) + p.smallest * entries
+            return self._finite(magnitude, made)
         if isinstance(layer, _AVERAGES):
             count = math.prod(z.shape[2:]) + 2
-            return p.gamma(count) * (_norm(layer(z.abs())) + error) + p.smallest * entries
+            magnitude = layer(z.abs())
+            made = p.gamma(count) * (_norm(magnitude) + error) + p.smallest * entries
+            return self._finite(count * magnitude, made)
         if isinstance(layer, Scale):
             return p.gamma(1) * (_norm(out) + error) + p.smallest * entries
         count, terms = (_FUNCTION, math.sqrt(entries)) if isinstance(layer, _FUNCTIONS) else (_REGISTERED, 0.0)
@@ -183,7 +197,7 @@ class _Walk:
         drift: Tensor = running.weight.to(weight) - layer.weight
         apart = 4 * float(drift.norm()) * math.sqrt(math.prod(weight.shape[2:]))
         lost = self.precision.smallest * magnitude[0].numel() * weight[0].numel()
-        return gamma * (_norm(magnitude) + spread * error) + apart * (_norm(z) + error) + lost
+        return self._finite(magnitude, gamma * (_norm(magnitude) + spread * error) + apart * (_norm(z) + error) + lost)
 
     def _residual(self, running: Residual, twin: Residual, z: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         weight = float(twin.weight)

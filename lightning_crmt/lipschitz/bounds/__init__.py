@@ -9,7 +9,7 @@ from lightning_crmt.lipschitz.bounds.bound import (
     encoder_bounds,
     lipschitz_bound,
     lipschitz_rule,
-    rules_of,
+    rule_for,
 )
 
-__all__ = ["BOUND_LEVELS", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule", "rules_of"]
+__all__ = ["BOUND_LEVELS", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule", "rule_for"]

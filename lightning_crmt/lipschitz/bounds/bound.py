@@ -153,11 +153,7 @@ class Place:
         """
         here = Place(f"{self.path}.{name}".strip("."), input_shape)
         refuse_changed_behaviour(part, here.path)
-        where, rule = place_of(part, here.path), _rule_of(part)
-        if rule is None:
-            raise NoBoundError(
-                f"no Lipschitz bound is known for {where}; if you can prove one, register it with @lipschitz_rule"
-            )
+        where, rule = place_of(part, here.path), rule_for(part, here.path)
         try:
             bound = float(rule(part, here))
         except NoBoundError:  # of a part, which the error names already
@@ -233,17 +229,26 @@ def lipschitz_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
             raise ValueError(f"`types` must not hold {kind.__name__}, lightning_crmt has a rule for it")
 
     def register(rule: Rule) -> Rule:
-        for kind in types:
-            _RULES[kind] = rule
-            remember_code(kind)
+        _RULES.update(dict.fromkeys(types, rule))
+        remember_code(*types, closed=rule.__module__.startswith("lightning_crmt."))
         return rule
 
     return register
 
 
-def rules_of(module: nn.Module) -> tuple[Rule | None, ...]:
-    """The rules that a bound of ``module`` rests on, part by part: one of yours may be registered anew."""
-    return tuple(_rule_of(part) for part in module.modules())
+def rule_for(module: nn.Module, path: str) -> Rule:
+    """The rule for a module's exact type.
+
+    Raises:
+        NoBoundError: naming the module, if there is none.
+    """
+    rule = _rule_of(module)
+    if rule is None:
+        raise NoBoundError(
+            f"no Lipschitz bound is known for {place_of(module, path)}; if you can prove one, register it with "
+            "@lipschitz_rule"
+        )
+    return rule
 
 
 def _rule_of(module: nn.Module) -> Rule | None:
