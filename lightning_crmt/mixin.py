@@ -91,13 +91,6 @@ class CRMTMixin(LightningModule):
         module.training_stage = Stage(module)
         return module
 
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves out compiled code, as every other module does: a copy is not compiled."""
-        state = super().__getstate__()
-        state.pop("_compiled_call_impl", None)
-        return state
-
     def forward(self, inputs: Inputs) -> FusionOutput:
         """Logits and uni-modal scores of a batch.
 

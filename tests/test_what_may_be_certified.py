@@ -592,32 +592,62 @@ def test_layers_without_a_rule_are_named():
 
 
 @pytest.mark.parametrize("part", ["encoder", "layer", "head", "model"])
-@pytest.mark.parametrize("level", ["sound", "rigorous"])
-def test_what_was_compiled_is_refused_and_its_copy_is_not(part, level):
+def test_what_is_compiled_in_place_is_certified_but_not_rigorously(part):
     model, inputs = model_of(MLP(6, 4)), inputs_of()
-    plain = model.certify(inputs, level=level)
+    plain = model.certify(inputs)
     encoder = model.encoders["a"]
     {"encoder": encoder, "layer": encoder.layers[0], "head": model.head, "model": model}[part].compile(backend="eager")
-    with pytest.raises(NoBoundError, match=r"was compiled, .* copy.deepcopy"):
-        model.certify(inputs, level=level)
+    assert model.certify(inputs).radius().equal(plain.radius())
+    with pytest.raises(NoBoundError, match=r"refused at level 'rigorous': nothing is proved about .* compiled code"):
+        model.certify(inputs, level="rigorous")
     if part in ("encoder", "layer"):
-        with pytest.raises(NoBoundError, match="was compiled"):
+        with pytest.raises(NoBoundError, match="compiled code"):
             forward_error(encoder, inputs["a"])
-    assert copy.deepcopy(model).certify(inputs, level=level).radius().equal(plain.radius())
 
 
-def test_what_hides_the_module_that_was_compiled_is_refused():
-    with pytest.raises(NoBoundError, match="was compiled"):
-        model_of(torch.compile(nn.Linear(6, 4), backend="eager")).certify(inputs_of())
-    with pytest.raises(NoBoundError, match="was compiled"):
+def test_a_compiled_copy_is_refused_with_advice():
+    model = model_of(torch.compile(nn.Linear(6, 4), backend="eager"))
+    with pytest.raises(NoBoundError, match=r"hides the module that torch.compile got: .* encoder.compile"):
+        model.certify(inputs_of())
+
+
+def test_what_torch_compile_made_of_a_model_is_refused():
+    with pytest.raises(TypeError, match=r"must be the module itself, got what torch.compile made of it"):
         certify_late_fusion(torch.compile(model_of(), backend="eager"), inputs_of())
 
 
 def test_code_that_only_looks_compiled_is_refused():
     model = model_of()
     model.encoders["a"]._compiled_call_impl = lambda x: 100 * x[:, :4]
-    with pytest.raises(NoBoundError, match="was compiled"):
+    with pytest.raises(NoBoundError, match="were compiled, and they compute something else"):
         model.certify(inputs_of())
+
+
+class Helped(nn.Module):
+    def helper(self, x):
+        return 10 * x
+
+    def forward(self, x):
+        return self.helper(x)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_code_of_a_former_state_is_not_certified(whole, monkeypatch):
+    torch.compiler.reset()
+    lipschitz_rule(Helped)(lambda layer, place: 10.0)
+    encoder = nn.Sequential(nn.Linear(6, 4, bias=False), Helped())
+    model = CRMTModule({"a": encoder}, 2, in_features={"a": 4}).eval()
+    (model if whole else encoder).compile(backend="eager")
+    inputs, others = {"a": torch.zeros(3, 6)}, {"a": torch.randn(3, 6)}  # at 0 ten times as much is as much
+    with torch.no_grad():
+        before = model(others).logits
+        monkeypatch.setattr(Helped, "helper", lambda layer, x: x)
+        lipschitz_rule(Helped)(lambda layer, place: 1.0)
+        assert model(others).logits.equal(before)  # torch does not notice
+    with pytest.raises(NoBoundError, match=r"were compiled, and they compute something else.*torch.compiler.reset"):
+        model.certify(inputs)
+    torch.compiler.reset()
+    assert model.certify(inputs).soundness is Soundness.SOUND
 
 
 # --- code of your own: nothing is remembered of what it computes

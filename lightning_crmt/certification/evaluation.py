@@ -21,7 +21,7 @@ from lightning_crmt.certification.exact_twin import ExactTwin
 from lightning_crmt.certification.from_outputs import certify, certify_with_errors, fused
 from lightning_crmt.certification.inequality import margins_of, own_class, row_distances, sensitivities
 from lightning_crmt.checks import check_batch, check_inputs, describe
-from lightning_crmt.frozen_eval import as_taken_by, device_of, frozen_eval
+from lightning_crmt.frozen_eval import as_taken_by, device_of, evaluating, frozen_eval
 from lightning_crmt.lipschitz import (
     BOUND_LEVELS,
     LipschitzConstants,
@@ -35,8 +35,9 @@ from lightning_crmt.lipschitz import (
     refuse_compiled,
     refuse_parts_out_of_reach,
     running_error,
+    uncompiled,
 )
-from lightning_crmt.modality import Inputs, logits_of
+from lightning_crmt.modality import FusionOutput, Inputs, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -82,10 +83,8 @@ def certify_late_fusion(
         with frozen_eval(model), torch.no_grad():
             return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
     evaluation = Evaluation(model, inputs, lipschitz, level=level)
-    if "forward" in vars(model) or type(model).forward is not nn.Module.forward:
-        with frozen_eval(model), torch.no_grad():
-            logits = logits_of(model(as_taken_by(model, inputs)))
-        own = evaluation.output.logits
+    if _has_forward(model):
+        logits, own = _logits(model, inputs), evaluation.output.logits
         if not evaluation.explains(logits):
             raise ValueError(
                 "`model` must answer head({m: encoders[m](inputs[m])}) to be certified, and it answers something else: "
@@ -126,10 +125,11 @@ class Evaluation:
         encoders, self.head = encoders_and_head(model)
         check_inputs(inputs, encoders.keys())
         refuse_parts_out_of_reach(model)
-        with frozen_eval(model), torch.no_grad():
+        if self.level is Soundness.RIGOROUS:
+            refuse_compiled(model, "")
+        with frozen_eval(model), torch.no_grad(), uncompiled(model) as compiled:
             inputs = as_taken_by(model, inputs)
             examine(dict(encoders.items()), self.head)
-            refuse_compiled([("", model)])
             fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             _refuse_other(lipschitz, self.level, fingerprints, shapes)
@@ -169,6 +169,8 @@ class Evaluation:
             # What rounding takes from margins in the twin, as a share of what it may take in the model as it runs.
             everywhere = [each for part in [*precisions.values(), of_head] for each in part]
             self.share_of_double = max(each.share_of_double for each in everywhere)
+        if compiled:
+            self._refuse_other_code(model, inputs)
 
     def certificate(self, missing: Collection[str] = ()) -> Certificate:
         """The certificate of these predictions, or of those with some modalities dropped from the fusion.
@@ -210,6 +212,28 @@ class Evaluation:
         apart = (margins_of(logits.to(exact), prediction) - margins_of(exact, prediction)).abs()
         return not (apart > self._slack(prediction, list(self.head.in_features))).any()
 
+    def _refuse_other_code(self, model: nn.Module, inputs: Inputs) -> None:
+        """Refuse compiled code that computes something else than the code that was examined, here or nearby.
+
+        It may be that of a former state: torch keeps hooks that were removed, and helpers of layers as they were.
+        """
+        noise = torch.Generator().manual_seed(0)
+        nearby = {
+            name: value + value.std(correction=0).clamp(min=1) * torch.randn(value.shape, generator=noise).to(value)
+            for name, value in inputs.items()
+        }
+        with uncompiled(model):
+            evaluations = [(inputs, self), (nearby, Evaluation(model, nearby))]
+        for batch, evaluation in evaluations:
+            # As users run it too: code that was compiled with trained parameters is not used with frozen ones.
+            with evaluating(model), torch.autocast(device_of(model).type, enabled=False), torch.no_grad():
+                as_used = _answer(model, as_taken_by(model, batch))
+            if not (evaluation.explains(_logits(model, batch)) and evaluation.explains(as_used)):
+                raise NoBoundError(
+                    "`model` has parts that were compiled, and they compute something else than their code does now, "
+                    "as after a hook or a method was changed: call torch.compiler.reset() and run it again"
+                )
+
     def _slack(self, prediction: Tensor, present: Collection[str]) -> Tensor:
         r"""How far margins may be from exact ones as the model runs, ``(B, K)``.
 
@@ -234,6 +258,24 @@ class Evaluation:
             longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
             slack = torch.where((longest * size < self.precision.largest)[:, None], slack, math.inf)
         return slack
+
+
+def _has_forward(model: nn.Module) -> bool:
+    return "forward" in vars(model) or type(model).forward is not nn.Module.forward
+
+
+def _logits(model: nn.Module, inputs: Inputs) -> Tensor:
+    with frozen_eval(model), torch.no_grad():
+        return _answer(model, as_taken_by(model, inputs))
+
+
+def _answer(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Logits that the model answers, or else its head."""
+    if _has_forward(model):
+        return logits_of(model(inputs))
+    encoders, head = encoders_and_head(model)
+    output: FusionOutput = head({name: encoder(inputs[name]) for name, encoder in encoders.items()})
+    return output.logits
 
 
 def _precisions(tensors: Iterable[Tensor]) -> list[Precision]:

@@ -24,6 +24,7 @@ from lightning_crmt.lipschitz.gate import (
     refuse_parts_out_of_reach,
     remember_code,
     replaced_calls,
+    uncompiled,
     wholly_known,
 )
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
@@ -61,5 +62,6 @@ __all__ = [
     "replaced_calls",
     "rule_for",
     "running_error",
+    "uncompiled",
     "wholly_known",
 ]

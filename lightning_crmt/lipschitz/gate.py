@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -108,7 +109,8 @@ def encoders_and_head(model: nn.Module) -> tuple[Encoders, LateFusion]:
     """The encoders and the head of a model that consists of these alone.
 
     Raises:
-        TypeError: if it has none, a head that is not a late fusion, or parts that are not submodules of it.
+        TypeError: if it has none, a head that is not a late fusion, or parts that are not submodules of it; and for
+            what ``torch.compile`` made of a model, which does not show its code.
 
     >>> model = nn.Module()
     >>> model.encoders = nn.ModuleDict({"audio": nn.Linear(3, 4)})
@@ -117,6 +119,8 @@ def encoders_and_head(model: nn.Module) -> tuple[Encoders, LateFusion]:
     >>> list(encoders), head.num_classes
     (['audio'], 2)
     """
+    if hasattr(model, "_orig_mod"):
+        raise TypeError("`model` must be the module itself, got what torch.compile made of it: use model.compile()")
     encoders, head = getattr(model, "encoders", None), getattr(model, "head", None)
     if not isinstance(encoders, Mapping | nn.ModuleDict) or not isinstance(head, LateFusion):
         raise TypeError(
@@ -167,8 +171,7 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
 
     Raises:
         TypeError: for a head that is not exactly of a known type, and weights that are not plain tensors.
-        NoBoundError: a ``ValueError``, for hooks, replaced methods, compiled code, and weights that change at every
-            pass.
+        NoBoundError: a ``ValueError``, for hooks, replaced methods, and weights that change at every pass.
 
     >>> encoder, head = nn.Linear(3, 4), LinearFusion({"audio": 4}, num_classes=2)
     >>> examine({"audio": encoder}, head)
@@ -185,7 +188,6 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
             f"{describe(head)}: a subclass may compute something else. Estimated constants still give estimates"
         )
     for name, module in {**encoders, "head": head}.items():
-        refuse_compiled(module.named_modules(prefix=name))
         for path, part in module.named_modules(prefix=name):
             refuse_changed_behaviour(part, path)
             for own, tensor in [*part._parameters.items(), *part._buffers.items()]:
@@ -229,7 +231,7 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
             "by a QR decomposition, differs in the last bits from one number of threads to another; fix them first "
             "with lightning_crmt.with_fixed_weights"
         )
-    refuse_compiled(head.named_modules(prefix="head"))
+    refuse_compiled(head, "head")
     for name, part in head.named_modules(prefix="head"):
         refuse_changed_behaviour(part, name)
         refuse_parametrised(part, name)
@@ -257,6 +259,8 @@ def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
             f"{where}, must have no forward hooks, they can change what it computes; "
             f"got {', '.join(getattr(hook, '__qualname__', type(hook).__name__) for hook in hooks)}"
         )
+    if hasattr(module, "_orig_mod"):
+        raise NoBoundError(f"{where}, hides the module that torch.compile got: compile it in place, encoder.compile()")
     replaced = replaced_code(module, parametrize.type_before_parametrizations(module))
     for name in _parametrised(module):
         if not getattr(getattr(vars(type(module)).get(name), "fget", None), "__qualname__", "").startswith(_INJECTED):
@@ -318,23 +322,38 @@ def refuse_parametrised(module: nn.Module, path: str) -> None:
         )
 
 
-def refuse_compiled(parts: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse parts that were compiled: a compiler orders sums as it likes, and its code is of the time of compilation.
-
-    A hook that was removed since, or a method that was replaced, goes on in it without anything that shows.
-
-    Args:
-        parts: with their paths, as ``named_modules`` gives them.
+def refuse_compiled(module: nn.Module, name: str) -> None:
+    """Refuse parts that were compiled: rounding was proved of torch's own code, and a compiler orders sums as it likes.
 
     Raises:
         NoBoundError: naming the part.
     """
-    for path, part in parts:
-        if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
+    for path, part in module.named_modules(prefix=name):
+        if part._compiled_call_impl is not None:
             raise NoBoundError(
-                f"{place_of(part, path)}, was compiled, and compiled code may be that of a former state: certify what "
-                "is not compiled, such as copy.deepcopy(model) of a model that was compiled in place"
+                f"{place_of(part, path)}, is refused at level 'rigorous': nothing is proved about the rounding of "
+                "compiled code; level 'sound' takes it"
             )
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[bool]:
+    """Inside, no part of ``model`` runs compiled code; gives whether any part does outside.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> layer.compile()
+    >>> with uncompiled(layer) as compiled:
+    ...     compiled, layer._compiled_call_impl
+    (True, None)
+    """
+    compiled = [(part, part._compiled_call_impl) for part in model.modules() if part._compiled_call_impl is not None]
+    try:
+        for part, _ in compiled:
+            part._compiled_call_impl = None
+        yield bool(compiled)
+    finally:
+        for part, code in compiled:
+            part._compiled_call_impl = code
 
 
 def wholly_known(module: nn.Module) -> bool:

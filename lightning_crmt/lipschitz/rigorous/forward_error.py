@@ -133,7 +133,7 @@ def forward_error(module: nn.Module, x: Tensor) -> ForwardError:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or not len(x):
         raise ValueError(f"`x` must be a floating point tensor (B, ...) of at least one sample, got {describe(x)}")
     with frozen_eval(module), torch.no_grad():
-        refuse_compiled(module.named_modules())
+        refuse_compiled(module, "")
         dtype = proved_precision(module, x)
         # Through the network's own precision: that is the sample it sees.
         centre = x.detach().to("cpu", dtype).double()
