@@ -281,6 +281,43 @@ def _head_instance_fuse(model: CRMTModule) -> None:
     head.fuse = lambda scores: FACTOR * old(head, scores)
 
 
+def _head_instance_checked(model: CRMTModule) -> None:
+    head, old = model.head, type(model.head).checked
+    head.checked = lambda features: _larger(old(head, features))  # type: ignore[method-assign]
+
+
+def _compiled_with_a_hook(model: CRMTModule) -> None:
+    """Compiled while a hook was there, which is removed since."""
+    torch.compiler.reset()
+    handles = [e.register_forward_hook(lambda module, args, output: FACTOR * output) for e in model.encoders.values()]
+    for encoder in model.encoders.values():
+        encoder.compile(backend="eager")
+    for handle in handles:
+        handle.remove()
+
+
+def _compiled_elsewhere(model: CRMTModule) -> None:
+    """What says that it was compiled is not what was compiled."""
+    for encoder in model.encoders.values():
+        own = encoder._call_impl
+        encoder._compiled_call_impl = lambda x, own=own: FACTOR * own(x)
+
+
+def _property_of_a_weight(model: CRMTModule) -> None:
+    layer = _layer(model)
+    if not isinstance(getattr(layer, "weight", None), nn.Parameter):
+        return
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    kind = type(layer)
+    weight = kind.weight
+    kind.weight = property(lambda self: FACTOR * weight.fget(self))
+
+
+def _looks_parametrised(model: CRMTModule) -> None:
+    _layer_class(model)
+    _layer(model).parametrizations = nn.ModuleDict({"x": nn.Identity()})
+
+
 def _head_weights(model: CRMTModule) -> None:
     """Tells certificates of smaller weights than it fuses by."""
     base = type(model.head)
@@ -384,6 +421,11 @@ CODES: dict[str, Callable[[CRMTModule], None]] = {
     "fuse of the head": _head_fuse,
     "forward of the head's instance": _head_instance_forward,
     "fuse of the head's instance": _head_instance_fuse,
+    "checked of the head's instance": _head_instance_checked,
+    "compiled with a hook": _compiled_with_a_hook,
+    "compiled elsewhere": _compiled_elsewhere,
+    "the property of a parametrised weight": _property_of_a_weight,
+    "looks parametrised": _looks_parametrised,
     "class_weights of the head": _head_weights,
     "integration_weights of the head": _head_features,
     "a weight that is a subclass": _weight_subclass,

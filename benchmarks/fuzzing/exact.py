@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lightning_crmt import CRMTModule, FixedFusion, with_fixed_weights
 from lightning_crmt.attacks import Budget, MinimumNorm
@@ -180,6 +181,8 @@ def _absolute(part: nn.Module) -> nn.Module:
         return _Grow(1.0, max(abs(part.min_val), abs(part.max_val)))
     if isinstance(part, nn.ReLU | nn.ReLU6 | nn.Tanh | nn.Softsign):
         return nn.Identity()
+    if parametrize.is_parametrized(part):
+        part = _stored(part)
     made = copy.copy(part)
     made._modules = {name: None if child is None else _absolute(child) for name, child in part._modules.items()}
     made._parameters = {n: None if p is None else nn.Parameter(p.detach().abs()) for n, p in part._parameters.items()}
@@ -188,6 +191,17 @@ def _absolute(part: nn.Module) -> nn.Module:
         made.running_mean = -part.running_mean.abs()
     if isinstance(part, Scale):
         made.factor = abs(part.factor)
+    return made
+
+
+def _stored(part: nn.Module) -> nn.Module:
+    """With its weights as they are computed; torch's own way changes the class, which copies share."""
+    kind = parametrize.type_before_parametrizations(part)
+    made: nn.Module = kind.__new__(kind)
+    made.__dict__.update(part.__dict__)
+    weights = {name: nn.Parameter(getattr(part, name).detach()) for name in part.parametrizations}
+    made._parameters = {**part._parameters, **weights}
+    made._modules = {name: child for name, child in part._modules.items() if name != "parametrizations"}
     return made
 
 

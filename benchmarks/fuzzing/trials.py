@@ -34,6 +34,7 @@ from fuzzing.nets import (
     vary_weights,
     with_features,
 )
+from fuzzing.own_layers import own_layer
 from lightning_crmt import (
     Certificate,
     CRMTModule,
@@ -666,6 +667,44 @@ def code(trial: Trial) -> None:
     judged(trial, model, inputs, answer, constants=constants, change=CODES[how], products=1)
 
 
+def own(trial: Trial) -> None:
+    """A layer of a user's own, which reads more than its weights and is another one afterwards."""
+    draw = trial.draw
+    model, inputs = drawn(draw, lambda name: linear_encoder(draw), 100, units=False)
+    layer, change = own_layer(draw, draw.power(-0.5, 0.5))
+    name = draw.among(list(model.encoders))
+    before = draw.chance(0.5)
+    model.encoders[name] = nn.Sequential(*((layer, model.encoders[name]) if before else (model.encoders[name], layer)))
+    model, inputs = cast(trial, model, inputs, (torch.float64, torch.float32))
+    if draw.chance(0.3):
+        inputs = {n: torch.zeros_like(value) for n, value in inputs.items()}  # where a wrong factor does not show
+    model.eval()
+    with contextlib.suppress(*REFUSALS):
+        model.certify(inputs)
+    if draw.chance(0.8):
+        change(draw.power(0.5, 1.5))
+    judged(trial, model, inputs, by_slopes, products=1)
+
+
+def large(trial: Trial) -> None:
+    """Numbers near the largest: sums of them overflow on the way in some splits of a batch, and cancel in others."""
+    draw = trial.draw
+    size = draw.among([64, 200, 512])
+    layer = nn.Linear(size, 3, bias=draw.chance(0.3))
+    period = draw.among([1, 8, 16, 64])
+    signs = torch.where(torch.arange(size) // period % 2 == 0, 1.0, -1.0)
+    with torch.no_grad():
+        layer.weight.mul_(0.1).add_(signs).mul_(2.0 ** draw.among([40, 55, 60, 63]))
+    encoder: nn.Module = nn.Sequential(layer, draw.among([nn.ReLU, nn.Identity])())
+    model = CRMTModule({"m0": encoder}, 2, in_features={"m0": 3}, head=LinearFusion).eval()
+    shrink_head(model, draw.power(-30, 0))
+    inputs = {"m0": torch.randn(64, size).mul(0.1).add(1.0).mul(2.0 ** draw.among([40, 55, 60, 63]))}
+    model, inputs = cast(trial, model, inputs, (torch.float32,))
+    certificate = trial.certified(lambda: model.certify(inputs))
+    if certificate is not None:
+        trial.runs_as_certified(model, inputs, certificate)
+
+
 def everywhere(trial: Trial) -> None:
     """A global hook, of a profiler or another library, on all modules."""
     draw = trial.draw
@@ -1043,6 +1082,8 @@ KINDS: dict[str, Callable[[Trial], None]] = {
     "changed weights": state,
     "other lengths": lengths,
     "changed code": code,
+    "layers of one's own": own,
+    "large numbers": large,
     "global hook": everywhere,
     "plain module": plain,
     "unbatched": unbatched,
@@ -1059,6 +1100,8 @@ SHARES = {
     "changed weights": 6,
     "other lengths": 4,
     "changed code": 6,
+    "layers of one's own": 4,
+    "large numbers": 1,
     "global hook": 1,
     "plain module": 3,
     "unbatched": 1,

@@ -341,7 +341,7 @@ def uncompiled(model: nn.Module) -> Iterator[bool]:
     """Inside, no part of ``model`` runs compiled code; gives whether any part does outside.
 
     >>> layer = nn.Linear(3, 2)
-    >>> layer.compile()
+    >>> layer.compile(backend="eager")
     >>> with uncompiled(layer) as compiled:
     ...     compiled, layer._compiled_call_impl
     (True, None)
