@@ -12,21 +12,24 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
-from dataclasses import replace
 from typing import ClassVar, TypeVar
 
+import torch
 from torch import nn
 
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.layers import Fixable
 from lightning_crmt.lipschitz import (
+    Found,
     LipschitzConstants,
-    encoder_bounds,
+    Place,
+    constant_of,
     fingerprint,
-    lipschitz_bound,
+    of_each_encoder,
     rule_for,
     wholly_known,
 )
+from lightning_crmt.soundness import Soundness
 
 #: Models whose twins are kept: more than one, for certificates of several models in turn.
 _KEPT = 4
@@ -40,15 +43,17 @@ class ExactTwin:
     Attributes:
         encoders: in double precision, in evaluation mode, by modality.
         head: in double precision.
+        fingerprints: of the encoders that it is a twin of.
     """
 
     _twins: ClassVar[OrderedDict[Hashable, ExactTwin]] = OrderedDict()
 
-    def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
+    def __init__(self, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: Mapping[str, str]) -> None:
+        self.fingerprints = dict(fingerprints)
         self.encoders = {name: _exact(encoder, name) for name, encoder in encoders.items()}
         self.head = _exact(head, "head")
-        self._bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
-        self._layers: dict[tuple[int, tuple[int, ...]], float] = {}
+        self._bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, float]] = {}
+        self._layers: Found = {}
 
     @classmethod
     def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: Mapping[str, str]) -> ExactTwin:
@@ -63,10 +68,10 @@ class ExactTwin:
             NoBoundError: for a layer that computes its weights in a way of its own and has no rule.
         """
         if not all(map(wholly_known, [*encoders.values(), head])):
-            return cls(encoders, head)
+            return cls(encoders, head, fingerprints)
         key = fingerprint(head), *((name, fingerprints[name]) for name in encoders)
         if key not in cls._twins:
-            cls._twins[key] = cls(encoders, head)
+            cls._twins[key] = cls(encoders, head, fingerprints)
             while len(cls._twins) > _KEPT:
                 cls._twins.popitem(last=False)
         cls._twins.move_to_end(key)
@@ -80,15 +85,23 @@ class ExactTwin:
         """
         key = tuple(shapes.items())
         if key not in self._bounds:
-            self._bounds[key] = encoder_bounds(self.encoders, shapes)
-        kept = self._bounds[key]
-        return replace(kept, values={name: value.clone() for name, value in kept.values.items()})
+            with torch.no_grad():
+                self._bounds[key] = of_each_encoder(self.encoders, lambda name, each: self._bound(each, shapes[name]))
+        values = {name: constant_of(bound) for name, bound in self._bounds[key].items()}
+        return LipschitzConstants(
+            values, of="encoder", soundness=Soundness.SOUND, fingerprints=dict(self.fingerprints), shapes=dict(shapes)
+        )
+
+    def _bound(self, encoder: nn.Module, shape: tuple[int, ...]) -> float:
+        # What a rule of your own found of a part may hold for the settings that it gave it, and for nothing else.
+        return Place(found=self._layers if wholly_known(encoder) else None).bound(encoder, "", shape)
 
     def layer_bound(self, layer: nn.Module, shape: tuple[int, ...]) -> float:
         """Bound of a layer of an encoder at a shape."""
         key = id(layer), shape
         if key not in self._layers:
-            self._layers[key] = lipschitz_bound(layer, shape)
+            with torch.no_grad():
+                self._layers[key] = Place().bound(layer, "", shape)
         return self._layers[key]
 
 

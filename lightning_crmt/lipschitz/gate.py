@@ -77,7 +77,7 @@ def replaced_calls(module: nn.Module, kind: type) -> list[str]:
 
 
 def _code(kind: type, name: str) -> object:
-    code = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    code = getattr(kind, name, None)
     return code, getattr(code, "__code__", None)
 
 

@@ -5,11 +5,22 @@
 from lightning_crmt.lipschitz.bounds import rules as rules  # registers them
 from lightning_crmt.lipschitz.bounds.bound import (
     BOUND_LEVELS,
+    Found,
     Place,
+    constant_of,
     encoder_bounds,
     lipschitz_bound,
     lipschitz_rule,
     rule_for,
 )
 
-__all__ = ["BOUND_LEVELS", "Place", "encoder_bounds", "lipschitz_bound", "lipschitz_rule", "rule_for"]
+__all__ = [
+    "BOUND_LEVELS",
+    "Found",
+    "Place",
+    "constant_of",
+    "encoder_bounds",
+    "lipschitz_bound",
+    "lipschitz_rule",
+    "rule_for",
+]

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
@@ -106,14 +106,17 @@ def encoder_bounds(
         check_same_modalities("input_shapes", input_shapes, encoders.keys())
     shapes = dict.fromkeys(encoders.keys()) if input_shapes is None else input_shapes
     bounds = of_each_encoder(encoders, lambda name, encoder: lipschitz_bound(encoder, shapes[name], level=level))
-    values = {name: torch.tensor(_single_precision_up(bound), dtype=torch.float64) for name, bound in bounds.items()}
     return LipschitzConstants(
-        values,
+        {name: constant_of(bound) for name, bound in bounds.items()},
         of="encoder",
         soundness=level,
         fingerprints={name: fingerprint(encoder) for name, encoder in encoders.items()},
         shapes=None if input_shapes is None else {name: tuple(shape) for name, shape in input_shapes.items()},
     )
+
+
+#: Bounds by a module's id and the shape of a sample.
+Found: TypeAlias = dict[tuple[int, tuple[int, ...] | None], float]
 
 
 class Place:
@@ -122,6 +125,7 @@ class Place:
     Args:
         path: name of the module as in ``named_modules``, ``""`` for the whole.
         input_shape: shape of one sample as it enters the module, without the batch; ``None`` if unknown.
+        found: where bounds of all parts are noted, by the module's id and shape.
 
     Attributes:
         path: see above.
@@ -141,9 +145,10 @@ class Place:
     0.0625
     """
 
-    def __init__(self, path: str = "", input_shape: tuple[int, ...] | None = None) -> None:
+    def __init__(self, path: str = "", input_shape: tuple[int, ...] | None = None, found: Found | None = None) -> None:
         self.path = path
         self.input_shape = input_shape
+        self._found: Found = {} if found is None else found
 
     def bound(self, part: nn.Module, name: str, input_shape: tuple[int, ...] | None = None) -> float:
         """Bound of a part, called ``name`` in its parent.
@@ -151,7 +156,7 @@ class Place:
         Raises:
             NoBoundError: naming the part, if it has no rule or the rule refuses it.
         """
-        here = Place(f"{self.path}.{name}".strip("."), input_shape)
+        here = Place(f"{self.path}.{name}".strip("."), input_shape, self._found)
         refuse_changed_behaviour(part, here.path)
         where, rule = place_of(part, here.path), rule_for(part, here.path)
         try:
@@ -162,6 +167,7 @@ class Place:
             raise NoBoundError(f"no Lipschitz bound for {where}: {error}") from error
         if not (math.isfinite(bound) and bound >= 0):
             raise NoBoundError(f"the bound of {where}, must be finite and >= 0, got {bound}")
+        self._found[id(part), input_shape] = bound
         return bound
 
     def output_shape(self, part: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -258,6 +264,11 @@ def _rule_of(module: nn.Module) -> Rule | None:
     if base is not None and all(getattr(kind, name, None) is getattr(base, name, None) for name in CODE):
         kind = base
     return _RULES.get(kind)
+
+
+def constant_of(bound: float) -> Tensor:
+    """A scalar in double precision on the CPU, rounded up to a number that single precision holds."""
+    return torch.tensor(_single_precision_up(bound), dtype=torch.float64)
 
 
 def _single_precision_up(value: float) -> float:
