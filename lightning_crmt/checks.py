@@ -178,6 +178,31 @@ def require_finite(argument: str, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"`{argument}` must be finite: {where}")
 
 
+def usable(values: Iterable[Tensor], classes: Iterable[Tensor], num_classes: int) -> bool:
+    """Whether all values are finite and all classes in range, found with one wait for the device.
+
+    For a training step: where it is False, the other checks say what is wrong, and wait as often as they like. It may
+    be False for sound values too, such as those beyond single precision.
+
+    Args:
+        values: floating point tensors; others pass.
+        classes: tensors of integers.
+        num_classes: K.
+
+    >>> usable([torch.ones(2, 3)], [torch.tensor([0, 2])], 3), usable([torch.ones(2) / 0], [], 3)
+    (True, False)
+    """
+    bounds = [value.detach().aminmax() for value in values if value.is_floating_point() and value.numel()]
+    ranges = [each.aminmax() for each in classes if each.numel()]
+    extremes = [extreme for pair in [*bounds, *ranges] for extreme in pair]
+    if not extremes:
+        return True
+    device = extremes[0].device
+    found = torch.stack([extreme.to(device, torch.float32) for extreme in extremes]).tolist()
+    in_range = found[2 * len(bounds) :]
+    return all(map(math.isfinite, found)) and all(0 <= each < num_classes for each in in_range)
+
+
 def _count_non_finite(value: Tensor) -> str:
     nan, inf = int(value.isnan().sum()), int(value.isinf().sum())
     return f"{nan} NaN and {inf} Inf among {value.numel()} values"
@@ -211,14 +236,24 @@ def check_target(target: Any, num_classes: int, batch_size: int, argument: str =
         ...
     ValueError: `target` must hold class indices from 0 to 2, got values from 0 to 3
     """
+    check_target_form(target, batch_size, argument)
+    low, high = torch.stack(target.aminmax()).tolist()
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"`{argument}` must hold class indices from 0 to {num_classes - 1}, got values from {low} to {high}"
+        )
+
+
+def check_target_form(target: Any, batch_size: int, argument: str = "target") -> None:
+    """The part of :func:`check_target` that does not look at the classes, and so does not wait for the device.
+
+    Raises:
+        TypeError: if ``target`` does not hold integers.
+        ValueError: if it does not have shape ``(batch_size,)``, or is empty.
+    """
     if not isinstance(target, Tensor) or target.dtype not in _INTEGERS:
         raise TypeError(f"`{argument}` must be a tensor of integer class indices, got {describe(target)}")
     if target.shape != (batch_size,):
         raise ValueError(f"`{argument}` must have shape ({batch_size},), one class per sample, got {describe(target)}")
     if batch_size == 0:
         raise ValueError(f"`{argument}` must hold at least one sample, got an empty batch")
-    low, high = torch.stack(target.aminmax()).tolist()
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"`{argument}` must hold class indices from 0 to {num_classes - 1}, got values from {low} to {high}"
-        )

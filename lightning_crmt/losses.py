@@ -55,14 +55,41 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
     check_modality_names("scores", scores)
     for name, score in scores.items():
         check_logits(score, f"scores[{name!r}]")
+    shape = _one_shape(scores)
+    check_classes(target, shape[1], shape[0])
+    return smooth_margins(scores, target, temperature)
+
+
+def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0) -> Tensor:
+    """:func:`margin_regularization` of scores that are known to be finite, and of classes in range.
+
+    It never waits for the device, except for mixed samples.
+
+    Raises:
+        ValueError: if scores differ in shape.
+
+    >>> smooth_margins({"audio": torch.tensor([[1.0, 0.0]]), "image": torch.tensor([[3.0, 0.0]])}, torch.tensor([0]))
+    tensor(-0.8731)
+    """
+    _one_shape(scores)
+    stacked = torch.stack(list(scores.values()), dim=1)
+    if isinstance(target, MixedTarget):
+        return _mixed_margins(stacked, target, temperature)
+    own = target[:, None, None].expand(-1, stacked.shape[1], 1)
+    rivals = (temperature * (stacked - stacked.gather(2, own))).scatter(2, own, -math.inf)
+    return rivals.flatten(1).logsumexp(dim=1).mean()
+
+
+def _one_shape(scores: Inputs) -> tuple[int, ...]:
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"`scores` must have one shape (B, K), got {shapes}")
-    stacked = torch.stack(list(scores.values()), dim=1)
-    batch_size, _, num_classes = stacked.shape
-    check_classes(target, num_classes, batch_size)
-    first, second, share = target if isinstance(target, MixedTarget) else (target, target, 1.0)
-    own = own_class(first, num_classes) | own_class(second, num_classes)
+    return next(iter(shapes.values()))
+
+
+def _mixed_margins(stacked: Tensor, target: MixedTarget, temperature: float) -> Tensor:
+    first, second, share = target
+    own = own_class(first, stacked.shape[2]) | own_class(second, stacked.shape[2])
     counted = ~own.all(dim=1)
     stacked, first, second, own = stacked[counted], first[counted], second[counted], own[counted]
     of_target = share * _of_class(stacked, first) + (1 - share) * _of_class(stacked, second)

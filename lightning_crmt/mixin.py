@@ -17,21 +17,25 @@ from typing_extensions import Self, override
 from lightning_crmt.certification import Certificate, Evaluation, certify_late_fusion
 from lightning_crmt.checks import (
     check_at_least,
+    check_batch,
     check_inputs,
     check_logits,
     check_same_modalities,
     check_target,
+    check_target_form,
     describe,
+    require_finite,
+    usable,
 )
 from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
-from lightning_crmt.losses import margin_regularization
+from lightning_crmt.losses import smooth_margins
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.random_state import random_state, set_random_state
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
-from lightning_crmt.targets import Target, check_classes, mixed_cross_entropy, size_of
+from lightning_crmt.targets import Target, check_classes, classes_of, mixed_cross_entropy, size_of
 
 #: Where a checkpoint holds the random states.
 _RANDOM_STATE = "random_state"
@@ -97,7 +101,11 @@ class CRMTMixin(LightningModule):
         Raises:
             ValueError, TypeError: naming the modality, for inputs that are missing, unknown, ragged, NaN or Inf.
         """
-        check_inputs(inputs, self.encoders.keys())
+        if inputs is self.training_stage.unchecked:
+            check_same_modalities("inputs", inputs, self.encoders.keys())
+            check_batch("inputs", inputs)
+        else:
+            check_inputs(inputs, self.encoders.keys())
         output: FusionOutput = self.head({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
         return output
 
@@ -116,6 +124,7 @@ class CRMTMixin(LightningModule):
         transformed: tuple[Inputs, Target] = self.split_batch(batch)
         for method in self.training_stage.methods:
             transformed = method.transform(self, *transformed)
+        self.training_stage.unchecked = transformed[0]
         return transformed
 
     @property
@@ -131,18 +140,32 @@ class CRMTMixin(LightningModule):
         A callback, such as ``RadiusTraining``, may put an objective of its own in the place of the first two.
 
         Raises:
-            ValueError: if logits are not finite, or a class is out of range.
+            ValueError: if logits, scores or the inputs of ``training_batch`` are not finite, or a class is out of
+                range.
+            TypeError: if classes are not integers.
         """
         self.training_stage.calls.add("crmt_loss")
-        check_logits(output.logits)
-        check_classes(target, self.head.num_classes, output.logits.shape[0])
+        self._check_step(output, target)
         loss = self.stage_objective.loss(output, target)
         terms = [method.term(self, output, target) for method in self.training_stage.methods]
         return sum((term for term in terms if term is not None), start=loss)
 
+    def _check_step(self, output: FusionOutput, target: Target) -> None:
+        """Check what a step computed, and the inputs that ``forward`` left to this, in one wait for the device."""
+        inputs, self.training_stage.unchecked = self.training_stage.unchecked or {}, None
+        classes = classes_of(target)
+        for each in classes:
+            check_target_form(each, len(output.logits))
+        if not usable([output.logits, *output.scores.values(), *inputs.values()], classes, self.head.num_classes):
+            require_finite("inputs", inputs)
+            check_logits(output.logits)
+            check_classes(target, self.head.num_classes, len(output.logits))
+            for name, score in output.scores.items():
+                check_logits(score, f"scores[{name!r}]")
+
     def _step_1(self, output: FusionOutput, target: Target) -> Tensor:
         loss = mixed_cross_entropy(output.logits, target)
-        return loss + self.rho * margin_regularization(output.scores, target) if self.rho > 0 else loss
+        return loss + self.rho * smooth_margins(output.scores, target) if self.rho > 0 else loss
 
     def certify(
         self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Soundness | str = Soundness.SOUND

@@ -68,6 +68,8 @@ class Stage:
         self._pushed: list[_Push] = []
         #: Which of ``training_batch`` and ``crmt_loss`` the training steps have called under this objective.
         self.calls: set[str] = set()
+        #: Inputs of ``training_batch`` that ``forward`` need not wait for: ``crmt_loss`` checks all at once.
+        self.unchecked: Inputs | None = None
         #: Goes on from the random states of a checkpoint, from its loading to the start of training.
         self.resume: Callable[[], None] | None = None
 

@@ -72,6 +72,11 @@ def mixed_cross_entropy(logits: Tensor, target: Target, reduction: str = "mean")
     return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y, reduction=reduction), target)
 
 
+def classes_of(target: Target) -> tuple[Tensor, ...]:
+    """The classes ``(B,)``, or both of mixed samples."""
+    return tuple(target[:2]) if isinstance(target, MixedTarget) else (target,)
+
+
 def check_classes(target: Target, num_classes: int, batch_size: int) -> None:
     """:func:`~lightning_crmt.checks.check_target`, for both classes of samples that are mixed.
 
@@ -79,7 +84,7 @@ def check_classes(target: Target, num_classes: int, batch_size: int) -> None:
         TypeError: if classes are not integers.
         ValueError: if there is not one class per sample, or one is out of range.
     """
-    for classes in target[:2] if isinstance(target, MixedTarget) else [target]:
+    for classes in classes_of(target):
         check_target(classes, num_classes, batch_size)
 
 

@@ -1,12 +1,14 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import math
 import re
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_crmt import CRMTMixin, CRMTModule, LinearFusion, OrthogonalFusion, estimate_lipschitz
 from lightning_crmt.encoders import MLP
@@ -336,3 +338,48 @@ def test_a_module_compiled_in_place_trains(make_model, make_trainer, data):
         make_trainer(max_epochs=1).fit(module, data)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: reading numbers, and shapes that depend on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::item"):
+            self.seen.append(name)
+        if name.startswith("aten::index") and any(
+            isinstance(each, torch.Tensor) and each.dtype is torch.bool for each in args[1] or ()
+        ):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("head", [OrthogonalFusion, LinearFusion])
+def test_a_training_step_waits_for_the_device_once(head, monkeypatch):
+    calls, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: calls.append(1) or tolist(tensor))
+    model = CRMTModule({"a": MLP(5, 8), "b": MLP(4, 8)}, num_classes=3, head=head)
+    batch = {"a": torch.randn(6, 5), "b": torch.randn(6, 4)}, torch.tensor([0, 1, 2, 0, 1, 2])
+    with Waits() as waits:
+        inputs, target = model.training_batch(batch)
+        model.crmt_loss(model(inputs), target).backward()
+    assert waits.seen == []  # beside tolist() in `usable`, which is one
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_inputs_that_forward_left_to_the_loss_are_named_there(name, bad):
+    encoders = {"a": nn.Sequential(nn.Tanh(), nn.Linear(5, 8)), "b": nn.Linear(5, 8)}
+    model = CRMTModule(encoders, 3, in_features={"a": 8, "b": 8})
+    values = {"a": torch.randn(6, 5), "b": torch.randn(6, 5)}
+    values[name][0, 0] = bad
+    inputs, target = model.training_batch((values, torch.tensor([0, 1, 2, 0, 1, 2])))
+    with pytest.raises(ValueError, match=rf"`inputs` must be finite: `inputs\['{name}'\]` has"):
+        model.crmt_loss(model(inputs), target)
+    with pytest.raises(ValueError, match="`inputs` must be finite"):  # nobody left it to the loss
+        model(values)

@@ -150,7 +150,10 @@ class OrthogonalFusion(LateFusion, Fixable):
     @property
     def directions(self) -> dict[str, Tensor]:
         """Orthonormal rows :math:`W^m`, each ``(K, d_m)``."""
-        return {name: orthonormal_rows(raw) for name, raw in self.raw_directions.items()}
+        names, raws = list(self.raw_directions), list(self.raw_directions.values())
+        if len({raw.shape for raw in raws}) == len({raw.dtype for raw in raws}) == 1:  # one decomposition for all
+            return dict(zip(names, orthonormal_rows(torch.stack(raws)).unbind(), strict=True))
+        return {name: orthonormal_rows(raw) for name, raw in zip(names, raws, strict=True)}
 
     @property
     def integration_weights(self) -> dict[str, Tensor]:
