@@ -644,10 +644,17 @@ def test_compiled_code_of_a_former_state_is_not_certified(whole, monkeypatch):
         monkeypatch.setattr(Helped, "helper", lambda layer, x: x)
         lipschitz_rule(Helped)(lambda layer, place: 1.0)
         assert model(others).logits.equal(before)  # torch does not notice
-    with pytest.raises(NoBoundError, match=r"were compiled, and they compute something else.*torch.compiler.reset"):
+    with pytest.raises(NoBoundError, match="has layers of your own and parts that were compiled"):
         model.certify(inputs)
-    torch.compiler.reset()
-    assert model.certify(inputs).soundness is Soundness.SOUND
+
+
+def test_compiled_code_that_computes_something_else_nearby_is_refused():
+    model = model_of()
+    own = model.encoders["a"]._call_impl
+    model.encoders["a"]._compiled_call_impl = lambda x: 10 * own(x) - 9 * model.encoders["a"].bias  # the same at 0
+    zero = {name: torch.zeros_like(value) for name, value in inputs_of().items()}
+    with pytest.raises(NoBoundError, match=r"were compiled, and they compute something else.*torch.compiler.reset"):
+        model.certify(zero)
 
 
 # --- code of your own: nothing is remembered of what it computes
@@ -894,7 +901,156 @@ def test_constants_of_an_evaluation_are_the_callers_own():
     assert model.certify(inputs).radius().equal(before)
 
 
+class Student(CRMTModule):
+    """Other parts in training than in evaluation."""
+
+    def teach(self):
+        self.teachers = nn.ModuleDict({name: nn.Sequential(Scale(0.1), each) for name, each in self.encoders.items()})
+        self.students, self.judges = self._modules.pop("encoders"), self._modules.pop("head")
+        self.better = copy.deepcopy(self.judges)
+        nn.init.ones_(self.better.bias)
+        type(self).encoders = property(lambda model: model.students if model.training else model.teachers)
+        type(self).head = property(lambda model: model.judges if model.training else model.better)
+        return self
+
+
+def test_parts_that_depend_on_the_mode_are_those_of_evaluation():
+    torch.manual_seed(0)
+    model = Student({"a": nn.Linear(6, 4), "b": MLP(5, 4)}, 3, head=LinearFusion, in_features=dict.fromkeys("ab", 4))
+    model, inputs = model.teach(), inputs_of()
+    try:
+        right = model.eval().certify(inputs).radius()
+        assert model.train().certify(inputs).radius().equal(right)
+        assert model.training
+    finally:
+        del Student.encoders, Student.head
+
+
+def test_an_evaluation_is_of_the_model_as_it_was():
+    model, inputs = model_of(), inputs_of()
+    evaluation = model.evaluation(inputs)
+    before = [evaluation.certificate(missing).radius() for missing in ((), ["a"])]
+    with torch.no_grad():
+        for rows in model.head.rows.values():
+            rows.mul_(3)
+    assert all(map(torch.equal, before, [evaluation.certificate(missing).radius() for missing in ((), ["a"])]))
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_activations_in_place_on_memory_that_modalities_share_are_refused(views):
+    encoders = {"a": nn.Sequential(nn.Hardtanh(inplace=True), nn.Linear(6, 4)), "b": nn.Linear(6, 4)}
+    model = CRMTModule(encoders, 3, in_features=dict.fromkeys("ab", 4)).eval()
+    both = torch.randn(20, 8)
+    inputs = {"a": both[:, :6], "b": both[:, 2:]} if views else dict.fromkeys("ab", both[:, :6])
+    with pytest.raises(NoBoundError, match="the encoder of 'a', must not change its inputs in place"):
+        model.certify(inputs)
+    assert model.certify({name: value.clone() for name, value in inputs.items()}).soundness is Soundness.SOUND
+
+
+def test_radii_are_from_the_sample_that_was_given_in_whatever_precision():
+    layer = nn.Linear(1, 2)
+    model = CRMTModule({"a": layer}, 2, in_features={"a": 2}, head=LinearFusion).eval()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1e-3], [-1e-3]]))
+        layer.bias.copy_(torch.tensor([-101.325, 101.325]))
+        model.head.rows["a"].copy_(torch.eye(2))
+        model.head.bias.zero_()
+    x = torch.linspace(101325.0, 101326.0, 2000, dtype=torch.float64)[:, None]
+    weight, bias = layer.weight.double(), layer.bias.double()
+    distance = ((x * (weight[0] - weight[1]) + bias[0] - bias[1]) / (weight[0] - weight[1])).abs().squeeze(1)
+    radius = model.certify({"a": x}).radius()
+    assert (radius > 0).any()
+    assert (radius <= distance * (1 + 1e-9)).all()
+    fixed = CRMTModule({"a": MLP(1, 2)}, 2, in_features={"a": 2}, head=LinearFusion).eval()
+    with pytest.raises(ValueError, match=r"`inputs` must be numbers of the model's precision at level 'rigorous'"):
+        fixed.certify({"a": x}, level="rigorous")
+    assert fixed.certify({"a": x.float().double()}, level="rigorous").soundness is Soundness.RIGOROUS
+
+
+def test_one_sided_roundings_of_long_sums_are_counted_in_any_split():
+    terms, value = 921_600, 5 / 37
+    layer = nn.Linear(terms, 2, bias=False)
+    model = CRMTModule({"a": layer}, 2, in_features={"a": 2}, head=LinearFusion).eval()
+    x = torch.full((33, terms), value)
+    with torch.no_grad():
+        layer.weight[0], layer.weight[1] = 1.0, 0.0
+        model.head.rows["a"].copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        answers = [model({"a": x[:size]}).scores["a"][0, 0] for size in (1, 2, 33)]
+        for between in torch.linspace(float(min(answers)) - 1, float(max(answers)) + 1, 7):
+            model.head.bias[1] = between
+            certificate = model.certify({"a": x})
+            split = {int(model({"a": x[:size]}).logits[0].argmax()) for size in (1, 2, 33)}
+            assert certificate.radius()[0] == 0 or split == {int(certificate.prediction[0])}
+
+
+def test_plain_tensors_in_the_place_of_parameters_are_refused():
+    model = model_of()
+    bias = model.head.bias.detach().clone()
+    del model.head.bias
+    model.head.bias = bias
+    with pytest.raises(TypeError, match=r"`head.bias` must be a parameter or a buffer to be certified"):
+        model.certify(inputs_of())
+
+
+class Merging(nn.Linear):
+    """Merges a second weight for evaluation, as low-rank adapters do."""
+
+    merged = False
+
+    def train(self, mode=True):
+        if mode == self.merged:
+            with torch.no_grad():
+                self.weight.add_(torch.ones_like(self.weight), alpha=-1 if mode else 1)
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_a_model_that_does_more_than_set_flags_is_left_as_it_was():
+    model, inputs = model_of(Merging(6, 4)).train(), inputs_of()
+    before = model.encoders["a"].weight.detach().clone()
+    with pytest.raises(NoBoundError, match="Merging"):
+        model.certify(inputs)
+    assert model.encoders["a"].weight.equal(before)
+    assert model.training
+    assert not model.encoders["a"].merged
+
+
+class DropsZeros(nn.Module):
+    """A modality that is 0 is missing: a jump that encoders and head do not have."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.encoders, self.head = model.encoders, model.head
+
+    def forward(self, inputs):
+        output = self.head({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
+        there = {name: (value != 0).any(dim=1, keepdim=True) for name, value in inputs.items()}
+        return self.head.fuse({name: score * there[name] for name, score in output.scores.items()})
+
+
+@pytest.mark.parametrize("level", ["sound", "rigorous"])
+def test_a_forward_of_ones_own_is_compared_where_a_modality_is_0(level):
+    model = DropsZeros(model_of(MLP(6, 4))).eval()
+    with pytest.raises(ValueError, match="also nearby and where a modality is 0, and it answers something else"):
+        certify_late_fusion(model, inputs_of(), level=level)
+
+
 # --- extreme numbers
+
+
+def test_slopes_that_underflow_are_not_0():
+    layer = nn.Linear(2, 2, bias=False).double()
+    model = CRMTModule({"a": layer}, 2, in_features={"a": 2}, head=LinearFusion).double().eval()
+    with torch.no_grad():
+        layer.weight.copy_(1e-40 * torch.eye(2).double())
+        model.head.rows["a"].copy_(1e-290 * torch.eye(2).double())
+        model.head.bias.copy_(torch.tensor([1e-30, 0.0], dtype=torch.float64))
+    assert model.certify({"a": torch.zeros(1, 2, dtype=torch.float64)}).radius().isfinite().all()
+    folded = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2)).double().eval()
+    with torch.no_grad():
+        folded[0].weight.fill_(1e-200)
+        folded[1].weight.fill_(1e-200)
+    assert lipschitz_bound(folded) > 0
 
 
 @pytest.mark.parametrize("size", [2.0**60, 2.0**62, 2.0**70])

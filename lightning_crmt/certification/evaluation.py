@@ -10,6 +10,7 @@ prediction cannot be vouched for, and the radius is 0.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable
 
@@ -36,6 +37,7 @@ from lightning_crmt.lipschitz import (
     refuse_parts_out_of_reach,
     running_error,
     uncompiled,
+    wholly_known,
 )
 from lightning_crmt.modality import FusionOutput, Inputs, logits_of
 from lightning_crmt.soundness import Soundness
@@ -53,7 +55,8 @@ def certify_late_fusion(
 
     Args:
         model: its attributes ``encoders``, by modality, and ``head`` are run as
-            ``head({m: encoders[m](inputs[m])})``, and its own answer, if it has a ``forward``, must be the same.
+            ``head({m: encoders[m](inputs[m])})``, which is what is certified. Its own answer, if it has a
+            ``forward``, must be the same for these samples, nearby, and with a modality at 0; elsewhere it is not seen.
         inputs: one batch by modality; run on the device and in the precision of the model's parameters.
         lipschitz: estimated constants, for radii that are estimates. Bounds by
             :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
@@ -84,13 +87,7 @@ def certify_late_fusion(
             return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
     evaluation = Evaluation(model, inputs, lipschitz, level=level)
     if _has_forward(model):
-        logits, own = _logits(model, inputs), evaluation.output.logits
-        if not evaluation.explains(logits):
-            raise ValueError(
-                "`model` must answer head({m: encoders[m](inputs[m])}) to be certified, and it answers something else: "
-                f"got {describe(logits)}"
-                + (f", off by up to {float((logits - own).abs().max()):.3g}" if logits.shape == own.shape else "")
-            )
+        evaluation.refuse_other_code(model, inputs)
     return evaluation.certificate(missing)
 
 
@@ -122,27 +119,37 @@ class Evaluation:
         level: Soundness | str = Soundness.SOUND,
     ) -> None:
         self.level = Soundness.among(BOUND_LEVELS, "level", level)
-        encoders, self.head = encoders_and_head(model)
-        check_inputs(inputs, encoders.keys())
         refuse_parts_out_of_reach(model)
         if self.level is Soundness.RIGOROUS:
             refuse_compiled(model, "")
+        # Inside, as a property may give others in training mode.
         with frozen_eval(model), torch.no_grad(), uncompiled(model) as compiled:
-            inputs = as_taken_by(model, inputs)
-            examine(dict(encoders.items()), self.head)
+            encoders, head = encoders_and_head(model)
+            check_inputs(inputs, encoders.keys())
+            given, inputs = inputs, as_taken_by(model, inputs)
+            examine(dict(encoders.items()), head)
+            #: A copy: certificates without some modalities may be asked for later.
+            self.head = copy.deepcopy(head)
             fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             _refuse_other(lipschitz, self.level, fingerprints, shapes)
             # Of copies, for activations in place: the twin must get the same samples.
-            features = {name: encoder(inputs[name].clone()) for name, encoder in encoders.items()}
+            copies = {name: value.clone() for name, value in inputs.items()}
+            features = {name: encoder(copies[name]) for name, encoder in encoders.items()}
             self.output = self.head(features)
+            _refuse_changes_of_shared(given, inputs, copies)
             if (rows := check_batch("features", features)) != (size := check_batch("inputs", inputs)):
                 raise ValueError(f"`encoders` must give a row of features for each of {size} samples, got {rows}")
             if self.level is Soundness.RIGOROUS:
                 self.constants = encoder_bounds(encoders, shapes, level=self.level)
                 self.errors = encoder_errors(encoders, inputs)
+                if cast := [name for name in inputs if _cast_error(given[name], inputs[name]).any()]:
+                    raise ValueError(
+                        "`inputs` must be numbers of the model's precision at level 'rigorous', and those of "
+                        f"{', '.join(cast)} change when they are cast to it"
+                    )
                 return
-            twin = ExactTwin.of(dict(encoders.items()), self.head, fingerprints)
+            twin = ExactTwin.of(dict(encoders.items()), head, fingerprints)
             try:
                 self.constants = twin.bounds(shapes)
             except NoBoundError as error:
@@ -159,9 +166,10 @@ class Evaluation:
                 exact[name], self._feature_errors[name] = running_error(
                     encoder,
                     twin.encoders[name],
-                    inputs[name].to(device_of(twin.head), torch.float64),
+                    given[name].detach().to(device_of(twin.head), torch.float64),
                     _coarsest(precisions[name]),
                     twin.layer_bound,
+                    _cast_error(given[name], inputs[name]).to(device_of(twin.head)),
                 )
             self._exact_output = self._exact_head(exact)
             of_head = _precisions([*self.head.directions.values(), self.head.bias])
@@ -170,7 +178,12 @@ class Evaluation:
             everywhere = [each for part in [*precisions.values(), of_head] for each in part]
             self.share_of_double = max(each.share_of_double for each in everywhere)
         if compiled:
-            self._refuse_other_code(model, inputs)
+            if not all(map(wholly_known, [*encoders.values(), head])):
+                raise NoBoundError(
+                    "`model` has layers of your own and parts that were compiled: torch does not notice when such "
+                    "layers change; certify it before it is compiled"
+                )
+            self.refuse_other_code(model, given)
 
     def certificate(self, missing: Collection[str] = ()) -> Certificate:
         """The certificate of these predictions, or of those with some modalities dropped from the fusion.
@@ -212,26 +225,41 @@ class Evaluation:
         apart = (margins_of(logits.to(exact), prediction) - margins_of(exact, prediction)).abs()
         return not (apart > self._slack(prediction, list(self.head.in_features))).any()
 
-    def _refuse_other_code(self, model: nn.Module, inputs: Inputs) -> None:
-        """Refuse compiled code that computes something else than the code that was examined, here or nearby.
+    def refuse_other_code(self, model: nn.Module, inputs: Inputs) -> None:
+        """Refuse a model that answers something else than encoders and head do, here, nearby, or without a modality.
 
-        It may be that of a former state: torch keeps hooks that were removed, and helpers of layers as they were.
+        Compiled code may be that of a former state: torch keeps hooks that were removed. And a ``forward`` of a user's
+        own cannot be examined, only compared.
+
+        Raises:
+            ValueError: a ``NoBoundError`` for compiled code.
         """
         noise = torch.Generator().manual_seed(0)
-        nearby = {
-            name: value + value.std(correction=0).clamp(min=1) * torch.randn(value.shape, generator=noise).to(value)
-            for name, value in inputs.items()
-        }
-        with uncompiled(model):
-            evaluations = [(inputs, self), (nearby, Evaluation(model, nearby))]
-        for batch, evaluation in evaluations:
+        near = {}
+        for name, value in inputs.items():
+            spread = value.double().std(correction=0).clamp(min=1).cpu()
+            moved = value.double().cpu() + spread * torch.randn(value.shape, generator=noise, dtype=torch.float64)
+            near[name] = moved.to(value) if value.is_floating_point() else value
+        without = [{**inputs, name: torch.zeros_like(value)} for name, value in inputs.items()]
+        with uncompiled(model) as compiled:
+            evaluations = [(near, Evaluation(model, near, level=self.level))]
+            if not compiled:
+                evaluations += [(batch, Evaluation(model, batch, level=self.level)) for batch in without]
+        for batch, evaluation in [(inputs, self), *evaluations]:
             # As users run it too: code that was compiled with trained parameters is not used with frozen ones.
             with evaluating(model), torch.autocast(device_of(model).type, enabled=False), torch.no_grad():
                 as_used = _answer(model, as_taken_by(model, batch))
             if not (evaluation.explains(_logits(model, batch)) and evaluation.explains(as_used)):
-                raise NoBoundError(
-                    "`model` has parts that were compiled, and they compute something else than their code does now, "
-                    "as after a hook or a method was changed: call torch.compiler.reset() and run it again"
+                if compiled:
+                    raise NoBoundError(
+                        "`model` has parts that were compiled, and they compute something else than their code does "
+                        "now, as after a hook or a method was changed: call torch.compiler.reset() and run it again"
+                    )
+                own = evaluation.output.logits
+                raise ValueError(
+                    "`model` must answer head({m: encoders[m](inputs[m])}) to be certified, also nearby and where a "
+                    f"modality is 0, and it answers something else: got {describe(as_used)}"
+                    + (f", off by up to {float((as_used - own).abs().max()):.3g}" if as_used.shape == own.shape else "")
                 )
 
     def _slack(self, prediction: Tensor, present: Collection[str]) -> Tensor:
@@ -258,6 +286,26 @@ class Evaluation:
             longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
             slack = torch.where((longest * size < self.precision.largest)[:, None], slack, math.inf)
         return slack
+
+
+def _cast_error(given: Tensor, taken: Tensor) -> Tensor:
+    """How far samples were moved by casting them, ``(B,)``, in double precision on the CPU."""
+    if given.dtype == taken.dtype:
+        return torch.zeros(len(taken), dtype=torch.float64)
+    moved = taken.cpu().double() - given.detach().cpu().double()
+    error: Tensor = torch.linalg.vector_norm(moved.flatten(1), dim=1)
+    return error
+
+
+def _refuse_changes_of_shared(given: Inputs, before: Inputs, after: Inputs) -> None:
+    """An activation in place changes the sample that another modality shares its memory with."""
+    places = [value.untyped_storage().data_ptr() for value in given.values()]
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    if changed and len(set(places)) < len(places):
+        raise NoBoundError(
+            f"the encoder of {changed[0]!r}, must not change its inputs in place where modalities share their memory: "
+            "what other encoders get would depend on the order"
+        )
 
 
 def _has_forward(model: nn.Module) -> bool:

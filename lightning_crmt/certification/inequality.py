@@ -57,7 +57,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
     for name, constant in lipschitz.values.items():
         if lipschitz.of == "encoder":
             rows = at_least_single(head.class_weights[name])
-            pairs[name] = constant.to(rows) * row_distances(rows)
+            pairs[name] = _product(constant.to(rows), row_distances(rows))
         else:
             if constant.shape != (head.num_classes,):
                 raise ValueError(
@@ -65,7 +65,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
                     f"got {tuple(constant.shape)}"
                 )
             weights = at_least_single(head.integration_weights[name])
-            speed = weights * constant.to(weights)
+            speed = _product(weights, constant.to(weights))
             pairs[name] = speed[:, None] + speed[None, :]
     return pairs
 
@@ -130,6 +130,13 @@ def own_class(classes: Tensor, num_classes: int) -> Tensor:
             [ True, False]])
     """
     return classes[:, None] == torch.arange(num_classes, device=classes.device)
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """A product of bounds, which is 0 only where one of them is: an underflow would make a radius infinite."""
+    product = first * second
+    tiny = torch.finfo(product.dtype).tiny
+    return torch.where((first > 0) & (second > 0), product.clamp(min=tiny), product)
 
 
 def _power_of_two(value: Tensor) -> Tensor:

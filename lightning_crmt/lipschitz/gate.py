@@ -158,6 +158,8 @@ def refuse_parts_out_of_reach(model: nn.Module) -> None:
         model.eval()
         left = [path or type(part).__name__ for path, part in model.named_modules() if part.training]
     finally:
+        if modes[0][1]:
+            model.train()  # what a `train` of a user's own does beside setting flags, such as merging weights
         for part, mode in modes:
             part.training = mode
     if left:
@@ -190,6 +192,12 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
     for name, module in {**encoders, "head": head}.items():
         for path, part in module.named_modules(prefix=name):
             refuse_changed_behaviour(part, path)
+            plain = [own for own, value in vars(part).items() if isinstance(value, Tensor)]
+            if plain and parametrize.type_before_parametrizations(part) in _CLOSED:
+                raise TypeError(
+                    f"`{path}.{plain[0]}` must be a parameter or a buffer to be certified, got a plain tensor, which "
+                    "`double()` and `to()` do not reach"
+                )
             for own, tensor in [*part._parameters.items(), *part._buffers.items()]:
                 if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
                     raise TypeError(

@@ -13,8 +13,8 @@ where M replaces every number of the layer by its absolute value: for :math:`W z
 (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3), for sums in any order. This is about one point, the
 clean input; :mod:`~lightning_crmt.lipschitz.rigorous` proves more, all around it, for fewer layers.
 
-Assumed, not proved: the roundings of a long sum do not all err to one side, so that n of them count as
-:math:`4 \sqrt n` (Higham and Mary, SIAM J. Sci. Comput. 41, 2019); libraries may compute convolutions by algorithms
+Nothing is assumed of the sign of roundings: those of a constant sample under weights of one sign all err to one side.
+Assumed, not proved: libraries may compute convolutions by algorithms
 with larger errors than direct sums, up to ``_CONVOLUTION`` times; functions such as ``tanh`` are off by a few units in
 the last place; and a layer whose rule was registered by a user is no worse than ``_REGISTERED`` roundings of its input
 and output.
@@ -80,7 +80,7 @@ class Precision:
 
     >>> precision = Precision(torch.float32, torch.device("cpu"))
     >>> precision.unit == 2.0**-24, f"{precision.gamma(100):.1e}"  # of a sum of 100 products
-    (True, '2.4e-06')
+    (True, '6.0e-06')
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -98,22 +98,23 @@ class Precision:
 
     def gamma(self, count: int) -> float:
         """Relative error of a sum of ``count`` terms with rounded factors; infinite where nothing can be said."""
-        total = min(count, 4 * math.sqrt(count)) * self.unit
+        total = count * self.unit
         return math.inf if total >= 0.5 else total / (1 - total) + 3 * self.factors
 
 
 @torch.no_grad()
 def running_error(
-    running: nn.Module, twin: nn.Module, x: Tensor, precision: Precision, bounds: Bounds
+    running: nn.Module, twin: nn.Module, x: Tensor, precision: Precision, bounds: Bounds, error: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:
     r"""Exact features, and how far those that the network computes as it runs may be from them.
 
     Args:
         running: the network, in evaluation mode, every layer of a type with a rule.
         twin: a copy in double precision, with stored weights in place of those that ``running`` computes in every pass.
-        x: samples as the network gets them, ``(B, ...)``, in double precision.
+        x: samples ``(B, ...)``, in double precision.
         precision: in which the network runs.
         bounds: l2 bound of a layer of ``twin`` at a shape.
+        error: how far from ``x`` the samples are that the network gets, ``(B,)``.
 
     Returns:
         Features ``(B, ...)`` in double precision, and a bound of the l2 norm of the error, ``(B,)``; infinite where
@@ -134,7 +135,7 @@ def running_error(
     if not wholly_known(running):
         running = with_fixed_weights(running)
         refuse_other_weights(running, twin, _REGISTERED * precision.unit)
-    return _Walk(precision, bounds)(running, twin, x, x.new_zeros(len(x)))
+    return _Walk(precision, bounds)(running, twin, x, x.new_zeros(len(x)) + error)
 
 
 class _Walk:

@@ -69,7 +69,7 @@ def _sequential(module: nn.Sequential, place: Place) -> float:
         if folded is None:
             bounds.append(bound)
         else:
-            bounds[-1] = min(bounds[-1] * bound, folded)
+            bounds[-1] = max(min(bounds[-1] * bound, folded), sys.float_info.min) if bounds[-1] and bound else 0.0
         before, shape_before, shape = part, shape, place.output_shape(part, shape)
     total = 1.0
     for bound in bounds:  # a product too small for a number does not become 0: a later layer may make up for it
