@@ -24,6 +24,8 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 from fuzzing.trials import KINDS, SHARES, Outcome, Trial
@@ -54,6 +56,11 @@ def tried(job: tuple[str, int]) -> Outcome:
 def one_thread() -> None:
     """Each process has a core."""
     torch.set_num_threads(1)
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Each with a core."""
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=one_thread)
 
 
 def tables(outcomes: list[Outcome]) -> str:
@@ -124,15 +131,21 @@ def main() -> int:
         return int(bool(outcome.violations))
     outcomes: list[Outcome] = []
     total, end = 0, time.monotonic() + 60 * arguments.minutes
-    context = multiprocessing.get_context("spawn")
     jobs = plan(arguments.seeds, arguments.kinds)
     bar = tqdm(total=None if arguments.certificates == 10**9 else arguments.certificates, unit=" certificates")
-    with context.Pool(arguments.processes, initializer=one_thread) as pool:
-        while total < arguments.certificates and time.monotonic() < end:
-            for outcome in pool.imap(tried, itertools.islice(jobs, 4 * arguments.processes)):
-                outcomes.append(outcome)
-                total += outcome.certificates
-                bar.update(outcome.certificates)
+    pool = processes(arguments.processes)
+    while total < arguments.certificates and time.monotonic() < end:
+        chunk = list(itertools.islice(jobs, 4 * arguments.processes))
+        try:
+            found_now = list(pool.map(tried, chunk))
+        except BrokenProcessPool:  # torch itself may crash
+            found_now = [Outcome(chunk[0][0], error=f"a process died in one of these: {chunk}")]
+            pool = processes(arguments.processes)
+        for outcome in found_now:
+            outcomes.append(outcome)
+            total += outcome.certificates
+            bar.update(outcome.certificates)
+    pool.shutdown()
     bar.close()
     print(tables(outcomes))
     print("\nrefused, most often:", reasons(outcomes), sep="\n")

@@ -350,7 +350,8 @@ def any_encoder(draw: Draw) -> tuple[nn.Module, Shape, int]:
 
 def at_the_boundary(draw: Draw, model: nn.Module, inputs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """More samples, between two of different predictions, as near to where it changes as the precision knows."""
-    if draw.gently:
+    if draw.gently or any(value.dtype is torch.float16 for value in inputs.values()):
+        # Such models are refused, and some convolutions end the process: Conv1d(1, 2, 1, 3, 2, 2) of one number.
         return inputs
     with torch.no_grad():
         prediction = model(inputs).logits.argmax(dim=1)
