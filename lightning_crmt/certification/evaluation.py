@@ -37,7 +37,7 @@ from lightning_crmt.lipschitz import (
     running_error,
     uncompiled,
 )
-from lightning_crmt.modality import FusionOutput, Inputs, logits_of
+from lightning_crmt.modality import FusionOutput, Inputs, in_double, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -159,7 +159,7 @@ class Evaluation:
                 exact[name], self._feature_errors[name] = running_error(
                     encoder,
                     twin.encoders[name],
-                    inputs[name].to(device_of(twin.head), torch.float64),
+                    in_double(inputs[name]).to(device_of(twin.head)),
                     _coarsest(precisions[name]),
                     twin.layer_bound,
                 )
@@ -190,7 +190,7 @@ class Evaluation:
             slack = self._slack(prediction, present)
             vouched = ((margins > slack) | own_class(prediction, exact.shape[1])).all(dim=1)
             # The bound of the rounding error was not true, or something else than rounding took part.
-            vouched &= ((margins_of(running.to(exact), prediction) - margins).abs() <= slack).all(dim=1)
+            vouched &= ((margins_of(in_double(running), prediction) - margins).abs() <= slack).all(dim=1)
             vouched &= running.isfinite().all(dim=1).to(exact.device)
             # Double precision rounds too: as much less as its unit is smaller.
             margins = torch.where(vouched[:, None], margins - slack * self.share_of_double, 0.0)
@@ -209,7 +209,7 @@ class Evaluation:
             return torch.allclose(logits, own, rtol=0.0, atol=0.0, equal_nan=True)
         exact = self._exact_output.logits
         prediction = own.argmax(dim=1).to(exact.device)
-        apart = (margins_of(logits.to(exact), prediction) - margins_of(exact, prediction)).abs()
+        apart = (margins_of(in_double(logits), prediction) - margins_of(exact, prediction)).abs()
         return not (apart > self._slack(prediction, list(self.head.in_features))).any()
 
     def _refuse_other_code(self, model: nn.Module, inputs: Inputs) -> None:
@@ -252,7 +252,7 @@ class Evaluation:
         for name in present:
             rows, error = exact[name], self._feature_errors[name]
             size = self._exact_output.features[name].norm(dim=1) + error
-            each = gamma * rows.norm(dim=1) + 4 * (running[name].to(rows) - rows).norm(dim=1)
+            each = gamma * rows.norm(dim=1) + 4 * (in_double(running[name]) - rows).norm(dim=1)
             slack = slack + (each[prediction][:, None] + each) * size[:, None]
             slack = slack + row_distances(rows)[prediction] * error[:, None]
             longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
