@@ -248,15 +248,19 @@ class CRMTMixin(LightningModule):
         check_same_modalities("encoders", encoders.keys(), head.in_features)
         check_at_least(0, rho=self.rho)
 
-    @override
-    def setup(self, stage: str) -> None:
-        """Refuses what ``torch.compile`` made of the whole module, whose hooks and logging it cannot follow.
+    @property
+    def _compiler_ctx(self) -> None:
+        """Set first by a Trainer that gets what ``torch.compile`` made of the whole module, before it replaces methods.
+
+        Hooks and logging cannot follow compiled steps.
 
         Raises:
-            TypeError: if the Trainer was given that.
+            TypeError: when it is set, so that the module is left as it was, and can be compiled in place.
         """
-        super().setup(stage)
-        if getattr(self, "_compiler_ctx", None) is not None:
+
+    @_compiler_ctx.setter
+    def _compiler_ctx(self, context: dict[str, Any] | None) -> None:
+        if context is not None:
             raise TypeError(
                 f"the Trainer must get the {type(self).__name__} itself, got what torch.compile made of it: compile it "
                 "in place, model.compile(), or its encoders, model.encoders[name].compile()"

@@ -85,3 +85,37 @@ def at_least_single(value: Tensor) -> Tensor:
     (torch.float32, torch.float64)
     """
     return value if value.dtype is torch.float64 else value.float()
+
+
+#: Types of devices that have no double precision.
+_SINGLE_ONLY = {"mps"}
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Double precision, or single on a device that has no double: Apple's MPS.
+
+    >>> widest(torch.device("cpu")), widest(torch.device("mps"))
+    (torch.float64, torch.float32)
+    """
+    return torch.float32 if device.type in _SINGLE_ONLY else torch.float64
+
+
+def widened(value: Tensor, device: torch.device | None = None) -> Tensor:
+    """``value``, of any shape, in the widest precision of its device, or of another one that it is sent to.
+
+    >>> widened(torch.ones(2)).dtype
+    torch.float64
+    """
+    if device is None or device == value.device:
+        return value.to(widest(value.device))
+    # One after the other: no device may ever get a precision that it does not have.
+    return in_double(value).to(widest(device)).to(device)
+
+
+def in_double(value: Tensor) -> Tensor:
+    """``value``, of any shape, in double precision: on its device, or on the CPU if that has none.
+
+    >>> in_double(torch.ones(2)).dtype
+    torch.float64
+    """
+    return (value.cpu() if widest(value.device) is not torch.float64 else value).double()

@@ -324,10 +324,13 @@ def test_the_mixin_is_a_lightning_module_of_yours(data, make_trainer):
 
 @pytest.mark.parametrize("run", ["fit", "validate", "test"])
 def test_a_compiled_whole_is_refused_before_anything_runs(run, make_model, make_trainer, data):
-    trainer = make_trainer()
+    trainer, model = make_trainer(max_epochs=1), make_model()
     with pytest.raises(TypeError, match=r"got what torch.compile made of it: compile it in place, model.compile\(\)"):
-        getattr(trainer, run)(torch.compile(make_model(), backend="eager"), data)
+        getattr(trainer, run)(torch.compile(model, backend="eager"), data)
     assert trainer.global_step == 0
+    model.compile(backend="eager")  # as it says
+    getattr(make_trainer(max_epochs=1), run)(model, data)
+    model.certify(data.parts["test"][:4][0])
 
 
 def test_a_module_compiled_in_place_trains(make_model, make_trainer, data):

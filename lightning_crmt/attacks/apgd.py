@@ -17,6 +17,7 @@ from lightning_crmt.attacks.search.attacked_model import Classes
 from lightning_crmt.attacks.search.loss import Loss
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import choose, times
+from lightning_crmt.modality import widest
 
 
 @dataclass(eq=False)
@@ -92,7 +93,7 @@ class _AutoDescent(Ascent):
         super().__init__(start)
         self.reviews, self.steps, self.reviewed = set(reviews), 0, 0
         self.before = self.best = self.uphill = self.delta  # the last place, the best one and the gradient there
-        lowest = torch.full_like(self.attacked.target, -torch.inf, dtype=torch.float64)
+        lowest = torch.full_like(self.attacked.target, -torch.inf, dtype=widest(self.attacked.target.device))
         self.best_loss = self.loss_reviewed = lowest  # the largest so far, and until the last review
         self.last_loss = -lowest
         self.rises = torch.zeros_like(lowest)  # since the last review

@@ -18,7 +18,7 @@ from lightning_crmt.attacks.search.attacked_model import AttackedModel, Classes,
 from lightning_crmt.attacks.search.loss import Objective
 from lightning_crmt.attacks.search.worst_case import Nearest
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.per_sample import Perturbation, dot, times
+from lightning_crmt.attacks.threat.per_sample import Perturbation, dot, smallest, times
 from lightning_crmt.modality import Inputs
 
 #: A factor larger than any budget needs, which single precision can hold.
@@ -169,7 +169,7 @@ class MinimumNorm(MinimumNormAttack):
         factor = torch.ones_like(needed)
         for _ in range(8 if self.budget.box else 1):
             gain = dot(self.budget.steepest(gradient, inputs, factor), gradient)
-            factor = (factor * needed.clamp(min=0) / gain.clamp(min=1e-300)).clamp(max=_FAR)
+            factor = (factor * needed.clamp(min=0) / gain.clamp(min=smallest(gain))).clamp(max=_FAR)
         return self.budget.steepest(gradient, inputs, factor)
 
     def _bisect(self, attacked: AttackedModel, best: Nearest, steps: int) -> None:

@@ -19,7 +19,7 @@ from lightning_crmt.attacks.threat.per_sample import choose
 from lightning_crmt.checks import check_at_least, check_batch, check_logits, check_target, describe, require_finite
 from lightning_crmt.deprecation import renamed_argument
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.modality import FusionOutput, Inputs, logits_of
+from lightning_crmt.modality import FusionOutput, Inputs, logits_of, widened
 
 #: What replaces a missing input: one number for all entries, or a value with the shape of one sample.
 Fill: TypeAlias = float | Sequence[float] | Tensor
@@ -207,7 +207,7 @@ def mean_inputs(batches: Iterable[Inputs | Sequence[Any]]) -> dict[str, Tensor]:
         samples += check_batch("batches", inputs)
         for name, value in inputs.items():
             if value.is_floating_point():
-                total[name] = value.detach().double().sum(dim=0) + total.get(name, 0.0)
+                total[name] = widened(value.detach()).sum(dim=0) + total.get(name, 0.0)
     if samples == 0:
         raise ValueError("`batches` must hold at least one sample, got none")
     return {name: each / samples for name, each in total.items()}

@@ -16,8 +16,8 @@ from lightning_crmt.attacks.search.attacked_model import Classes, Model, under_a
 from lightning_crmt.attacks.search.loss import Loss
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.norms import L2
-from lightning_crmt.attacks.threat.per_sample import Perturbation, times
-from lightning_crmt.modality import Inputs
+from lightning_crmt.attacks.threat.per_sample import Perturbation, smallest, times
+from lightning_crmt.modality import Inputs, widened
 
 
 @dataclass(eq=False)
@@ -94,8 +94,9 @@ class Descent(Ascent):
     def advance(self) -> None:
         gradient, budget, inputs = self.gradient, self.attacked.budget, self.attacked.inputs
         if self.momentum > 0:
-            norm = L2().length(gradient).clamp(min=1e-300)
-            fresh = {name: times(each.double(), 1 / norm).to(each.dtype) for name, each in gradient.items()}
+            norm = L2().length(gradient)
+            norm = norm.clamp(min=smallest(norm))
+            fresh = {name: times(widened(each), 1 / norm).to(each.dtype) for name, each in gradient.items()}
             old = self.velocity or {name: torch.zeros_like(each) for name, each in fresh.items()}
             gradient = self.velocity = {name: self.momentum * old[name] + each for name, each in fresh.items()}
         ahead = budget.steepest(gradient, inputs)
@@ -155,6 +156,6 @@ class LossAscent(BudgetedAttack):
                 descent.look()
                 descent.advance()
             # Once more in double precision: the descent had no more digits than the model.
-            last = {name: each.double() for name, each in descent.delta.items()}
+            last = {name: widened(each) for name, each in descent.delta.items()}
             moved = self.budget.apply(self.budget.project(last, attacked.inputs), attacked.inputs)
             return {**inputs, **{name: moved[name] for name in attacked.modalities}}

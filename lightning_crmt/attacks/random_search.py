@@ -17,6 +17,7 @@ from lightning_crmt.attacks.search.loss import lead
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import Perturbation, choose, times
 from lightning_crmt.checks import check_at_least
+from lightning_crmt.modality import widened, widest
 
 
 @dataclass(eq=False)
@@ -105,7 +106,7 @@ def coarse_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     spatial = range(max(1, len(sizes) - 2), len(sizes))
     for i in spatial:
         sizes[i] = -(-sizes[i] // block)
-    noise = torch.randn((1, *sizes), generator=generator, dtype=torch.float64).to(like.device)
+    noise = widened(torch.randn((1, *sizes), generator=generator, dtype=torch.float64), like.device)
     for i in spatial:
         noise = noise.repeat_interleave(block, dim=i + 1).narrow(i + 1, 0, like.shape[i + 1])
     return noise
@@ -117,7 +118,7 @@ class _Guesses(Search):
     def __init__(self, start: Start) -> None:
         super().__init__(start)
         self.generator, self.steps = start.generator, 0
-        self.slope = {name: torch.zeros_like(each, dtype=torch.float64) for name, each in self.delta.items()}
+        self.slope = {name: torch.zeros_like(each, dtype=widest(each.device)) for name, each in self.delta.items()}
         self.tried = self.attacked.budget.apply(self.delta, self.attacked.inputs)
         self.lead, self.fooled = self._judge(self.tried)
         self.size = torch.ones_like(self.lead)
@@ -166,4 +167,4 @@ class _Guesses(Search):
 
     def _judge(self, tried: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         logits = self.attacked.logits(tried)
-        return lead(self.objective, logits).double(), self.attacked.fooled(logits)
+        return widened(lead(self.objective, logits)), self.attacked.fooled(logits)

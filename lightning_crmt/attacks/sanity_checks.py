@@ -16,7 +16,7 @@ from lightning_crmt.attacks.random_search import RandomSearch
 from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, right_answers, under_attack
 from lightning_crmt.attacks.survival import check_fits, distance_by, fooled_by
 from lightning_crmt.attacks.threat.per_sample import dot
-from lightning_crmt.modality import Inputs, logits_of, select
+from lightning_crmt.modality import Inputs, logits_of, select, widened
 
 #: Draws of noise that a search by gradients should not lose to.
 _DRAWS = 20
@@ -168,7 +168,7 @@ def _of_the_search(
     if isinstance(attack, MinimumNormAttack):
         factor = distance_by(attack, model, inputs, target)
     else:
-        factor = torch.where(fooled_by(attack, model, inputs, target), 0.0, torch.inf).double()
+        factor = widened(torch.where(fooled_by(attack, model, inputs, target), 0.0, torch.inf))
     if not model.first:
         return
     blind = model.blind(right)
@@ -178,7 +178,7 @@ def _of_the_search(
             "blind there: are outputs saturated or rounded, or the loss, as cross-entropy is for large margins, or "
             "does the model ignore these modalities?"
         )
-    values = {name: inputs[name].double() for name in budget.names(inputs)}
+    values = {name: widened(inputs[name]) for name in budget.names(inputs)}
     span = {n: torch.maximum(v.amax(0) - v.amin(0), v.abs().amax(0))[None] for n, v in values.items()}
     widest = budget.size(span).max().item()
     yield from _of_the_gradient(attack, model, inputs, target, right.nonzero().squeeze(1)[:_FEW], min(1, widest / 10))
@@ -235,7 +235,7 @@ def _of_the_gradient(
                     for sign in (1, -1)
                 )
                 foretold.append(dot(gradient, budget.difference(forth, back)))
-                came.append(objective(attacked.logits(forth)).double() - objective(attacked.logits(back)).double())
+                came.append(widened(objective(attacked.logits(forth))) - widened(objective(attacked.logits(back))))
             told, seen = torch.stack(foretold), torch.stack(came)
             scale = torch.maximum(told.norm(dim=0), seen.norm(dim=0))
             visible = scale > _FLAT * attacked.clean_logits.abs().amax(dim=1)
@@ -261,7 +261,7 @@ def _won_without_gradients(attack: BudgetedAttack, model: Model, inputs: Inputs,
 
 
 def _sum_to_one(logits: Tensor) -> bool:
-    return bool((logits >= 0).all()) and bool(((logits.double().sum(dim=1) - 1).abs() < _SUM).all())
+    return bool((logits >= 0).all()) and bool(((widened(logits).sum(dim=1) - 1).abs() < _SUM).all())
 
 
 def _gap(one: Tensor, other: Tensor) -> float:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which samples survive an attack, and each radius: judged by the inputs it returned, not by what it reports.
 
-Sizes are measured in float64, and predictions are those of the public forward pass.
+Sizes are measured in float64, on the CPU where the model's device has none, and predictions are those of the public
+forward pass.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from lightning_crmt.attacks.attack import Attack, BudgetedAttack
 from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
 from lightning_crmt.attacks.missing import MissingModality
 from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits
-from lightning_crmt.modality import Inputs, select
+from lightning_crmt.modality import Inputs, in_double, select, widened, widest
 
-#: Rounding of float64 sums of squares may exceed a radius that was kept exactly by this share.
-_SLACK = 1e-6
+#: Rounding of sums of squares may exceed a radius that was kept exactly by this share, by the precision of the search.
+_SLACK = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def check_fits(attacks: Iterable[Attack], model: Model, inputs: Inputs) -> None:
@@ -160,7 +161,7 @@ def surviving(
 def check_budget(
     attack: BudgetedAttack, moved: Inputs, clean: Inputs, name: str | None = None, limit: Tensor | float = 1.0
 ) -> Tensor:
-    """Size of the perturbation in units of the attack's budget, ``(B,)``, float64, checked to be within ``limit``.
+    """Size of the perturbation in units of the attack's budget, ``(B,)``, checked to be within ``limit``.
 
     Raises:
         RuntimeError: naming the attack, and the rule that it broke.
@@ -171,7 +172,8 @@ def check_budget(
             f"{title} must return inputs like those it was given, got "
             f"{ {key: tuple(value.shape) for key, value in moved.items()} }"
         )
-    delta = attack.budget.difference(moved, clean)
+    wide = [{key: in_double(each[key]) for key in attack.budget.names(clean)} for each in (moved, clean)]
+    delta = attack.budget.difference(*wide)
     for key, value in clean.items():
         if key not in delta and not torch.equal(moved[key], value):
             raise RuntimeError(f"{title} changed {key!r}, which {attack.budget} does not let it touch")
@@ -179,12 +181,14 @@ def check_budget(
         if not box.contains(moved[key]):
             raise RuntimeError(f"{title} left the box of {key!r}, {box}")
     size = attack.budget.size(delta)
-    allowed = torch.as_tensor(limit, dtype=size.dtype, device=size.device)
-    inside = size <= allowed * (1 + _SLACK)  # false for NaN
+    allowed = in_double(limit) if isinstance(limit, Tensor) else torch.tensor(limit, dtype=torch.float64)
+    allowed = allowed.to(size.device)
+    device = next(clean[key].device for key in delta)
+    inside = size <= allowed * (1 + _SLACK[widest(device)])  # false for NaN
     if not bool(inside.all()):
         worst = int((size - allowed).nan_to_num(torch.inf).argmax())
         raise RuntimeError(
             f"{title} changed sample {worst} by {size[worst]:.9g} times {attack.budget}, "
             f"where at most {allowed.expand(len(size))[worst]:.9g} is allowed"
         )
-    return size
+    return widened(size, device)

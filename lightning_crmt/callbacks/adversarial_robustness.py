@@ -27,7 +27,7 @@ from lightning_crmt.attacks import (
 from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
-from lightning_crmt.modality import select
+from lightning_crmt.modality import select, widest
 from lightning_crmt.training import NamedModel, callbacks_of
 
 #: Number of samples on which an attack is checked.
@@ -205,7 +205,7 @@ class _Withstood(Measurement):
     def _search(
         self, attack: MinimumNormAttack, name: str, inputs: dict[str, Tensor], target: Tensor, right: Tensor
     ) -> Tensor:
-        distance = torch.zeros(len(right), dtype=torch.float64, device=right.device)
+        distance = torch.zeros(len(right), dtype=widest(right.device), device=right.device)
         rows = right.nonzero().squeeze(1)
         if len(rows):
             distance[rows] = distance_by(attack, self.model, select(inputs, rows), target[rows.to(target.device)], name)

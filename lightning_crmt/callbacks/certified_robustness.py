@@ -148,7 +148,7 @@ class _Certificates(Measurement):
             key = Key("", "accuracy", budget=tuple(budget.items()), sure=certificate.soundness.label)
             values[key] = (certificate.prediction == target) & certificate.tolerates(budget)
         for name, scores in {"joint": output.logits, **output.scores}.items():
-            values[Key("", "margin", name)] = _margin(scores, target)
+            values[Key("", "margin", name)] = _margin(scores.to(target.device), target)
         rival = certificate.nearest_class()
         for name in self.model.names:
             values |= self.of_radius(certificate, target, name, modalities=[name])

@@ -39,7 +39,7 @@ from lightning_crmt.lipschitz import (
     uncompiled,
     wholly_known,
 )
-from lightning_crmt.modality import FusionOutput, Inputs, logits_of
+from lightning_crmt.modality import FusionOutput, Inputs, in_double, logits_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -133,6 +133,14 @@ class Evaluation:
             fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
             shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
             _refuse_other(lipschitz, self.level, fingerprints, shapes)
+            # Before anything runs: in half precision, which is refused, some convolutions end the process.
+            if self.level is Soundness.RIGOROUS:
+                self.constants = encoder_bounds(encoders, shapes, level=self.level)
+                self.errors = encoder_errors(encoders, inputs)
+                _refuse_cast(given, inputs)
+            else:
+                precisions = {name: _precisions_of(encoder, inputs[name]) for name, encoder in encoders.items()}
+                of_head = _precisions([*head.directions.values(), head.bias])
             # Of copies, for activations in place: the twin must get the same samples.
             copies = {name: value.clone() for name, value in inputs.items()}
             features = {name: encoder(copies[name]) for name, encoder in encoders.items()}
@@ -141,13 +149,6 @@ class Evaluation:
             if (rows := check_batch("features", features)) != (size := check_batch("inputs", inputs)):
                 raise ValueError(f"`encoders` must give a row of features for each of {size} samples, got {rows}")
             if self.level is Soundness.RIGOROUS:
-                self.constants = encoder_bounds(encoders, shapes, level=self.level)
-                self.errors = encoder_errors(encoders, inputs)
-                if cast := [name for name in inputs if _cast_error(given[name], inputs[name]).any()]:
-                    raise ValueError(
-                        "`inputs` must be numbers of the model's precision at level 'rigorous', and those of "
-                        f"{', '.join(cast)} change when they are cast to it"
-                    )
                 return
             twin = ExactTwin.of(dict(encoders.items()), head, fingerprints)
             try:
@@ -159,20 +160,16 @@ class Evaluation:
                 ) from error
             self._exact_head, self._feature_errors = twin.head, {}
             exact: dict[str, Tensor] = {}
-            precisions: dict[str, list[Precision]] = {}
             for name, encoder in encoders.items():
-                weights = [tensor for tensor in encoder.parameters() if tensor.is_floating_point()]
-                precisions[name] = _precisions(weights or [inputs[name]])
                 exact[name], self._feature_errors[name] = running_error(
                     encoder,
                     twin.encoders[name],
-                    given[name].detach().to(device_of(twin.head), torch.float64),
+                    in_double(given[name].detach()).to(device_of(twin.head)),
                     _coarsest(precisions[name]),
                     twin.layer_bound,
                     _cast_error(given[name], inputs[name]).to(device_of(twin.head)),
                 )
             self._exact_output = self._exact_head(exact)
-            of_head = _precisions([*self.head.directions.values(), self.head.bias])
             self.precision = _coarsest(of_head)
             # What rounding takes from margins in the twin, as a share of what it may take in the model as it runs.
             everywhere = [each for part in [*precisions.values(), of_head] for each in part]
@@ -203,7 +200,7 @@ class Evaluation:
             slack = self._slack(prediction, present)
             vouched = ((margins > slack) | own_class(prediction, exact.shape[1])).all(dim=1)
             # The bound of the rounding error was not true, or something else than rounding took part.
-            vouched &= ((margins_of(running.to(exact), prediction) - margins).abs() <= slack).all(dim=1)
+            vouched &= ((margins_of(in_double(running), prediction) - margins).abs() <= slack).all(dim=1)
             vouched &= running.isfinite().all(dim=1).to(exact.device)
             # Double precision rounds too: as much less as its unit is smaller.
             margins = torch.where(vouched[:, None], margins - slack * self.share_of_double, 0.0)
@@ -222,7 +219,7 @@ class Evaluation:
             return torch.allclose(logits, own, rtol=0.0, atol=0.0, equal_nan=True)
         exact = self._exact_output.logits
         prediction = own.argmax(dim=1).to(exact.device)
-        apart = (margins_of(logits.to(exact), prediction) - margins_of(exact, prediction)).abs()
+        apart = (margins_of(in_double(logits), prediction) - margins_of(exact, prediction)).abs()
         return not (apart > self._slack(prediction, list(self.head.in_features))).any()
 
     def refuse_other_code(self, model: nn.Module, inputs: Inputs) -> None:
@@ -237,8 +234,8 @@ class Evaluation:
         noise = torch.Generator().manual_seed(0)
         near = {}
         for name, value in inputs.items():
-            spread = value.double().std(correction=0).clamp(min=1).cpu()
-            moved = value.double().cpu() + spread * torch.randn(value.shape, generator=noise, dtype=torch.float64)
+            wide = value.detach().cpu().double()
+            moved = wide + wide.std(correction=0).clamp(min=1) * torch.randn(wide.shape, generator=noise).double()
             near[name] = moved.to(value) if value.is_floating_point() else value
         without = [{**inputs, name: torch.zeros_like(value)} for name, value in inputs.items()]
         with uncompiled(model) as compiled:
@@ -280,12 +277,20 @@ class Evaluation:
         for name in present:
             rows, error = exact[name], self._feature_errors[name]
             size = self._exact_output.features[name].norm(dim=1) + error
-            each = gamma * rows.norm(dim=1) + 4 * (running[name].to(rows) - rows).norm(dim=1)
+            each = gamma * rows.norm(dim=1) + 4 * (in_double(running[name]) - rows).norm(dim=1)
             slack = slack + (each[prediction][:, None] + each) * size[:, None]
             slack = slack + row_distances(rows)[prediction] * error[:, None]
             longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
             slack = torch.where((longest * size < self.precision.largest)[:, None], slack, math.inf)
         return slack
+
+
+def _refuse_cast(given: Inputs, taken: Inputs) -> None:
+    if changed := [name for name in taken if _cast_error(given[name], taken[name]).any()]:
+        raise ValueError(
+            f"`inputs` must be numbers of the model's precision at level 'rigorous', and those of {', '.join(changed)} "
+            "change when they are cast to it"
+        )
 
 
 def _cast_error(given: Tensor, taken: Tensor) -> Tensor:
@@ -299,9 +304,8 @@ def _cast_error(given: Tensor, taken: Tensor) -> Tensor:
 
 def _refuse_changes_of_shared(given: Inputs, before: Inputs, after: Inputs) -> None:
     """An activation in place changes the sample that another modality shares its memory with."""
-    places = [value.untyped_storage().data_ptr() for value in given.values()]
     changed = [name for name in before if not torch.equal(before[name], after[name])]
-    if changed and len(set(places)) < len(places):
+    if changed and len({value.untyped_storage().data_ptr() for value in given.values()}) < len(given):
         raise NoBoundError(
             f"the encoder of {changed[0]!r}, must not change its inputs in place where modalities share their memory: "
             "what other encoders get would depend on the order"
@@ -328,6 +332,11 @@ def _answer(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def _precisions(tensors: Iterable[Tensor]) -> list[Precision]:
     return [Precision(tensor.dtype, tensor.device) for tensor in tensors]
+
+
+def _precisions_of(encoder: nn.Module, x: Tensor) -> list[Precision]:
+    """Those of its weights; of what it is given, where it has none."""
+    return _precisions([tensor for tensor in encoder.parameters() if tensor.is_floating_point()] or [x])
 
 
 def _coarsest(precisions: Iterable[Precision]) -> Precision:

@@ -29,6 +29,7 @@ from lightning_crmt.lipschitz import (
     rule_for,
     wholly_known,
 )
+from lightning_crmt.modality import widest
 from lightning_crmt.soundness import Soundness
 
 #: Models whose twins are kept: more than one, for certificates of several models in turn.
@@ -118,6 +119,6 @@ def _exact(module: M, path: str) -> M:
 
 
 def _double(twin: M) -> M:
-    if any(tensor.device.type == "mps" for tensor in twin.parameters()):
-        twin = twin.cpu()  # that device has no double precision
+    if any(widest(tensor.device) is not torch.float64 for tensor in twin.parameters()):
+        twin = twin.cpu()  # a certificate never rests on less
     return twin.double().eval().requires_grad_(False)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,7 +24,7 @@ from lightning_crmt.attacks import (
 )
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.checks import check_at_least, check_batch
-from lightning_crmt.modality import Inputs, select
+from lightning_crmt.modality import Inputs, in_double, select, widened, widest
 from lightning_crmt.soundness import Soundness
 
 #: One l2 norm for a ball, or one by modality for separate budgets.
@@ -150,8 +150,8 @@ def verify_certificate(
     The threats are the ball over all modalities, each modality alone, and random products of budgets on the border of
     what :meth:`Certificate.tolerates` accepts. Each is probed by random directions, by a gradient search towards every
     class, and by a search for the nearest input of another class. What counts is the prediction of the public forward
-    for what is stored, with norms measured in float64; logits that are not finite predict nothing, and disprove the
-    certificate.
+    for what is stored, with norms measured in float64, on the CPU where the model's device has none; logits that are
+    not finite predict nothing, and disprove the certificate.
 
     The claims of a ``RIGOROUS`` certificate are taken to the letter. All others are about exact arithmetic: there the
     radii are shortened by a millionth, and a rival that leads by no more than rounding explains
@@ -196,6 +196,7 @@ def verify_certificate(
             f"`inputs` must be the {len(certificate.prediction)} samples of the certificate with modalities {present}, "
             f"got shapes { ({name: tuple(value.shape) for name, value in inputs.items()}) }"
         )
+    certificate = _beside_double(certificate)
     rows = (certificate.radius(present) > 0).nonzero().squeeze(1)
     done = Verification(certificate.soundness, len(rows))
     if len(rows) == 0:
@@ -204,9 +205,10 @@ def verify_certificate(
     with under_attack(
         model, select(inputs, rows), certificate.prediction[rows], Budget(0.0, modalities=present)
     ) as attacked:
-        farthest = 10 * (1 + max(float(_norm([attacked.inputs[name].double()]).max()) for name in present))
+        farthest = 10 * (1 + max(float(_norm([in_double(attacked.inputs[name])]).max()) for name in present))
         for threat, claimed in _threats(certificate, present, products, farthest, generator):
-            radii = {group: radius[rows].to(attacked.target.device) for group, radius in claimed.items()}
+            exact = in_double(attacked.clean_logits).device
+            radii = {group: radius[rows].to(exact) for group, radius in claimed.items()}
             judge = _Judge(attacked, threat, radii, rows, done, save_to)
             if threat == "clean":
                 judge(attacked.inputs)
@@ -214,7 +216,7 @@ def verify_certificate(
             budget = judge.budget()
             for _ in range(probes):
                 noise = {
-                    name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+                    name: widened(torch.randn(value.shape, generator=generator, dtype=torch.float64), value.device)
                     for name, value in attacked.inputs.items()
                     if any(name in group for group in claimed)
                 }
@@ -280,7 +282,7 @@ class _Judge:
     def __call__(self, perturbed: Inputs) -> None:
         norms = self._norms(_difference(perturbed, self.attacked))
         inside = torch.stack([norms[group] <= radius for group, radius in self.claimed.items()]).all(dim=0)
-        beyond = self._beyond(self.attacked, self.attacked.logits(perturbed))
+        beyond = self._beyond(self.attacked, self.attacked.logits(perturbed)).to(inside.device)
         self.done.probes[self.threat] = self.done.probes.get(self.threat, 0) + int(inside.sum())
         explained = int((inside & beyond.isfinite() & (beyond <= 0)).sum())
         if explained:
@@ -311,7 +313,9 @@ class _Judge:
         budget = Budget(1.0, modalities=attacked.modalities)
         for _ in range(30):  # nearer to the clean input it says more about how wrong the claim is
             middle = (low + high) / 2
-            tried = budget.apply({name: middle * d for name, d in whole.items()}, attacked.inputs)
+            tried = budget.apply(
+                {name: widened(middle * d, attacked.inputs[name].device) for name, d in whole.items()}, attacked.inputs
+            )
             logits = attacked.logits(tried)
             if bool((self._beyond(attacked, logits) > 0).all()):
                 high, nearest, after = middle, tried, logits
@@ -333,7 +337,19 @@ class _Judge:
 
 
 def _difference(perturbed: Inputs, attacked: AttackedModel) -> Perturbation:
-    return {name: perturbed[name].double() - attacked.inputs[name].double() for name in attacked.modalities}
+    return {name: in_double(perturbed[name]) - in_double(attacked.inputs[name]) for name in attacked.modalities}
+
+
+def _beside_double(certificate: Certificate) -> Certificate:
+    """The certificate where double precision is: on the CPU, if its device has none."""
+    if widest(certificate.margins.device) is torch.float64:
+        return certificate
+    return replace(
+        certificate,
+        prediction=certificate.prediction.cpu(),
+        margins=in_double(certificate.margins),
+        sensitivities={name: in_double(slope) for name, slope in certificate.sensitivities.items()},
+    )
 
 
 def _norm(parts: list[Tensor]) -> Tensor:

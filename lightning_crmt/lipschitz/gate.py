@@ -399,7 +399,7 @@ def exact_numbers(weight: object, name: str) -> Tensor:
         raise ValueError(f"`{name}` must be a real floating point tensor, got {kind}")
     if not weight.isfinite().all():
         raise ValueError(f"`{name}` must be finite, it holds NaN or Inf: the model diverged")
-    return weight.detach().to("cpu", torch.float64)
+    return weight.detach().cpu().double()
 
 
 def proved_precision(module: nn.Module, x: Tensor) -> torch.dtype:

@@ -43,6 +43,7 @@ from lightning_crmt.layers import (
 )
 from lightning_crmt.lipschitz.bounds.rules import batch_norm_scale, convolution_of
 from lightning_crmt.lipschitz.gate import refuse_other_weights, unit_of_factors, wholly_known
+from lightning_crmt.modality import in_double
 
 #: By how much algorithms such as Winograd's may exceed the error of direct sums.
 _CONVOLUTION = 4.0
@@ -195,7 +196,7 @@ class _Walk:
         sums = weight.flatten(1).sum(1).max() * weight.transpose(0, 1).flatten(1).sum(1).max()
         spread = math.sqrt(float(sums))
         # Weights that are computed in every pass come out a little different, from one number of threads to another.
-        drift: Tensor = running.weight.to(weight) - layer.weight
+        drift: Tensor = in_double(running.weight) - layer.weight
         apart = 4 * float(drift.norm()) * math.sqrt(math.prod(weight.shape[2:]))
         lost = self.precision.smallest * magnitude[0].numel() * weight[0].numel()
         return self._finite(magnitude, gamma * (_norm(magnitude) + spread * error) + apart * (_norm(z) + error) + lost)

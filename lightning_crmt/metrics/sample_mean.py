@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_crmt.evaluation import total_and_count
+from lightning_crmt.modality import in_double, widened, widest
 
 
 class SampleMean(Metric):
@@ -36,7 +38,17 @@ class SampleMean(Metric):
         self.add_state(self._state, torch.zeros(2, 1, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _add(self, values: Tensor) -> None:
-        setattr(self, self._state, getattr(self, self._state) + total_and_count(values.double()))
+        sums = getattr(self, self._state)
+        setattr(self, self._state, sums + widened(total_and_count(in_double(values)), sums.device))
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Moves the sums; to a device that has no double precision they go, and stay, in single."""
+        device = fn(torch.zeros(0, device=self.device)).device
+        if widest(device) is not torch.float64:
+            setattr(self, self._state, getattr(self, self._state).float())
+            self._defaults[self._state] = torch.as_tensor(self._defaults[self._state]).float()
+        return super()._apply(fn, exclude_state)
 
     @override
     def compute(self) -> Tensor:

@@ -19,7 +19,7 @@ from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, u
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import Perturbation, times
 from lightning_crmt.checks import require_package
-from lightning_crmt.modality import Inputs, at_least_single, logits_of
+from lightning_crmt.modality import Inputs, at_least_single, logits_of, widened, widest
 
 
 class Flat:
@@ -92,7 +92,7 @@ class OneVectorModel(nn.Module):
         self._flat = Flat(attacked.inputs, attacked.modalities)
         # In the model's precision: displacements are small numbers, so what they lose here is lost in the sum anyway.
         self._clean = at_least_single(self._flat.join(attacked.inputs))
-        self.origin = torch.zeros_like(self._clean, dtype=torch.float64)
+        self.origin = torch.zeros_like(self._clean, dtype=widest(self._clean.device))
         ones = self._flat.split(torch.ones_like(self._clean))
         parts = attacked.budget.parts(ones)
         unit = self._flat.join({name: times(one, radius) for part, radius in parts for name, one in part.items()})
@@ -129,7 +129,7 @@ class OneVectorModel(nn.Module):
 
     def perturbation(self, displacement: Tensor) -> Perturbation:
         """The change of the inputs, by modality, of displacements of the whole batch."""
-        return self._flat.split(self._delta(displacement.double(), None))
+        return self._flat.split(self._delta(widened(displacement), None))
 
     def _delta(self, displacement: Tensor, rows: Tensor | None) -> Tensor:
         unit, *room = (value if rows is None else value[rows] for value in (self._unit, *self._room))

@@ -16,7 +16,7 @@ from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation
 from lightning_crmt.checks import check_batch, check_logits, check_target, require_finite
 from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
-from lightning_crmt.modality import Inputs, at_least_single, logits_of
+from lightning_crmt.modality import Inputs, at_least_single, logits_of, widened
 
 #: Anything from inputs by name to logits, in one of the forms that ``logits_of`` knows.
 Model: TypeAlias = Callable[[dict[str, Tensor]], Any]
@@ -128,7 +128,7 @@ class AttackedModel(PerSample):
             # Its own copy unless it is one: an expanded gradient cannot be written to.
             slope = at_least_single(slope.detach()).contiguous()
             gradient[name] = slope.nan_to_num_(0.0, 0.0, 0.0)
-        return logits.detach(), losses.detach().double(), gradient
+        return logits.detach(), widened(losses.detach()), gradient
 
     def _check_unused(self, name: str) -> None:
         if name in self._unused:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_crmt.attacks.search.attacked_model import AttackedModel
 from lightning_crmt.attacks.search.loss import lead
 from lightning_crmt.attacks.threat.per_sample import choose
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, widened
 
 
 class WorstCase:
@@ -71,7 +71,7 @@ class Nearest:
     def __init__(self, attacked: AttackedModel) -> None:
         self.attacked = attacked
         self.inputs = {name: attacked.inputs[name] for name in attacked.modalities}
-        self.factor = torch.where(attacked.fooled(attacked.clean_logits), 0.0, torch.inf).double()
+        self.factor = widened(torch.where(attacked.fooled(attacked.clean_logits), 0.0, torch.inf))
 
     def moved(self) -> dict[str, Tensor]:
         """All inputs, with these perturbations."""

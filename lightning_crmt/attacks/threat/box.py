@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.checks import describe
+from lightning_crmt.modality import widened
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Box:
             object.__setattr__(self, name, tuple(given) if isinstance(given, Sequence) else given)
 
     def bounds(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Lowest and highest value of the model's input, in float64, in a shape that broadcasts with ``value``.
+        """Lowest and highest value of the model's input, in the widest precision, in a shape that fits ``value``.
 
         Raises:
             ValueError: if ``value`` has another number of channels.
@@ -82,7 +83,7 @@ class Box:
                 f"a box with `mean` and `std` for {len(numbers)} channels needs inputs of shape "
                 f"(B, {len(numbers)}, ...), got {describe(value)}"
             )
-        return numbers.to(value.device).reshape(1, -1, *[1] * (value.dim() - 2))
+        return widened(numbers, value.device).reshape(1, -1, *[1] * (value.dim() - 2))
 
 
 def _numbers(given: float | Sequence[float]) -> Tensor:

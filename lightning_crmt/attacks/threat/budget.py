@@ -14,7 +14,7 @@ from lightning_crmt.attacks.threat.box import Box, as_box
 from lightning_crmt.attacks.threat.norms import L2, LInf, Norm, Room
 from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation, choose
 from lightning_crmt.checks import check_modality_names, describe
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, widened, widest
 
 #: One radius for all samples, or one per sample ``(B,)``.
 Radius: TypeAlias = float | Tensor
@@ -225,7 +225,7 @@ class Budget(PerSample):
         for name in self.names(inputs):
             value = inputs[name]
             drawn = torch.randn((1, *value.shape[1:]), generator=generator, dtype=torch.float64)
-            noise[name] = drawn.to(value.device).expand_as(value)
+            noise[name] = widened(drawn, value.device).expand_as(value)
         share = torch.rand((), generator=generator, dtype=torch.float64).item()
         room = self.room(inputs, noise)
         drawn_within: Perturbation = {}
@@ -263,18 +263,19 @@ class Budget(PerSample):
         return bool((self.size(rounding) > 1e-3).any())
 
     def difference(self, moved: Inputs, inputs: Inputs) -> Perturbation:
-        """The perturbation in float64, by attacked modality: what a search is judged by."""
-        return {name: moved[name].double() - inputs[name].double() for name in self.names(inputs)}
+        """The perturbation in the widest precision, by attacked modality: what a search is judged by."""
+        return {name: widened(moved[name]) - widened(inputs[name]) for name in self.names(inputs)}
 
     def parts(self, delta: Perturbation, factor: Radius = 1.0) -> list[tuple[Perturbation, Tensor]]:
         """``delta`` in parts that share a radius, each with ``factor`` times that radius, ``(B,)``, in float64."""
         one = next(iter(delta.values()))
+        dtype = widest(one.device)
 
         def per_sample(radius: Radius) -> Tensor:
             if isinstance(radius, Tensor) or isinstance(factor, Tensor):
-                wide = [torch.as_tensor(r, dtype=torch.float64, device=one.device) for r in (radius, factor)]
-                return (wide[0] * wide[1]).expand(len(one))
-            return torch.full((len(one),), radius * factor, dtype=torch.float64, device=one.device)
+                wide = [widened(r, one.device) if isinstance(r, Tensor) else r for r in (radius, factor)]
+                return torch.as_tensor(wide[0] * wide[1]).expand(len(one))
+            return torch.full((len(one),), radius * factor, dtype=dtype, device=one.device)
 
         if isinstance(self.radius, Mapping):
             return [({name: d}, per_sample(self.radius[name])) for name, d in delta.items()]
@@ -316,7 +317,7 @@ def _number(radius: Radius) -> object:
 
 def _nudged_towards(clean: Tensor, moved: Tensor, delta: Tensor) -> Tensor:
     """``moved``, one floating point number closer to ``clean`` wherever it is further away than ``delta``."""
-    over = (moved.double() - clean.double()).abs() > delta.abs()
+    over = (widened(moved) - widened(clean)).abs() > delta.abs()
     # Half precision has no nextafter on the CPU; there the entry stays clean.
     closer = clean if moved.dtype is torch.float16 else torch.nextafter(moved, clean)
     return torch.where(over, closer, moved)

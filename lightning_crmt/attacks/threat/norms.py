@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks.threat.per_sample import Perturbation, like, times
+from lightning_crmt.attacks.threat.per_sample import Perturbation, like, smallest, times
+from lightning_crmt.modality import widest
 
 #: How far each entry may move down and up, for the modalities that have a box.
 Room: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
@@ -22,8 +23,8 @@ class Norm(ABC):
     """A norm of the perturbations of some modalities, taken together, and what a search within a radius needs of it.
 
     A subclass can be given as ``Budget(0.1, norm=MyNorm())``. Perturbations are by modality, ``(B, ...)`` each; radii
-    and lengths are float64 and one per sample, ``(B,)``; ``room`` says by modality how far each entry may move down and
-    up, for those with a box.
+    and lengths are one per sample, ``(B,)``, in float64, or float32 on a device that has no float64;
+    ``room`` says by modality how far each entry may move down and up, for those with a box.
 
     >>> from lightning_crmt.attacks import PGD, Budget
     >>> from lightning_crmt.attacks.threat.norms import L2
@@ -45,7 +46,7 @@ class Norm(ABC):
 
     @abstractmethod
     def length(self, delta: Perturbation) -> Tensor:
-        """The norm, ``(B,)``, in float64."""
+        """The norm, ``(B,)``, in the widest precision of the device."""
 
     @abstractmethod
     def project(self, delta: Perturbation, radius: Tensor, room: Room, in_place: bool = False) -> Perturbation:
@@ -72,7 +73,12 @@ class L2(Norm):
     @override
     def length(self, delta: Perturbation) -> Tensor:
         lengths = [_vector_norm(d, 2) for d in delta.values()]
-        return lengths[0] if len(lengths) == 1 else torch.linalg.vector_norm(torch.stack(lengths), dim=0)
+        if len(lengths) == 1:
+            return lengths[0]
+        if lengths[0].dtype is not torch.float64:
+            return _vector_norm(torch.stack(lengths, dim=1), 2)
+        joint: Tensor = torch.linalg.vector_norm(torch.stack(lengths), dim=0)
+        return joint
 
     @override
     def project(self, delta: Perturbation, radius: Tensor, room: Room, in_place: bool = False) -> Perturbation:
@@ -80,6 +86,8 @@ class L2(Norm):
 
     @override
     def steepest(self, gradient: Perturbation, radius: Tensor, room: Room) -> Perturbation:
+        if radius.dtype is not torch.float64:  # squares of tiny entries would vanish
+            gradient = _stretched(gradient, 1 / self.length(gradient).clamp(min=smallest(radius)))
         return self._longest(gradient, radius, room, torch.inf)
 
     def _longest(
@@ -101,8 +109,8 @@ class L2(Norm):
             free = {name: clipped[name] == d for name, d in scaled.items()}
             used = _squares({name: d.masked_fill(free[name], 0) for name, d in clipped.items()})
             left = _squares({name: d.masked_fill(~free[name], 0) for name, d in direction.items()})
-            wanted = ((radius.square() - used).clamp(min=0) / left.clamp(min=1e-300)).sqrt().clamp(max=at_most)
-            grows = (left > 0) & (wanted > scale * (1 + 1e-12))
+            wanted = ((radius.square() - used).clamp(min=0) / left.clamp(min=smallest(left))).sqrt().clamp(max=at_most)
+            grows = (left > 0) & (wanted > scale * (1 + max(1e-12, 4 * torch.finfo(scale.dtype).eps)))
             if not bool(grows.any()):
                 return clipped
             scale = torch.where(grows, wanted, scale)
@@ -139,7 +147,13 @@ def _vector_norm(value: Tensor, order: float) -> Tensor:
         if bool(((norm > 1e-15) & (norm < 1e15)).all()):
             return norm
     # The squares of a tiny gradient vanish in single precision.
-    exact: Tensor = torch.linalg.vector_norm(vectors, order, dim=1, dtype=torch.float64)
+    exact: Tensor
+    if widest(vectors.device) is torch.float64:
+        exact = torch.linalg.vector_norm(vectors, order, dim=1, dtype=torch.float64)
+    else:
+        largest = vectors.abs().amax(dim=1).float()
+        unit = vectors / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)[:, None]
+        exact = torch.linalg.vector_norm(unit, order, dim=1) * torch.where(largest > 0, largest, 1.0)
     return exact
 
 
@@ -154,4 +168,4 @@ def _stretched(direction: Perturbation, scale: Tensor, in_place: bool = False) -
 
 
 def _squares(value: Perturbation) -> Tensor:
-    return torch.stack([d.square().flatten(1).sum(dim=1, dtype=torch.float64) for d in value.values()]).sum(dim=0)
+    return torch.stack([d.square().flatten(1).sum(dim=1, dtype=widest(d.device)) for d in value.values()]).sum(dim=0)

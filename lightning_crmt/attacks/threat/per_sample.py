@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from lightning_crmt.modality import widened
+
 #: A change of the inputs, by modality; those left out stay as they are.
 Perturbation: TypeAlias = dict[str, Tensor]
 
@@ -52,6 +54,15 @@ def like(per_sample: Tensor, value: Tensor) -> Tensor:
     return per_sample.reshape(-1, *[1] * (value.dim() - 1))
 
 
+def smallest(value: Tensor) -> float:
+    """The smallest normal number in the precision of ``value``: what may stand for 0 where it is divided by.
+
+    >>> smallest(torch.ones(2))
+    1.1754943508222875e-38
+    """
+    return torch.finfo(value.dtype).tiny
+
+
 def choose(take: Tensor, new: Perturbation, old: Perturbation) -> Perturbation:
     """For each modality of ``old`` that of ``new`` for the samples in ``take``, ``(B,)``."""
     return {name: torch.where(like(take, each), new[name], each) for name, each in old.items()}
@@ -59,4 +70,4 @@ def choose(take: Tensor, new: Perturbation, old: Perturbation) -> Perturbation:
 
 def dot(one: Perturbation, other: Perturbation) -> Tensor:
     """Inner product over all modalities, ``(B,)``."""
-    return torch.stack([(d.double() * other[name]).flatten(1).sum(dim=1) for name, d in one.items()]).sum(dim=0)
+    return torch.stack([(widened(d) * other[name]).flatten(1).sum(dim=1) for name, d in one.items()]).sum(dim=0)

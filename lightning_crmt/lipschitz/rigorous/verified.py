@@ -103,7 +103,7 @@ def norm_up(matrix: Tensor) -> float:
     """
     if matrix.dim() != 2 or not matrix.is_floating_point():
         raise ValueError(f"`matrix` must be real and have two dimensions, got {matrix.dtype} {tuple(matrix.shape)}")
-    matrix = matrix.detach().to("cpu", torch.float64)
+    matrix = matrix.detach().cpu().double()
     if not matrix.isfinite().all():
         raise ValueError("`matrix` must be finite, it holds NaN or Inf")
     largest = float(matrix.abs().max()) if matrix.numel() else 0.0
