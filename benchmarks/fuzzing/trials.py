@@ -687,6 +687,23 @@ def own(trial: Trial) -> None:
     judged(trial, model, inputs, by_slopes, products=1)
 
 
+def given_in_double(trial: Trial) -> None:
+    """Samples in double precision, which a model in single precision rounds: radii are from what was given."""
+    draw = trial.draw
+    model, inputs = drawn(draw, lambda name: linear_encoder(draw), 200, norms=False)
+    model, inputs = cast(trial, model, inputs, (torch.float32,))
+    model.eval()
+    wide = {n: value.double() * (1 + 2.0**-25 * torch.randn(value.shape)) for n, value in inputs.items()}
+    found = references(model)
+    certificate = trial.certified(lambda: model.certify(wide))
+    if certificate is None:
+        return
+    threats = threats_of(draw, list(wide), 1)
+    claims = [claim(certificate, threat) for threat in threats]
+    answers = [by_slopes(reference, wide, certificate.prediction, threats, claims) for reference in found]
+    trial.compare(certificate, threats, claims, kindest(answers))
+
+
 def large(trial: Trial) -> None:
     """Numbers near the largest: sums of them overflow on the way in some splits of a batch, and cancel in others."""
     draw = trial.draw
@@ -1084,6 +1101,7 @@ KINDS: dict[str, Callable[[Trial], None]] = {
     "other lengths": lengths,
     "changed code": code,
     "layers of one's own": own,
+    "given in double": given_in_double,
     "large numbers": large,
     "global hook": everywhere,
     "plain module": plain,
@@ -1102,6 +1120,7 @@ SHARES = {
     "other lengths": 4,
     "changed code": 6,
     "layers of one's own": 4,
+    "given in double": 2,
     "large numbers": 1,
     "global hook": 1,
     "plain module": 3,

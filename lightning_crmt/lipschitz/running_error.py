@@ -199,7 +199,10 @@ class _Walk:
         drift: Tensor = in_double(running.weight) - layer.weight
         apart = 4 * float(drift.norm()) * math.sqrt(math.prod(weight.shape[2:]))
         lost = self.precision.smallest * magnitude[0].numel() * weight[0].numel()
-        return self._finite(magnitude, gamma * (_norm(magnitude) + spread * error) + apart * (_norm(z) + error) + lost)
+        relative = _norm(magnitude) + spread * error
+        if not isinstance(layer, nn.Linear):  # the error of Winograd's algorithm is relative to the largest of a tile
+            relative = relative + spread * _norm(z)
+        return self._finite(magnitude, gamma * relative + apart * (_norm(z) + error) + lost)
 
     def _residual(self, running: Residual, twin: Residual, z: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         weight = float(twin.weight)
