@@ -1072,3 +1072,38 @@ def test_tiny_rows_in_double_precision(size):
         model.head.bias.copy_(torch.tensor([size, 0.0], dtype=torch.float64))
     radius = model.certify({"a": torch.zeros(1, 2, dtype=torch.float64)}).radius()
     torch.testing.assert_close(radius, torch.full((1,), 0.5**0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("level", ["sound", "rigorous"])
+def test_missing_may_be_anything_that_gives_names(level):
+    evaluation = model_of(MLP(6, 4)).evaluation(inputs_of(), level=level)
+    right = evaluation.certificate(["a"])
+    for names in (iter("a"), (name for name in "a"), filter(None, ["a"]), {"a": 1}.keys()):
+        found = evaluation.certificate(names)
+        assert found.missing == ("a",)
+        assert found.radius().equal(right.radius())
+
+
+@pytest.mark.parametrize("level", ["sound", "rigorous"])
+def test_what_is_no_real_number_or_flushed_is_refused(level):
+    model = CRMTModule({"a": nn.Sequential(Scale(1 / 255), nn.Linear(6, 4))}, 2, in_features={"a": 4}).eval()
+    for dtype in (torch.uint8, torch.int64, torch.bool):
+        with pytest.raises(ValueError, match=r"`inputs\['a'\]` must be floating point to be certified"):
+            model.certify({"a": torch.ones(3, 6).to(dtype)}, level=level)
+    if not torch.set_flush_denormal(True):
+        return
+    try:
+        with pytest.raises(ValueError, match="small numbers must not be flushed to zero"):
+            model.certify({"a": torch.ones(3, 6)}, level=level)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_single_numbers_do_not_make_a_network_one_in_double_precision():
+    scale = Scale(1.0)
+    del scale.factor
+    scale.factor = nn.Parameter(torch.tensor(1 - 2.0**-26, dtype=torch.float64))
+    encoders = {"b": nn.Linear(1, 1), "a": nn.Sequential(*[scale] * 200)}
+    model = CRMTModule(encoders, 2, in_features={"b": 1, "a": 1}, head=LinearFusion)
+    with pytest.raises(ValueError, match="the network must run in float32 or in float64"):
+        model.eval().certify({"b": torch.zeros(1, 1), "a": torch.zeros(1, 1)}, level="rigorous")

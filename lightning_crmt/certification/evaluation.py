@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.exact_twin import ExactTwin
-from lightning_crmt.certification.from_outputs import certify, certify_with_errors, fused
+from lightning_crmt.certification.from_outputs import certify, certify_with_errors, fused, names_of
 from lightning_crmt.certification.inequality import margins_of, own_class, row_distances, sensitivities
 from lightning_crmt.checks import check_batch, check_inputs, describe
 from lightning_crmt.frozen_eval import as_taken_by, device_of, evaluating, frozen_eval
@@ -34,6 +34,7 @@ from lightning_crmt.lipschitz import (
     examine,
     fingerprint,
     refuse_compiled,
+    refuse_flushed_numbers,
     refuse_parts_out_of_reach,
     running_error,
     uncompiled,
@@ -128,6 +129,8 @@ class Evaluation:
             check_inputs(inputs, encoders.keys())
             given, inputs = inputs, as_taken_by(model, inputs)
             examine(dict(encoders.items()), head)
+            _refuse_integers(given)
+            refuse_flushed_numbers()
             #: A copy: certificates without some modalities may be asked for later.
             self.head = copy.deepcopy(head)
             fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
@@ -188,6 +191,7 @@ class Evaluation:
         Raises:
             ValueError: if ``missing`` names unknown modalities, or all.
         """
+        missing = names_of(missing)
         if self.level is Soundness.RIGOROUS:
             return certify_with_errors(self.output, self.head, self.constants, self.errors, missing=missing)
         with torch.no_grad():
@@ -208,7 +212,7 @@ class Evaluation:
                 name: pair[prediction] if name in present else torch.zeros_like(margins)
                 for name, pair in sensitivities(self.constants, self._exact_head).items()
             }
-        return Certificate(prediction, margins, slopes, Soundness.SOUND, tuple(missing))
+        return Certificate(prediction, margins, slopes, Soundness.SOUND, missing)
 
     def explains(self, logits: Tensor) -> bool:
         """Whether logits ``(B, K)`` are what encoders and head give, at level sound up to rounding."""
@@ -285,6 +289,14 @@ class Evaluation:
         return slack
 
 
+def _refuse_integers(inputs: Inputs) -> None:
+    if whole := [name for name, value in inputs.items() if not value.is_floating_point()]:
+        raise ValueError(
+            f"`inputs[{whole[0]!r}]` must be floating point to be certified, as radii are distances of real numbers, "
+            f"got {inputs[whole[0]].dtype}; cast what is a measurement, such as pixels"
+        )
+
+
 def _refuse_cast(given: Inputs, taken: Inputs) -> None:
     if changed := [name for name in taken if _cast_error(given[name], taken[name]).any()]:
         raise ValueError(
@@ -335,8 +347,8 @@ def _precisions(tensors: Iterable[Tensor]) -> list[Precision]:
 
 
 def _precisions_of(encoder: nn.Module, x: Tensor) -> list[Precision]:
-    """Those of its weights; of what it is given, where it has none."""
-    return _precisions([tensor for tensor in encoder.parameters() if tensor.is_floating_point()] or [x])
+    """Those of its weights and of what it is given: single numbers do not widen what they multiply."""
+    return _precisions([x, *(tensor for tensor in encoder.parameters() if tensor.is_floating_point())])
 
 
 def _coarsest(precisions: Iterable[Precision]) -> Precision:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ def certify(
     >>> bool((certificate.radius() <= certificate.radius(["audio"])).all())
     True
     """
+    missing = names_of(missing)
     pairs, logits = _fitting(output, head, lipschitz, missing)
     prediction = logits.argmax(dim=1)
     margins = _margins(at_least_single(logits), prediction)
@@ -67,7 +68,7 @@ def certify(
         name: torch.zeros_like(margins) if name in missing else pair.detach().to(margins)[prediction]
         for name, pair in pairs.items()
     }
-    return Certificate(prediction, margins, slopes, Soundness.ESTIMATED, tuple(missing))
+    return Certificate(prediction, margins, slopes, Soundness.ESTIMATED, missing)
 
 
 def certify_with_errors(
@@ -92,6 +93,7 @@ def certify_with_errors(
         ValueError: if head, constants, errors and output do not fit together, every modality is missing, or ``head``
             computes its weights anew in every pass, as ``OrthogonalFusion`` does.
     """
+    missing = names_of(missing)
     pairs, logits = _fitting(output, head, lipschitz, missing)
     prediction = logits.argmax(dim=1)
     errors = {name: error for name, error in errors.items() if name not in missing}
@@ -99,7 +101,7 @@ def certify_with_errors(
     slack, slopes = rounding(logits, head, lipschitz, errors)
     margins = _margins(logits.double(), prediction) / UP - slack
     slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
-    return Certificate(prediction, margins, slopes, lipschitz.soundness, tuple(missing), ForwardError.LARGEST_RADIUS)
+    return Certificate(prediction, margins, slopes, lipschitz.soundness, missing, ForwardError.LARGEST_RADIUS)
 
 
 def _fitting(
@@ -122,6 +124,17 @@ def _margins(logits: Tensor, prediction: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(dim=1, keepdim=True), margins, torch.zeros_like(margins))
 
 
+def names_of(missing: Iterable[str]) -> tuple[str, ...]:
+    """Names of modalities that can be read more than once.
+
+    Raises:
+        TypeError: for a string, whose letters are no names.
+    """
+    if isinstance(missing, str):
+        raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
+    return tuple(missing)
+
+
 def fused(
     output: FusionOutput | Tensor, head: LateFusion | None, modalities: list[str], missing: Collection[str]
 ) -> Tensor:
@@ -130,8 +143,7 @@ def fused(
     Raises:
         ValueError: if unknown modalities are missing, or all, or there are no scores to drop.
     """
-    if isinstance(missing, str):
-        raise TypeError(f"`missing` must be a collection of names, got the string {missing!r}")
+    missing = names_of(missing)
     if not isinstance(head, LateFusion) or not isinstance(output, FusionOutput):
         raise ValueError(
             "`missing` needs a fusion head and a FusionOutput to drop scores from, "

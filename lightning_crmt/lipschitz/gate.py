@@ -408,8 +408,9 @@ def proved_precision(module: nn.Module, x: Tensor) -> torch.dtype:
     Raises:
         ValueError: for other or mixed precisions, or settings of torch that shorten products or flush small numbers.
     """
-    # Without parameters it runs in the precision of what it is given.
-    precisions = {parameter.dtype for parameter in module.parameters()} or {x.dtype}
+    # Without weights it runs in the precision of what it is given; single numbers do not widen that.
+    precisions = {parameter.dtype for parameter in module.parameters() if parameter.dim()} or {x.dtype}
+    precisions |= {parameter.dtype for parameter in module.parameters()}
     if len(precisions) != 1 or not precisions <= UNIT_ROUNDOFF.keys():
         names = sorted(map(str, precisions))
         raise ValueError(f"the network must run in float32 or in float64, its parameters are {names}")
@@ -418,9 +419,18 @@ def proved_precision(module: nn.Module, x: Tensor) -> torch.dtype:
             "products of matrices must run in full precision: torch.set_float32_matmul_precision('highest'), "
             f"and none of {_SHORTENING} set"
         )
+    refuse_flushed_numbers()
+    return precisions.pop()
+
+
+def refuse_flushed_numbers() -> None:
+    """Refuse a setting of torch by which tiny numbers count as 0, in bounds too.
+
+    Raises:
+        ValueError: if it is on.
+    """
     if not (torch.full((1,), 2.0**-130) * 0.5).any():
         raise ValueError("small numbers must not be flushed to zero: torch.set_flush_denormal(False)")
-    return precisions.pop()
 
 
 def unit_of_factors(device: torch.device) -> float:
