@@ -293,15 +293,17 @@ class CRMTMixin(LightningModule):
     def on_train_start(self) -> None:
         """In the middle of an epoch, goes on from the random states after the loader has drawn a seed once more."""
         super().on_train_start()
+        self.training_stage.steps_before = self.trainer.global_step
         resume, self.training_stage.resume = self.training_stage.resume, None
         if resume is not None and not self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             resume()
 
     @override
     def on_train_end(self) -> None:
-        """Warns if nothing called ``crmt_loss`` during the fit."""
+        """Warns if nothing called ``crmt_loss`` during the fit, unless it was resumed with no step left to make."""
         super().on_train_end()
-        if "crmt_loss" not in self.training_stage.calls:
+        stage = self.training_stage
+        if "crmt_loss" not in stage.calls and self.trainer.global_step != stage.steps_before:
             rank_zero_warn(
                 "no training step called `crmt_loss`, so this was not CRMT: an overridden `training_step` must return "
                 "`self.crmt_loss(self(inputs), target)`, alone or among other terms"

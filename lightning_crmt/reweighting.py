@@ -28,7 +28,7 @@ from lightning_crmt.lipschitz import (
     ProbeSearch,
     encoder_bounds,
     encoders_and_head,
-    estimate_lipschitz,
+    estimate_and_show,
 )
 from lightning_crmt.losses import Objective, integration_objective, true_class_radii
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
@@ -235,17 +235,19 @@ def keep_scores(
 
     def inputs() -> Iterator[Inputs]:
         for each, target in batches:
-            with torch.no_grad():
-                output = model(as_taken_by(model, each))
-            scores.append({name: at_least_single(value).cpu() for name, value in output.scores.items()})
             targets.append(target.cpu())
             yield each
 
+    def keep(of_batch: Inputs) -> None:
+        scores.append({name: at_least_single(value).cpu() for name, value in of_batch.items()})
+
     with frozen_eval(model):
         if level is Soundness.ESTIMATED:
-            measured = estimate_lipschitz(model, inputs(), search=search)
+            measured = estimate_and_show(model, inputs(), search=search, show=keep)
         else:
             for each in inputs():
+                with torch.no_grad():
+                    keep(model(as_taken_by(model, each)).scores)
                 shapes = {name: tuple(value.shape[1:]) for name, value in each.items()}
                 if (key := tuple(shapes.items())) not in bounds:
                     bounds[key] = encoder_bounds(encoders_and_head(model)[0], shapes)

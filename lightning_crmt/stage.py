@@ -72,6 +72,8 @@ class Stage:
         self.unchecked: Inputs | None = None
         #: Goes on from the random states of a checkpoint, from its loading to the start of training.
         self.resume: Callable[[], None] | None = None
+        #: Steps that were made before the present fit began or was resumed; -1 before the first.
+        self.steps_before = -1
 
     def push(
         self,

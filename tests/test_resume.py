@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from support.every_callback import MAKE, head_for
 
 from lightning_crmt import CRMTModule
-from lightning_crmt.callbacks import CertifiedRobustness, MissingModalities
+from lightning_crmt.callbacks import CertifiedRobustness, IntegrationReweighting, MissingModalities
 from lightning_crmt.random_state import random_state
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -119,3 +119,81 @@ def test_what_draws_from_python_and_numpy(fit, tmp_path):
     fit(0, whole)
     fit(1, resumed, path=path)
     assert resumed.drawn == whole.drawn[8:]
+
+
+class KillAtLast(Kill):
+    """Kills after a step even if it is the last of an epoch, before the validation."""
+
+    def on_train_batch_end(self, trainer, *_):
+        self._kill(trainer)
+
+
+class DyingReweighting(IntegrationReweighting):
+    """Dies after an epoch on the kept scores."""
+
+    def reweight(self, head, kept, on_epoch=None):
+        def die(*_):
+            raise KilledError
+
+        return super().reweight(head, kept, die)
+
+
+def step_2():
+    return IntegrationReweighting(epochs=2)
+
+
+@pytest.mark.slow
+def test_killed_within_step_2(fit, tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 21:
+                trainer.save_checkpoint(path)
+
+    path = tmp_path / "killed.ckpt"
+    with pytest.raises(KilledError):
+        fit(0, DyingReweighting(epochs=2), Save())
+    assert differences(fit(0, step_2()), fit(1, step_2(), path=path)) == []
+
+
+@pytest.mark.slow
+def test_killed_at_the_step_before_step_2(fit, tmp_path):
+    assert differences(*killed(fit, tmp_path, step_2, 23)) == []
+
+
+WEIGHTS = ("state_dict", "optimizer_states", "callbacks", "global_step")
+
+
+@pytest.mark.slow
+def test_killed_between_the_last_step_of_training_and_step_2(fit, tmp_path):
+    path = tmp_path / "killed.ckpt"
+    with pytest.raises(KilledError):
+        fit(0, KillAtLast(24, path), step_2())
+    with pytest.warns(UserWarning, match="step 2 follows its last validation, which did not see it"):
+        resumed = fit(1, step_2(), path=path)
+    whole = fit(0, step_2())
+    for part in WEIGHTS:
+        assert differences(whole[part], resumed[part]) == []
+
+
+@pytest.mark.slow
+def test_killed_between_step_2_and_its_validation(fit, tmp_path):
+    path, after = tmp_path / "killed.ckpt", step_2()
+    with pytest.raises(KilledError):
+        fit(0, step_2(), KillAtLast(24, path))
+    whole, resumed = fit(0, step_2()), fit(1, after, path=path)
+    assert after.reweighted is None
+    for part in WEIGHTS:
+        assert differences(whole[part], resumed[part]) == []
+
+
+@pytest.mark.slow
+def test_killed_after_all_and_resumed_for_no_more_or_for_longer(fit, make_model, make_trainer, data, tmp_path):
+    path, again = tmp_path / "killed.ckpt", step_2()
+    with pytest.raises(KilledError):
+        fit(0, step_2(), Kill(24, path))
+    model = make_model(seed=1, optimizer=lambda groups: torch.optim.AdamW(groups, 0.01))
+    make_trainer(step_2(), max_epochs=4).fit(model, data, ckpt_path=path, weights_only=True)
+    assert differences(fit(0, step_2())["state_dict"], dict(model.state_dict())) == []
+    longer = fit(1, again, path=path, max_epochs=5)
+    assert again.reweighted is not None
+    assert longer["callbacks"]["IntegrationReweighting"] == {"done_at": 30}

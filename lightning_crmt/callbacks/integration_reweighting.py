@@ -123,6 +123,15 @@ class IntegrationReweighting(Callback):
     def _forget(self) -> None:
         self.kept: KeptScores | None = None
         self.reweighted: Reweighted | None = None
+        self._done_at: int | None = None  # steps of training when step 2 was done, in a checkpoint too
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._done_at is None else {"done_at": self._done_at}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._done_at = state_dict.get("done_at")
 
     # --- before training: every failure that can be foreseen happens here
 
@@ -177,7 +186,8 @@ class IntegrationReweighting(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.reweighted is None and trainer.global_step > 0:
+        # A fit that goes on between step 2 and the validation after it has nothing more to do.
+        if self.reweighted is None and trainer.global_step not in (0, self._done_at):
             rank_zero_warn(
                 f"the fit ended early, after {trainer.current_epoch} epochs: step 2 follows its last validation, which "
                 "did not see it, nor did checkpoints so far"
@@ -198,6 +208,7 @@ class IntegrationReweighting(Callback):
             self.reweighted = self.reweight(check_reweightable(module.head), self.kept, lambda *_: bar.update())
         state = trainer.strategy.broadcast(self.reweighted.head.state_dict())
         module.head.load_state_dict(state)
+        self._done_at = trainer.global_step
         curves: dict[str, float] = {}
         for epoch, (loss, weights) in enumerate(
             zip(self.reweighted.objective, self.reweighted.weights, strict=True), 1

@@ -13,7 +13,7 @@ from lightning_crmt.lipschitz.bounds import (
     rule_for,
 )
 from lightning_crmt.lipschitz.constants import LipschitzConstants
-from lightning_crmt.lipschitz.estimate import estimate_lipschitz, margin_speeds
+from lightning_crmt.lipschitz.estimate import estimate_and_show, estimate_lipschitz, margin_speeds
 from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.gate import (
     Encoders,
@@ -52,6 +52,7 @@ __all__ = [
     "encoder_bounds",
     "encoder_errors",
     "encoders_and_head",
+    "estimate_and_show",
     "estimate_lipschitz",
     "exact_numbers",
     "examine",

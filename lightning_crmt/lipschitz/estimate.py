@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_crmt.checks import check_batch, describe, require_finite
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
-from lightning_crmt.lipschitz.gradients import class_gradients, keep_largest
+from lightning_crmt.lipschitz.gradients import class_gradients, frozen_batch_norm, keep_largest
 from lightning_crmt.lipschitz.screening import ProbeSearch, largest_norms
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
@@ -66,6 +66,26 @@ def estimate_lipschitz(
     >>> torch.allclose(tau.values["audio"], head.class_weights["audio"].norm(dim=1))
     True
     """
+    return estimate_and_show(model, batches, of=of, search=search)
+
+
+def estimate_and_show(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    of: Literal["scores", "margins"] = "scores",
+    search: ProbeSearch | None = None,
+    show: Callable[[Inputs], object] | None = None,
+) -> LipschitzConstants:
+    """:func:`estimate_lipschitz`, and shows the uni-modal scores of each batch, which it computes anyway.
+
+    Args:
+        model: see there.
+        batches: see there.
+        of: see there.
+        search: see there.
+        show: called with the scores of each batch by modality, ``(B, K)``, detached; for ``of="scores"``.
+    """
     if of not in ("scores", "margins"):
         raise ValueError(f"`of` must be 'scores' or 'margins', got {of!r}")
     if search is not None and of != "scores":
@@ -74,7 +94,8 @@ def estimate_lipschitz(
         raise TypeError(f"`search` must be a ProbeSearch or None, got {describe(search)}")
 
     def scores_of(x: Inputs) -> dict[str, Tensor]:
-        output = model(x)
+        with frozen_batch_norm(model):
+            output = model(x)
         if not isinstance(output, FusionOutput):
             raise TypeError(
                 f"`model` must return a FusionOutput for of='scores', got {describe(output)}; use of='margins'"
@@ -82,22 +103,35 @@ def estimate_lipschitz(
         return output.scores
 
     def leaves() -> Iterator[dict[str, Tensor]]:
-        for i, inputs in enumerate(batches):
+        for inputs in batches:
             check_batch("inputs", inputs)
             require_finite("inputs", inputs)
-            x = differentiable(inputs, model)
-            if i == 0 and of == "scores":
-                _refuse_crossed(scores_of(x), x)
-            yield x
+            yield differentiable(inputs, model)
+
+    def scored() -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        for i, x in enumerate(leaves()):
+            # A search goes forward again, with some of the samples.
+            with torch.set_grad_enabled(search is None or i == 0):
+                scores = scores_of(x)
+            if i == 0:
+                _refuse_crossed(scores, x)
+            if show is not None:
+                show({name: score.detach() for name, score in scores.items()})
+            yield x, scores
 
     largest: dict[str, Tensor] = {}
     with frozen_eval(model):
         if search is not None:
-            largest = largest_norms(scores_of, leaves(), search)
+            largest = largest_norms(scores_of, (x for x, _ in scored()), search)
+        elif of == "scores":
+            for x, scores in scored():
+                keep_largest(largest, _score_speeds(scores, x))
+                del scores  # with its graph, before the next
         else:
             for x in leaves():
-                speeds = _score_speeds(scores_of(x), x) if of == "scores" else margin_speeds(logits_of(model(x)), x)
-                keep_largest(largest, speeds)
+                with frozen_batch_norm(model):
+                    logits = logits_of(model(x))
+                keep_largest(largest, margin_speeds(logits, x))
     if not largest:
         raise ValueError("`batches` must hold at least one batch, got none")
     return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED)
