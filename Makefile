@@ -2,14 +2,21 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
+LOWEST := $(VENV)-lowest
 
-.PHONY: demo test soundness lint types clean
+.PHONY: demo test test-lowest soundness lint types clean
 
 demo: $(VENV)/installed  ## train and compare on real data; a table, a CSV and a figure under results/
 	$(RUN) examples/demo.py
 
 test: $(VENV)/installed  ## tests, doctests, examples; two processes take them from each other
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+
+# What others warn of in old packages is no error here.
+test-lowest: $(LOWEST)/installed  ## tests of Trainer, command line and metrics with the lowest versions of setup.cfg
+	$(LOWEST)/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" \
+		-W default::DeprecationWarning -W default::FutureWarning \
+		$$(grep -lE 'make_trainer|lightning\.pytorch|lightning_crmt.*\b(cli|metrics)\b' tests/test_*.py)
 
 soundness: $(VENV)/installed  ## every kind of certificate against the true distance; half an hour, SEEDS="0 1 2"
 	$(RUN) benchmarks/soundness.py --seeds $(or $(SEEDS),0)
@@ -22,7 +29,7 @@ types: $(VENV)/linters
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) build dist results lightning_logs *.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist results lightning_logs *.egg-info
 
 # torch first and alone: the pinned version decides which build the rest has to live with.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -30,6 +37,14 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+$(LOWEST)/installed: setup.cfg pyproject.toml constraints-lowest.txt
+	@echo "Installing into $(LOWEST), once; a minute or two."
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
+		--editable ".[test]"
 	touch $@
 
 $(VENV)/linters: $(VENV)/installed

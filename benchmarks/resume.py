@@ -139,7 +139,7 @@ def fit(method: str, seed: int, *callbacks: Callback, path: Path | None = None) 
     resumable(cli.datamodule)
     cli.trainer.callbacks.extend([final, *callbacks])
     seed_everything(seed, verbose=False)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path)
     return final.state, cli.trainer.global_step
 
 

@@ -171,7 +171,7 @@ def test_a_checkpoint_holds_the_memory_and_a_resumed_run_equals_the_whole(make_t
         return module.state_dict()
 
     whole = fit(model())
-    resumed = fit(model(), ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True)
+    resumed = fit(model(), ckpt_path=tmp_path / "epoch=0.ckpt")
     assert [name for name in whole if not whole[name].equal(resumed[name])] == []
     plain = model()
     plain.load_state_dict(torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["state_dict"])

@@ -451,7 +451,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make, make_trainer, tmp_path
 
     optimizer = lambda groups: torch.optim.SGD(groups, 0.1, momentum=0.9)  # noqa: E731
     complete = run(model_of(optimizer=optimizer))
-    resumed = run(model_of(seed=1, optimizer=optimizer), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    resumed = run(model_of(seed=1, optimizer=optimizer), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert_close(resumed, complete, rtol=0, atol=0)
 
 

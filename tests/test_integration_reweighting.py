@@ -133,7 +133,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(epochs_done, make_model, dat
 
     whole = fit(make_model(seed=0))
     saved = tmp_path / f"epoch={epochs_done - 1}.ckpt"
-    assert changed(whole, fit(make_model(seed=1), ckpt_path=saved, weights_only=True)) == set()
+    assert changed(whole, fit(make_model(seed=1), ckpt_path=saved)) == set()
 
 
 def test_the_running_loader_keeps_its_batches(make_model, data, make_trainer):

@@ -34,12 +34,12 @@ from lightning_crmt.methods.parts.modality_parts import own_parameters
 @pytest.fixture
 def fit(make_trainer):
     def run(model, *methods, **settings):
-        given = {key: settings.pop(key) for key in ("ckpt_path", "weights_only") if key in settings}
+        path = settings.pop("ckpt_path", None)
         settings = {"precision": "64-true", "max_epochs": 3} | settings
         trainer = make_trainer(*methods, **settings)
         names = list(model.encoders.keys())
         loaders = [samples(names, 200, 0, 100), samples(names, 130, 1, 50)]  # the last batch is smaller
-        trainer.fit(model, *loaders, **given)
+        trainer.fit(model, *loaders, ckpt_path=path)
         return trainer
 
     return run
@@ -359,9 +359,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make, done, fit, tmp_path):
         return model.state_dict(), method.state_dict()
 
     complete, state = run(model_of(optimizer=optimizer))
-    resumed, again = run(
-        model_of(seed=1, optimizer=optimizer), ckpt_path=tmp_path / f"epoch={done - 1}.ckpt", weights_only=True
-    )
+    resumed, again = run(model_of(seed=1, optimizer=optimizer), ckpt_path=tmp_path / f"epoch={done - 1}.ckpt")
     assert_close(resumed, complete, rtol=0, atol=0)
     assert str(again) == str(state)
     plain = model_of(optimizer=optimizer)

@@ -205,7 +205,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, data, tmp_path
         return {**module.state_dict(), **{name: each.means for name, each in method.prototypes.items()}}
 
     whole = fit(model())
-    resumed = fit(model(), ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True)
+    resumed = fit(model(), ckpt_path=tmp_path / "epoch=0.ckpt")
     assert [name for name in whole if not whole[name].equal(resumed[name])] == []
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 from support.every_callback import MAKE, head_for
 from torch import nn
@@ -120,8 +120,9 @@ def test_a_model_that_is_done_with_goes_at_once(make_model):
 
 def test_averaged_weights_are_those_of_the_same_parameters(make_model, make_trainer, data):
     """A copy of the module is made within the fit, and walked in step with it: parameters, then buffers."""
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="came with lightning 2.6")
 
-    class Look(EMAWeightAveraging):
+    class Look(averaging.EMAWeightAveraging):
         def on_train_epoch_end(self, trainer, pl_module):
             average = self._average_model.module
             assert average.training_stage.methods == []

@@ -132,7 +132,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make, make_model, data, make
     whole, weights = fit(make_model(seed=0))
     for epoch in (0, 1):
         saved = tmp_path / f"epoch={epoch}.ckpt"
-        resumed, same = fit(make_model(seed=1), ckpt_path=saved, weights_only=True)
+        resumed, same = fit(make_model(seed=1), ckpt_path=saved)
         assert [name for name in whole if not whole[name].equal(resumed[name])] == []
         assert weights == same
 
