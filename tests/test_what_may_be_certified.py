@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_crmt import (
     CRMTModule,
+    FixedFusion,
     FusionOutput,
     LinearFusion,
     NoBoundError,
@@ -1107,3 +1108,22 @@ def test_single_numbers_do_not_make_a_network_one_in_double_precision():
     model = CRMTModule(encoders, 2, in_features={"b": 1, "a": 1}, head=LinearFusion)
     with pytest.raises(ValueError, match="the network must run in float32 or in float64"):
         model.eval().certify({"b": torch.zeros(1, 1), "a": torch.zeros(1, 1)}, level="rigorous")
+
+
+def test_rows_that_are_equal_only_by_rounding_do_not_make_radii_infinite():
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    head = FixedFusion(
+        {"a": torch.stack([third, one])[:, None]},
+        {"a": torch.tensor([3.0, 1.0], dtype=torch.float64)},
+        torch.tensor([1.0, 0.0], dtype=torch.float64),
+    ).double()
+    model = CRMTModule({"a": nn.Linear(1, 1).double()}, 2, in_features={"a": 1}, head=LinearFusion).double().eval()
+    model.head = head
+    assert model.certify({"a": torch.zeros(1, 1, dtype=torch.float64)}).radius().isfinite().all()
+
+
+@pytest.mark.parametrize("threshold", [20, 1000])
+def test_a_softplus_that_jumps_or_overflows_is_refused(threshold):
+    with pytest.raises(NoBoundError, match="jumps at its threshold"):
+        lipschitz_bound(nn.Softplus(threshold=threshold))

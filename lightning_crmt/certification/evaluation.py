@@ -23,6 +23,7 @@ from lightning_crmt.certification.from_outputs import certify, certify_with_erro
 from lightning_crmt.certification.inequality import margins_of, own_class, row_distances, sensitivities
 from lightning_crmt.checks import check_batch, check_inputs, describe
 from lightning_crmt.frozen_eval import as_taken_by, device_of, evaluating, frozen_eval
+from lightning_crmt.fusion import LinearFusion
 from lightning_crmt.lipschitz import (
     BOUND_LEVELS,
     LipschitzConstants,
@@ -209,7 +210,7 @@ class Evaluation:
             # Double precision rounds too: as much less as its unit is smaller.
             margins = torch.where(vouched[:, None], margins - slack * self.share_of_double, 0.0)
             slopes = {
-                name: pair[prediction] if name in present else torch.zeros_like(margins)
+                name: (pair + self._lost(name))[prediction] if name in present else torch.zeros_like(margins)
                 for name, pair in sensitivities(self.constants, self._exact_head).items()
             }
         return Certificate(prediction, margins, slopes, Soundness.SOUND, missing)
@@ -262,6 +263,17 @@ class Evaluation:
                     f"modality is 0, and it answers something else: got {describe(as_used)}"
                     + (f", off by up to {float((as_used - own).abs().max()):.3g}" if as_used.shape == own.shape else "")
                 )
+
+    def _lost(self, name: str) -> Tensor:
+        """What rounding may take from distances of rows, weights times directions, in double precision ``(K, K)``.
+
+        Rows that are equal only because they were rounded are not equal. Products of numbers in single precision are
+        exact, and so are those of the weights of a linear head, which are 1.
+        """
+        rows = self._exact_head.class_weights[name].norm(dim=1)
+        exact = self.head.bias.dtype is torch.float32 or isinstance(self.head, LinearFusion)
+        lost: Tensor = (0.0 if exact else 2.0**-50) * self.constants.values[name].to(rows) * (rows[:, None] + rows)
+        return lost
 
     def _slack(self, prediction: Tensor, present: Collection[str]) -> Tensor:
         r"""How far margins may be from exact ones as the model runs, ``(B, K)``.

@@ -57,12 +57,12 @@ Bounds: TypeAlias = Callable[[nn.Module, tuple[int, ...]], float]
 
 _EXACT = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU, nn.ReLU6,
-    nn.Hardtanh, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d,
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d,
     nn.ZeroPad2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, GroupSort,
 )  # fmt: skip
 _FUNCTIONS = (
     nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Sigmoid, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU,
-    nn.Softplus, nn.Hardsigmoid,
+    nn.Softplus, nn.Hardsigmoid, nn.Hardtanh,
 )  # fmt: skip
 _AVERAGES = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, ScaledAvgPool1d, ScaledAvgPool2d
@@ -186,7 +186,7 @@ class _Walk:
             made = p.gamma(count) * (_norm(magnitude) + error) + p.smallest * entries
             return self._finite(count * magnitude, made)
         if isinstance(layer, Scale):
-            return p.gamma(1) * (_norm(out) + error) + p.smallest * entries
+            return p.gamma(2) * (_norm(out) + error) + p.smallest * entries
         count, terms = (_FUNCTION, math.sqrt(entries)) if isinstance(layer, _FUNCTIONS) else (_REGISTERED, 0.0)
         return p.gamma(count) * (_norm(z) + _norm(out) + terms + error) + p.smallest * entries
 

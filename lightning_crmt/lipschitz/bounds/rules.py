@@ -120,10 +120,11 @@ def _gelu(layer: nn.GELU, place: Place) -> float:
 def _softplus(layer: nn.Softplus, place: Place) -> float:
     # torch's Softplus returns x above its threshold t, a jump of log(1 + e^-t): no slope bounds it. From t = 40 on, the
     # jump is below what double precision resolves at t.
-    if not (layer.beta > 0 and layer.threshold >= 40):
+    # Above 80, its exponential overflows in single precision before x is returned.
+    if not (layer.beta > 0 and 40 <= layer.threshold <= 80):
         raise ValueError(
-            "it jumps at its threshold and so has no Lipschitz constant; "
-            f"use threshold=40, where that cannot be seen, got beta={layer.beta}, threshold={layer.threshold}"
+            "it jumps at its threshold and so has no Lipschitz constant, or overflows below it; "
+            f"use threshold=40, where neither can be seen, got beta={layer.beta}, threshold={layer.threshold}"
         )
     return 1.0
 
