@@ -1127,3 +1127,13 @@ def test_rows_that_are_equal_only_by_rounding_do_not_make_radii_infinite():
 def test_a_softplus_that_jumps_or_overflows_is_refused(threshold):
     with pytest.raises(NoBoundError, match="jumps at its threshold"):
         lipschitz_bound(nn.Softplus(threshold=threshold))
+
+
+def test_rows_of_a_head_that_double_precision_rounds_to_others_are_refused():
+    model = model_of()
+    ties = (torch.arange(60) + 0.5) / 10
+    with torch.no_grad():
+        model.head.rows["a"].fill_(ties[(Rounded()(ties) - Rounded()(ties.double())).abs() > 0.05][0])
+    parametrize.register_parametrization(model.head.rows, "a", Rounded())
+    with pytest.raises(NoBoundError, match="must have a `a` that is the same in double precision"):
+        model.certify(inputs_of())

@@ -24,6 +24,7 @@ from lightning_crmt.certification.inequality import margins_of, own_class, row_d
 from lightning_crmt.checks import check_batch, check_inputs, describe
 from lightning_crmt.frozen_eval import as_taken_by, device_of, evaluating, frozen_eval
 from lightning_crmt.fusion import LinearFusion
+from lightning_crmt.layers import with_fixed_weights
 from lightning_crmt.lipschitz import (
     BOUND_LEVELS,
     LipschitzConstants,
@@ -36,6 +37,7 @@ from lightning_crmt.lipschitz import (
     fingerprint,
     refuse_compiled,
     refuse_flushed_numbers,
+    refuse_other_weights,
     refuse_parts_out_of_reach,
     running_error,
     uncompiled,
@@ -163,6 +165,8 @@ class Evaluation:
                     "lipschitz=estimate_lipschitz(model, batches)"
                 ) from error
             self._exact_head, self._feature_errors = twin.head, {}
+            if not wholly_known(head):  # its numbers may be computed in a way of one's own
+                refuse_other_weights(with_fixed_weights(head), twin.head, _coarsest(of_head).unit)
             exact: dict[str, Tensor] = {}
             for name, encoder in encoders.items():
                 exact[name], self._feature_errors[name] = running_error(

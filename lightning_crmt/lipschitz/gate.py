@@ -284,13 +284,13 @@ def refuse_changed_behaviour(module: nn.Module, path: str) -> None:
             )
 
 
-def refuse_other_weights(running: nn.Module, twin: nn.Module, tolerance: float) -> None:
+def refuse_other_weights(running: nn.Module, twin: nn.Module, unit: float) -> None:
     """Refuse weights that are computed to other numbers in double precision than in the precision that they run in.
 
     Args:
         running: a layer as it runs.
         twin: in double precision.
-        tolerance: how far entries may be apart, as a share of the largest.
+        unit: roundoff of the precision that it runs in: 1,024 of them, of the largest entry, pass.
 
     Raises:
         NoBoundError: naming the layer's type and the weight.
@@ -302,7 +302,7 @@ def refuse_other_weights(running: nn.Module, twin: nn.Module, tolerance: float) 
             if not isinstance(right, Tensor):
                 continue
             apart = (weight.to(right) - right).abs()
-            if not (apart <= tolerance * right.abs().max()).all():
+            if not (apart <= 1024 * unit * right.abs().max()).all():
                 raise NoBoundError(
                     f"{place_of(part, path)}, must have a `{name}` that is the same in double precision up to "
                     f"rounding, it is off by up to {float(apart.max()):.3g}, as where weights are rounded: store it "

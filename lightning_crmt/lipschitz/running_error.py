@@ -135,7 +135,7 @@ def running_error(
     """
     if not wholly_known(running):
         running = with_fixed_weights(running)
-        refuse_other_weights(running, twin, _REGISTERED * precision.unit)
+        refuse_other_weights(running, twin, precision.unit)
     return _Walk(precision, bounds)(running, twin, x, x.new_zeros(len(x)) + error)
 
 
