@@ -155,7 +155,7 @@ def verify_certificate(
 
     The claims of a ``RIGOROUS`` certificate are taken to the letter. All others are about exact arithmetic: there the
     radii are shortened by a millionth, and a rival that leads by no more than rounding explains
-    (:math:`32 \, \varepsilon` times the larger of the two logits, and of the median of all) is counted apart.
+    (:math:`32 \, \varepsilon \max_k |h_k|`) is counted apart.
 
     Args:
         model: the model in evaluation mode, or anything from inputs to logits ``(B, K)``; for a certificate with
@@ -297,11 +297,8 @@ class _Judge:
 
     def _beyond(self, attacked: AttackedModel, logits: Tensor) -> Tensor:
         """By how much the lead of another class exceeds what rounding explains; minus infinity where none leads."""
-        own, top, sizes = logits.gather(1, attacked.target[:, None]).squeeze(1), logits.amax(dim=1), logits.abs()
-        lead = top - own
-        # Not of the largest: a class that is masked by a bias of -1e9 excuses nothing among the others.
-        size = torch.maximum(torch.maximum(own.abs(), top.abs()), sizes.median(dim=1).values)
-        slack = 32 * torch.finfo(logits.dtype).eps * size
+        lead = logits.amax(dim=1) - logits.gather(1, attacked.target[:, None]).squeeze(1)
+        slack = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
         # A rigorous claim is about the prediction itself; and logits that are not finite are beyond any excuse.
         excused = logits.isfinite().all(dim=1) & (not self.rigorous)
         beyond = torch.where(excused, lead - slack, torch.inf)
