@@ -153,7 +153,8 @@ class _Walk:
             return self(running.layers, twin.layers, z, error)
         if kind is Residual:
             return self._residual(running, twin, z, error)
-        out = twin(z.clone())  # it may be an activation in place
+        kept = wholly_known(twin) and not getattr(twin, "inplace", False)
+        out = twin(z if kept else z.clone())
         error = self.bounds(twin, tuple(z.shape[1:])) * error
         if kind not in _EXACT:
             error = error + self._made(running, twin, z, out, error)
