@@ -245,7 +245,7 @@ class Evaluation:
         for name, value in inputs.items():
             wide = value.detach().cpu().double()
             moved = wide + wide.std(correction=0).clamp(min=1) * torch.randn(wide.shape, generator=noise).double()
-            near[name] = moved.to(value) if value.is_floating_point() else value
+            near[name] = moved.to(value)
         without = [{**inputs, name: torch.zeros_like(value)} for name, value in inputs.items()]
         with uncompiled(model) as compiled:
             evaluations = [(near, Evaluation(model, near, level=self.level))]
@@ -255,7 +255,7 @@ class Evaluation:
             # As users run it too: code that was compiled with trained parameters is not used with frozen ones.
             with evaluating(model), torch.autocast(device_of(model).type, enabled=False), torch.no_grad():
                 as_used = _answer(model, as_taken_by(model, batch))
-            if not (evaluation.explains(_logits(model, batch)) and evaluation.explains(as_used)):
+            if not (evaluation.explains(as_used) and (not compiled or evaluation.explains(_logits(model, batch)))):
                 if compiled:
                     raise NoBoundError(
                         "`model` has parts that were compiled, and they compute something else than their code does "

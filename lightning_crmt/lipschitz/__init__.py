@@ -27,11 +27,9 @@ from lightning_crmt.lipschitz.gate import (
     refuse_flushed_numbers,
     refuse_other_weights,
     refuse_parts_out_of_reach,
-    remember_code,
-    replaced_calls,
     uncompiled,
-    wholly_known,
 )
+from lightning_crmt.lipschitz.known_code import remember_code, replaced_calls, wholly_known
 from lightning_crmt.lipschitz.rigorous.forward_error import ForwardError, encoder_errors, forward_error
 from lightning_crmt.lipschitz.rigorous.verified import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lightning_crmt.lipschitz.running_error import Precision, running_error

@@ -12,76 +12,21 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from lightning_crmt.checks import describe
-from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion, OrthogonalFusion
+from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion
+from lightning_crmt.lipschitz.known_code import HEADS, is_closed, replaced_code
 from lightning_crmt.lipschitz.rigorous.verified import UNIT_ROUNDOFF
 
 T = TypeVar("T")
 #: One module per modality, by name.
 Encoders: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 
-#: The methods between calling a module and its output.
-CODE = {"__call__", "__getattribute__", "__getattr__", "_call_impl", "_wrapped_call_impl", "forward", "_conv_forward"}
 # Where torch makes the properties that stand in for parametrised weights.
 _INJECTED = parametrize._inject_property.__qualname__ + "."
 # Environment variables that make libraries shorten the factors of products in single precision.
 _SHORTENING = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
-
-
-#: Heads whose code is known; a subclass may compute something else.
-_HEADS = (LinearFusion, OrthogonalFusion, FixedFusion)
-#: What layers and heads keep their weights in.
-_HOLDERS = (
-    nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList, parametrize.ParametrizationList,
-    parametrizations._Orthogonal, parametrizations._SpectralNorm, parametrizations._WeightNorm,
-)  # fmt: skip
-
-#: The methods of each type when it became known, by name.
-_KNOWN_CODE: dict[type, dict[str, object]] = {}
-#: Types of torch and this package, whose code reads its own attributes and nothing else.
-_CLOSED: set[type] = set()
-
-
-def remember_code(*kinds: type, closed: bool = False) -> None:
-    """Remember the methods of types as they are now: what is proved of a type is proved of these.
-
-    Args:
-        kinds: modules.
-        closed: whether their code reads nothing but their own attributes.
-    """
-    for kind in kinds:
-        methods = {
-            name
-            for base in kind.__mro__
-            if base not in (nn.Module, object)
-            for name, value in vars(base).items()
-            if hasattr(type(value), "__get__") and name not in ("__dict__", "__weakref__")
-        }
-        _KNOWN_CODE[kind] = {name: _code(kind, name) for name in CODE | methods}
-        (_CLOSED.add if closed else _CLOSED.discard)(kind)
-
-
-def replaced_code(module: nn.Module, kind: type) -> set[str]:
-    """Names of methods that ``module`` runs in the place of those that were remembered of ``kind``."""
-    if kind not in _KNOWN_CODE:
-        return vars(module).keys() & CODE
-    known = _KNOWN_CODE[kind]
-    return {name for name, code in known.items() if name in vars(module) or _code(type(module), name) != code}
-
-
-def replaced_calls(module: nn.Module, kind: type) -> list[str]:
-    """Names of the methods between calling ``module`` and its output that are not those remembered of ``kind``."""
-    return sorted(replaced_code(module, kind) & CODE)
-
-
-def _code(kind: type, name: str) -> object:
-    code = getattr(kind, name, None)
-    return code, getattr(code, "__code__", None)
-
-
-remember_code(*_HEADS, *_HOLDERS, closed=True)
 
 
 class NoBoundError(ValueError):
@@ -184,16 +129,16 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
     ...     print(error)
     'audio', a Linear, must run its type's code; {'forward'} was replaced
     """
-    if type(head) not in _HEADS:
+    if type(head) not in HEADS:
         raise TypeError(
-            f"`head` must be exactly one of {', '.join(kind.__name__ for kind in _HEADS)} to be certified, got "
+            f"`head` must be exactly one of {', '.join(kind.__name__ for kind in HEADS)} to be certified, got "
             f"{describe(head)}: a subclass may compute something else. Estimated constants still give estimates"
         )
     for name, module in {**encoders, "head": head}.items():
         for path, part in module.named_modules(prefix=name):
             refuse_changed_behaviour(part, path)
             plain = [own for own, value in vars(part).items() if isinstance(value, Tensor)]
-            if plain and parametrize.type_before_parametrizations(part) in _CLOSED:
+            if plain and is_closed(part):
                 raise TypeError(
                     f"`{path}.{plain[0]}` must be a parameter or a buffer to be certified, got a plain tensor, which "
                     "`double()` and `to()` do not reach"
@@ -229,6 +174,7 @@ def fixed_head(head: nn.Module | None) -> LinearFusion | FixedFusion:
         ValueError: if it computes its numbers anew in every pass, does not run the code of its type, or runs where
             nothing is proved about rounding.
 
+    >>> from lightning_crmt import OrthogonalFusion
     >>> head = OrthogonalFusion({"audio": 4}, num_classes=2)
     >>> type(fixed_head(head.fixed())).__name__  # the head itself is refused
     'FixedFusion'
@@ -361,17 +307,6 @@ def uncompiled(model: nn.Module) -> Iterator[bool]:
     finally:
         for part, code in compiled:
             part._compiled_call_impl = code
-
-
-def wholly_known(module: nn.Module) -> bool:
-    """Whether all parts of ``module`` are of torch's and this package's types: what they compute is what they hold.
-
-    A layer of your own may read anything, so nothing may be remembered of it.
-
-    >>> wholly_known(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
-    True
-    """
-    return all(parametrize.type_before_parametrizations(part) in _CLOSED for part in module.modules())
 
 
 def _parametrised(module: nn.Module) -> dict[str, list[str]]:

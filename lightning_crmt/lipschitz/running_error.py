@@ -14,10 +14,9 @@ where M replaces every number of the layer by its absolute value: for :math:`W z
 clean input; :mod:`~lightning_crmt.lipschitz.rigorous` proves more, all around it, for fewer layers.
 
 Nothing is assumed of the sign of roundings: those of a constant sample under weights of one sign all err to one side.
-Assumed, not proved: libraries may compute convolutions by algorithms
-with larger errors than direct sums, up to ``_CONVOLUTION`` times; functions such as ``tanh`` are off by a few units in
-the last place; and a layer whose rule was registered by a user is no worse than ``_REGISTERED`` roundings of its input
-and output.
+Assumed, not proved: libraries may compute convolutions by algorithms with larger errors than direct sums, up to
+``_CONVOLUTION`` times; functions such as ``tanh`` are off by a few units in the last place; and a layer whose rule was
+registered by a user is no worse than ``_REGISTERED`` roundings of its input and output.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ from lightning_crmt.layers import (
     with_fixed_weights,
 )
 from lightning_crmt.lipschitz.bounds.rules import batch_norm_scale, convolution_of
-from lightning_crmt.lipschitz.gate import refuse_other_weights, unit_of_factors, wholly_known
+from lightning_crmt.lipschitz.gate import refuse_other_weights, unit_of_factors
+from lightning_crmt.lipschitz.known_code import wholly_known
 from lightning_crmt.modality import in_double
 
 #: By how much algorithms such as Winograd's may exceed the error of direct sums.

@@ -18,14 +18,13 @@ from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.gate import (
-    CODE,
     Encoders,
     NoBoundError,
     of_each_encoder,
     place_of,
     refuse_changed_behaviour,
-    remember_code,
 )
+from lightning_crmt.lipschitz.known_code import CODE, remember_code
 from lightning_crmt.lipschitz.rigorous.forward_error import rigorous_bound
 from lightning_crmt.soundness import Soundness
 
