@@ -124,14 +124,36 @@ def check_inputs(inputs: Any, modalities: Iterable[str]) -> None:
         ...
     ValueError: `inputs` must hold exactly the modalities ['audio', 'image']; got ['audio']: missing ['image']
     """
-    if isinstance(inputs, Mapping):
-        check_same_modalities("inputs", inputs, modalities)
-    check_batch("inputs", inputs)
+    check_named_batch(inputs, modalities)
     require_finite("inputs", inputs)
+
+
+def check_named_batch(inputs: Any, modalities: Iterable[str]) -> None:
+    """The part of :func:`check_inputs` that does not look at values, and so does not wait for the device.
+
+    Raises:
+        TypeError: if it is not a mapping of tensors, or ``"….present"`` is not bool.
+        ValueError: if a modality is missing or unknown, context is of an unknown modality, a tensor has no batch
+            dimension, batch sizes differ, or the batch is empty.
+    """
+    if isinstance(inputs, Mapping):
+        modalities = list(modalities)
+        check_same_modalities("inputs", [name for name in inputs if "." not in name], modalities)
+        for name, value in inputs.items():
+            owner, _, key = name.partition(".")
+            if key and owner not in modalities:
+                raise ValueError(
+                    f"`inputs[{name!r}]` must begin with one of the modalities {modalities}, whose context it is"
+                )
+            if key == "present" and not (isinstance(value, Tensor) and value.dtype is torch.bool and value.dim() == 1):
+                raise TypeError(f"`inputs[{name!r}]` must be a bool tensor of shape (B,), got {describe(value)}")
+    check_batch("inputs", inputs)
 
 
 def check_batch(argument: str, tensors: Any) -> int:
     """Check that ``tensors`` map names to tensors of one batch, ``(B, ...)`` each, and return B.
+
+    Only entries whose name has a dot, which are context, may be ``(B,)``.
 
     Raises:
         TypeError: if it is not a mapping of tensors.
@@ -143,7 +165,7 @@ def check_batch(argument: str, tensors: Any) -> int:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"`{argument}[{name!r}]` must be a tensor, got {describe(value)}")
-        if value.dim() < 2:
+        if value.dim() < (1 if "." in name else 2):
             raise ValueError(
                 f"`{argument}[{name!r}]` must have a batch dimension and at least one more, got {describe(value)}"
             )

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from lightning_crmt.checks import describe
 
-#: One tensor per modality, by name, the batch first: ``{"audio": (B, ...), "image": (B, ...)}``.
+#: One tensor per modality, by name, the batch first: ``{"audio": (B, ...), "image": (B, ...)}``. Entries whose name has
+#: a dot are context, see :func:`context_of`.
 Inputs: TypeAlias = Mapping[str, Tensor]
+
+#: The name, after the dot, under which inputs say of each sample whether it has a modality.
+PRESENT = "present"
 
 
 class FusionOutput(NamedTuple):
@@ -23,15 +27,73 @@ class FusionOutput(NamedTuple):
         logits: joint logits :math:`h`, shape ``(B, K)``.
         scores: uni-modal scores :math:`s^m` by modality, each ``(B, K)``.
         features: what the head was given, by modality, ``(B, d_m)``; empty where the model does not say.
+        present: which samples have a modality, ``(B,)`` bool, for those that may be absent; scores of absent ones are
+            0.
 
     >>> output = FusionOutput(torch.zeros(2, 10), {"audio": torch.zeros(2, 10)})
-    >>> output.logits.shape, list(output.scores), output.features
-    (torch.Size([2, 10]), ['audio'], {})
+    >>> output.logits.shape, list(output.scores), output.features, output.present
+    (torch.Size([2, 10]), ['audio'], {}, {})
     """
 
     logits: Tensor
     scores: dict[str, Tensor]
     features: dict[str, Tensor] = {}  # noqa: RUF012
+    present: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+def modalities_of(inputs: Inputs) -> dict[str, Tensor]:
+    """The modalities among ``inputs``: the entries whose name has no dot.
+
+    >>> list(modalities_of({"text": torch.ones(1, 3), "text.attention_mask": torch.ones(1, 3)}))
+    ['text']
+    """
+    return {name: value for name, value in inputs.items() if "." not in name}
+
+
+def context_of(inputs: Inputs, modality: str | None = None) -> dict[str, Tensor]:
+    """What a batch holds besides modalities: entries whose name has a dot, which no modality's name can have.
+
+    They are selected, moved and passed along with the rest, and never perturbed:
+
+    - ``"audio.present"``: which samples have the modality at all, ``(B,)`` bool; inputs of the others are not read;
+    - ``"text.attention_mask"``, or any other name: what the encoder of ``"text"`` gets as that keyword argument;
+    - ``".attention_mask"``: what a module that is not a CRMT module gets as a keyword argument of ``forward``.
+
+    Args:
+        inputs: of one batch.
+        modality: whose keyword arguments to give, by their name after the dot; all entries, as they are named, by
+            default. ``""`` stands for the whole batch.
+
+    >>> inputs = {"text": torch.ones(1, 3), "text.mask": torch.ones(1, 3), "text.present": torch.tensor([True])}
+    >>> list(context_of(inputs)), list(context_of(inputs, "text"))
+    (['text.mask', 'text.present'], ['mask'])
+    """
+    if modality is None:
+        return {name: value for name, value in inputs.items() if "." in name}
+    split = ((*name.split(".", 1), value) for name, value in inputs.items() if "." in name)
+    return {key: value for owner, key, value in split if owner == modality and key != PRESENT}
+
+
+def present_of(inputs: Inputs) -> dict[str, Tensor]:
+    """Which samples have each modality, ``(B,)`` bool, for the modalities that may be absent.
+
+    >>> present_of({"audio": torch.ones(2, 3), "audio.present": torch.tensor([True, False])})
+    {'audio': tensor([ True, False])}
+    """
+    ending = f".{PRESENT}"
+    return {name.removesuffix(ending): value for name, value in inputs.items() if name.endswith(ending)}
+
+
+def where_present(value: Tensor, present: Tensor | None) -> Tensor:
+    """``value``, ``(B, ...)``, with 0 for samples that lack the modality; as it is where all have it.
+
+    >>> where_present(torch.ones(2, 2), torch.tensor([True, False]))
+    tensor([[1., 1.],
+            [0., 0.]])
+    """
+    if present is None:
+        return value
+    return torch.where(present.reshape(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
 
 
 def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
