@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -15,7 +15,7 @@ from lightning_crmt.certification import margins_of, own_class, sensitivities, s
 from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive, check_target
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, where_present
 from lightning_crmt.targets import MixedTarget, Target, check_classes
 
 #: How step 2 averages the bound over samples.
@@ -23,7 +23,9 @@ Objective: TypeAlias = Literal["mean", "clipped"]
 OBJECTIVES = get_args(Objective)
 
 
-def margin_regularization(scores: Inputs, target: Target, temperature: float = 1.0) -> Tensor:
+def margin_regularization(
+    scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None
+) -> Tensor:
     r"""Margin regularisation, step 1 of CRMT (Yang et al., ICLR 2024): a smooth maximum of negative uni-modal margins.
 
     .. math:: L_1 = \frac 1 N \sum_i \log \sum_m \sum_{k \ne y_i} \exp\left( T (s_k^m(x_i) - s_{y_i}^m(x_i)) \right)
@@ -35,10 +37,13 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
     For mixed samples (CRMT-Mix) the score to beat is :math:`\lambda s_{y_a}^m + (1 - \lambda) s_{y_b}^m`, and k runs
     over the classes that are neither :math:`y_a` nor :math:`y_b`. A sample without any such class does not count.
 
+    The sum is over the modalities that a sample has; one without any does not count.
+
     Args:
         scores: uni-modal scores by modality, each ``(B, K)``.
         target: classes, ``(B,)``, or those of mixed samples.
         temperature: T, above 0.
+        present: which samples have a modality, ``(B,)`` bool, for those that may be absent.
 
     Returns:
         A scalar; negative when every margin is large.
@@ -57,10 +62,12 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
         check_logits(score, f"scores[{name!r}]")
     shape = _one_shape(scores)
     check_classes(target, shape[1], shape[0])
-    return smooth_margins(scores, target, temperature)
+    return smooth_margins(scores, target, temperature, present)
 
 
-def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0) -> Tensor:
+def smooth_margins(
+    scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None
+) -> Tensor:
     """:func:`margin_regularization` of scores that are known to be finite, and of classes in range.
 
     It never waits for the device, except for mixed samples.
@@ -73,11 +80,23 @@ def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0) -> 
     """
     _one_shape(scores)
     stacked = torch.stack(list(scores.values()), dim=1)
+    everywhere = torch.ones(len(stacked), dtype=torch.bool, device=stacked.device)
+    here = torch.stack([present.get(name, everywhere) for name in scores], dim=1) if present else None
     if isinstance(target, MixedTarget):
-        return _mixed_margins(stacked, target, temperature)
+        return _mixed_margins(stacked, target, temperature, here)
     own = target[:, None, None].expand(-1, stacked.shape[1], 1)
     rivals = (temperature * (stacked - stacked.gather(2, own))).scatter(2, own, -math.inf)
-    return rivals.flatten(1).logsumexp(dim=1).mean()
+    if here is None:
+        return rivals.flatten(1).logsumexp(dim=1).mean()
+    return _mean_over_present(rivals, here)
+
+
+def _mean_over_present(rivals: Tensor, here: Tensor) -> Tensor:
+    """Mean log-sum over the samples that have a modality, of scores ``(B, M, K)`` of the modalities that are here."""
+    counted = here.any(dim=1)
+    # A sample without any is computed as if it had all, so that it has finite gradients, and left out.
+    rivals = rivals.masked_fill(~(here | ~counted[:, None])[:, :, None], -math.inf)
+    return _mean_where(counted, rivals.flatten(1).logsumexp(dim=1))
 
 
 def _one_shape(scores: Inputs) -> tuple[int, ...]:
@@ -87,13 +106,15 @@ def _one_shape(scores: Inputs) -> tuple[int, ...]:
     return next(iter(shapes.values()))
 
 
-def _mixed_margins(stacked: Tensor, target: MixedTarget, temperature: float) -> Tensor:
+def _mixed_margins(stacked: Tensor, target: MixedTarget, temperature: float, here: Tensor | None) -> Tensor:
     first, second, share = target
     own = own_class(first, stacked.shape[2]) | own_class(second, stacked.shape[2])
     counted = ~own.all(dim=1)
     stacked, first, second, own = stacked[counted], first[counted], second[counted], own[counted]
     of_target = share * _of_class(stacked, first) + (1 - share) * _of_class(stacked, second)
     rivals = (temperature * (stacked - of_target)).masked_fill(own[:, None, :], -math.inf)
+    if here is not None:
+        return _mean_over_present(rivals, here[counted])
     # An empty sum is 0, and keeps the graph.
     return rivals.flatten(1).logsumexp(dim=1).sum() / max(len(rivals), 1)
 
@@ -121,9 +142,9 @@ class MarginRegularization(nn.Module):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
-    def forward(self, scores: Inputs, target: Target) -> Tensor:
+    def forward(self, scores: Inputs, target: Target, present: Inputs | None = None) -> Tensor:
         """See :func:`margin_regularization`."""
-        return margin_regularization(scores, target, self.temperature)
+        return margin_regularization(scores, target, self.temperature, present)
 
 
 def integration_objective(
@@ -142,7 +163,8 @@ def integration_objective(
 
     with :math:`D` from the Lipschitz constants (see :func:`~lightning_crmt.certification.inequality.sensitivities`)
     and y the true class, so that r is negative where the model errs. ``"clipped"`` replaces r by
-    :math:`\max(-c, \min(r, c))`: samples that are safe, or hopeless, no longer contribute gradients.
+    :math:`\max(-c, \min(r, c))`: samples that are safe, or hopeless, no longer contribute gradients. Samples
+    that have no modality that could change, whose bound is infinite, do not count.
 
     Args:
         output: output of ``head``, its logits with a graph back to the integration weights.
@@ -171,17 +193,19 @@ def integration_objective(
         raise ValueError(f"`clip` must be above 0 for the clipped objective, got {clip}")
     if lipschitz.of == "margins":
         raise ValueError("`lipschitz` must be of 'encoder' or 'scores'; constants of 'margins' contain the weights")
-    return -true_class_radii(output, target, head, lipschitz).clamp(-clip, clip).mean()
+    radii = true_class_radii(output, target, head, lipschitz)
+    return -_mean_where(~radii.isinf(), radii.clamp(-clip, clip))
 
 
 def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lipschitz: LipschitzConstants) -> Tensor:
     """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs.
 
     Differentiable, and in units of the inputs. Unlike :meth:`~lightning_crmt.Certificate.radius` it is about the true
-    classes, not those predicted.
+    classes, not those predicted. Infinite, with the sign of the margin, for samples that lack all modalities that the
+    constants are of.
 
     Args:
-        output: output of ``head``, logits ``(B, K)``.
+        output: output of ``head``, logits ``(B, K)``, and which modalities are present.
         target: classes, ``(B,)``.
         head: the head.
         lipschitz: constants of encoders, scores or margins.
@@ -199,7 +223,10 @@ def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lip
     """
     check_logits(output.logits)
     check_target(target, output.logits.shape[1], output.logits.shape[0])
-    return _radii_to_rivals(output.logits, target, sensitivities(lipschitz, head)).amin(dim=1)
+    pairs = sensitivities(lipschitz, head)
+    radii = _radii_to_rivals(output.logits, target, pairs, output.present).amin(dim=1)
+    fixed = ~_changeable(pairs, output)
+    return torch.where(fixed, torch.copysign(radii.new_tensor(math.inf), radii.detach()), radii)
 
 
 def radius_loss(
@@ -247,23 +274,36 @@ def radius_loss(
     check_logits(output.logits)
     check_target(target, output.logits.shape[1], output.logits.shape[0])
 
-    def soft(radii: Tensor, wanted: float) -> Tensor:
-        return nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1)).mean()
+    def soft(logits: Tensor, pairs: Mapping[str, Tensor], wanted: float) -> Tensor:
+        radii = _radii_to_rivals(logits, target, pairs, output.present)
+        hinges = nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1))
+        return _mean_where(_changeable(pairs, output), hinges)
 
     pairs = sensitivities(lipschitz, head)
-    loss = soft(_radii_to_rivals(output.logits, target, pairs), radius)
+    loss = soft(output.logits, pairs, radius)
     if rho > 0:
         for name, weights in head.integration_weights.items():
-            alone = _radii_to_rivals(weights * output.scores[name], target, {name: pairs[name]})
-            loss = loss + rho * soft(alone, radius / 2)
+            loss = loss + rho * soft(weights * output.scores[name], {name: pairs[name]}, radius / 2)
     return loss
 
 
-def _radii_to_rivals(logits: Tensor, target: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:
+def _mean_where(counted: Tensor, values: Tensor) -> Tensor:
+    """The mean of the values ``(B,)`` that count; 0, with a graph, if none does."""
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def _changeable(names: Iterable[str], output: FusionOutput) -> Tensor:
+    """Which samples have one of the modalities, ``(B,)``."""
+    everywhere = torch.ones(len(output.logits), dtype=torch.bool, device=output.logits.device)
+    return torch.stack([output.present.get(name, everywhere) for name in names]).any(dim=0)
+
+
+def _radii_to_rivals(logits: Tensor, target: Tensor, pairs: Mapping[str, Tensor], present: Inputs) -> Tensor:
     """Signed radii of the true class against every other, ``(B, K)``; infinite in its own column."""
     margins = margins_of(logits, target)
     own = own_class(target, logits.shape[1])
+    slopes = {name: where_present(pair[target].to(logits), present.get(name)) for name, pair in pairs.items()}
     # Where all weights of a pair are 0 its margin is the bias alone and its slope 0: keep the quotient finite.
     tiny = torch.finfo(logits.dtype).eps
-    slopes = {name: pair[target].to(logits).masked_fill(own, 1.0).clamp(min=tiny) for name, pair in pairs.items()}
+    slopes = {name: slope.masked_fill(own, 1.0).clamp(min=tiny) for name, slope in slopes.items()}
     return signed_radii(margins, slopes, target)

@@ -17,9 +17,9 @@ from typing_extensions import Self, override
 from lightning_crmt.certification import Certificate, Evaluation, certify_late_fusion
 from lightning_crmt.checks import (
     check_at_least,
-    check_batch,
     check_inputs,
     check_logits,
+    check_named_batch,
     check_same_modalities,
     check_target,
     check_target_form,
@@ -31,7 +31,7 @@ from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
 from lightning_crmt.losses import smooth_margins
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, context_of, present_of, with_stand_ins
 from lightning_crmt.random_state import random_state, set_random_state
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
@@ -98,15 +98,22 @@ class CRMTMixin(LightningModule):
     def forward(self, inputs: Inputs) -> FusionOutput:
         """Logits and uni-modal scores of a batch.
 
+        Args:
+            inputs: one tensor per modality, and what encoders or head must know besides, see
+                :func:`~lightning_crmt.modality.context_of`: with ``"audio.present"``, the scores of samples without
+                audio are dropped, and its encoder sees repetitions of samples that have it in their place.
+
         Raises:
             ValueError, TypeError: naming the modality, for inputs that are missing, unknown, ragged, NaN or Inf.
         """
         if inputs is self.training_stage.unchecked:
-            check_same_modalities("inputs", inputs, self.encoders.keys())
-            check_batch("inputs", inputs)
+            check_named_batch(inputs, self.encoders.keys())
         else:
             check_inputs(inputs, self.encoders.keys())
-        output: FusionOutput = self.head({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
+        present = present_of(inputs)
+        taken = with_stand_ins(inputs, present)
+        features = {name: encoder(taken[name], **context_of(taken, name)) for name, encoder in self.encoders.items()}
+        output: FusionOutput = self.head(features, present) if present else self.head(features)
         return output
 
     def split_batch(self, batch: Any) -> tuple[Inputs, Tensor]:
@@ -165,7 +172,7 @@ class CRMTMixin(LightningModule):
 
     def _step_1(self, output: FusionOutput, target: Target) -> Tensor:
         loss = mixed_cross_entropy(output.logits, target)
-        return loss + self.rho * smooth_margins(output.scores, target) if self.rho > 0 else loss
+        return loss + self.rho * smooth_margins(output.scores, target, present=output.present) if self.rho > 0 else loss
 
     def certify(
         self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Soundness | str = Soundness.SOUND

@@ -96,6 +96,33 @@ def where_present(value: Tensor, present: Tensor | None) -> Tensor:
     return torch.where(present.reshape(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
 
 
+def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:
+    """``inputs`` in which samples without a modality have that of others, repeated in turn, and its context.
+
+    So encoders see nothing but real samples, whatever fills the gaps: statistics of batch normalisation are of these,
+    and no attention lacks tokens. What is computed from a stand-in must not be used. Where no sample has the modality
+    the filling stays.
+
+    Args:
+        inputs: by modality, ``(B, ...)``.
+        present: which samples have a modality, ``(B,)`` bool; those of others are not looked at.
+
+    >>> inputs = {"audio": torch.tensor([[1.0], [0.0], [3.0], [0.0]])}
+    >>> with_stand_ins(inputs, {"audio": torch.tensor([True, False, True, False])})["audio"].flatten()
+    tensor([1., 1., 3., 3.])
+    """
+    changed = dict(inputs)
+    for owner, here in present.items():
+        # Those that have it come first: no number of them need be known, which would wait for the device.
+        order = (~here).to(torch.uint8).argsort(stable=True)
+        turn = ((~here).cumsum(0) - 1) % here.sum().clamp(min=1)
+        rows = torch.where(here, torch.arange(len(here), device=here.device), order[turn])
+        for name in inputs:
+            if name.partition(".")[0] == owner and name != f"{owner}.{PRESENT}":
+                changed[name] = inputs[name][rows.to(inputs[name].device)]
+    return changed
+
+
 def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
     """The samples ``rows`` of every modality, indices ``(n,)`` on any device.
 

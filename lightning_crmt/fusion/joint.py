@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.fusion.head import FusionHead
-from lightning_crmt.modality import FusionOutput, Inputs, as_vectors
+from lightning_crmt.modality import FusionOutput, Inputs, as_vectors, where_present
 
 #: Where uni-modal scores come from: the head itself without the other modalities, or a linear head for each.
 Scores: TypeAlias = Literal["ablated", "auxiliary"]
@@ -61,9 +61,27 @@ class JointFusion(FusionHead):
         """
 
     @override
-    def forward(self, features: Inputs) -> FusionOutput:
-        features = self.checked(features)
-        return FusionOutput(self.joint_logits(features), self._scores(features), features)
+    def forward(self, features: Inputs, present: Inputs | None = None) -> FusionOutput:
+        features, present = self.checked(features), dict(present or {})
+        scores = {name: where_present(score, present.get(name)) for name, score in self._scores(features).items()}
+        logits = self._logits_of_present(features, present) if present else self.joint_logits(features)
+        return FusionOutput(logits, scores, features, present)
+
+    def _logits_of_present(self, features: Inputs, present: Inputs) -> Tensor:
+        """Logits of each sample from the modalities that it has: of all samples at once that have the same ones."""
+        names, size = list(features), len(next(iter(features.values())))
+        everywhere = torch.ones(size, dtype=torch.bool, device=next(iter(present.values())).device)
+        here = torch.stack([present.get(name, everywhere) for name in names], dim=1)
+        patterns, of_sample = here.unique(dim=0, return_inverse=True)
+        rows, parts = [], []
+        for index, pattern in enumerate(patterns.tolist()):
+            if not any(pattern):
+                raise ValueError(f"`present` must leave every sample one of the modalities {names}, got one without any")
+            rows.append((of_sample == index).nonzero().squeeze(1))
+            parts.append(
+                self.joint_logits({n: features[n][rows[-1]] for n, has in zip(names, pattern, strict=True) if has})
+            )
+        return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def _scores(self, features: Inputs) -> dict[str, Tensor]:
         if not self.auxiliary:

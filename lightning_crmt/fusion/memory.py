@@ -102,11 +102,12 @@ class MemoryFusion(FusionHead):
         self.filled.fill_(True)
 
     @override
-    def forward(self, features: Inputs) -> FusionOutput:
+    def forward(self, features: Inputs, present: Inputs | None = None) -> FusionOutput:
         features = self.checked(features)
         filled = bool(self.filled)
-        output = self.head({n: self._recall(n, value) for n, value in features.items()} if filled else features)
-        return FusionOutput(output.logits, output.scores, features)
+        recalled = {n: self._recall(n, value) for n, value in features.items()} if filled else features
+        output = self.head(recalled, present) if present else self.head(recalled)
+        return output._replace(features=features)
 
     @override
     def unimodal_logits(self, scores: Inputs) -> dict[str, Tensor]:
