@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -151,8 +152,18 @@ def answer(head: Callable[..., FusionOutput], features: Inputs, present: Inputs)
     """What a fusion head makes of features; it is told of presence where that is not all.
 
     So heads of one's own that know nothing of presence work where every sample has everything.
+
+    Raises:
+        TypeError: if the head takes no ``present`` where it is needed.
     """
-    return head(features, present) if present else head(features)
+    if not present:
+        return head(features)
+    if "present" not in inspect.signature(getattr(head, "forward", head)).parameters:
+        raise TypeError(
+            f"samples lack modalities, and the head {type(head).__name__} cannot be told: its `forward` must take "
+            "`present`, masks (B,) by modality, and leave out what is absent"
+        )
+    return head(features, present)
 
 
 def mean_over(values: Tensor, counted: Tensor | None) -> Tensor:
