@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_crmt.checks import describe
 
@@ -80,8 +80,9 @@ def context_of(inputs: Inputs, modality: str | None = None) -> dict[str, Tensor]
     """
     if modality is None:
         return {name: value for name, value in inputs.items() if "." in name}
-    split = ((*name.split(".", 1), value) for name, value in inputs.items() if "." in name)
-    return {key: value for owner, key, value in split if owner == modality and key != PRESENT}
+    start = f"{modality}."
+    own = {name.removeprefix(start): value for name, value in inputs.items() if name.startswith(start)}
+    return {key: value for key, value in own.items() if key != PRESENT}
 
 
 def present_of(inputs: Inputs) -> dict[str, Tensor]:
@@ -133,7 +134,7 @@ def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:
     return changed
 
 
-def encoded(encoders: Mapping[str, Callable[..., Tensor]], inputs: Inputs) -> dict[str, Tensor]:
+def encoded(encoders: Mapping[str, Any] | nn.ModuleDict, inputs: Inputs) -> dict[str, Tensor]:
     """Features by modality: what each encoder makes of its modality and of the context of that.
 
     Args:

@@ -170,7 +170,7 @@ class _Certificates(Measurement):
         self.means.add(values)
         rival = certificate.nearest_class(perturbed)
         for name, here in present.items():
-            own = {}
+            own: dict[Key, Tensor] = {}
             if name in perturbed and together != name:
                 own |= self.of_radius(certificate, target, name, modalities=[name])
             if name in perturbed:
