@@ -65,9 +65,7 @@ def margin_regularization(
     return smooth_margins(scores, target, temperature, present)
 
 
-def smooth_margins(
-    scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None
-) -> Tensor:
+def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None) -> Tensor:
     """:func:`margin_regularization` of scores that are known to be finite, and of classes in range.
 
     It never waits for the device, except for mixed samples.

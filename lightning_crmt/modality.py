@@ -133,27 +133,33 @@ def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: a tensor, a ``FusionOutput``, a tuple that starts with them, or a dict with them.
+    """The logits in a model's output.
 
     Args:
-        output: what the model returned; a dict holds them under ``"logits"``.
+        output: what the model returned: logits ``(B, K)``; anything with an attribute ``logits``, such as a
+            ``FusionOutput`` or an output of transformers; a dict with the key ``"logits"``; or a tuple that starts with
+            them, or with a loss and then them.
 
     Raises:
         TypeError: if there is no ``(B, K)`` tensor in one of these places.
 
-    >>> logits_of({"logits": torch.zeros(2, 3)}).shape
-    torch.Size([2, 3])
+    >>> logits_of({"logits": torch.zeros(2, 3)}).shape, logits_of((torch.tensor(0.7), torch.zeros(2, 3))).shape
+    (torch.Size([2, 3]), torch.Size([2, 3]))
     """
     logits = output
-    if isinstance(logits, Mapping):
-        logits = logits.get("logits")
-    elif isinstance(logits, tuple | list) and logits:
-        logits = logits[0]
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif hasattr(output, "logits"):
+        logits = output.logits
+    elif isinstance(output, tuple | list) and output:
+        is_loss = isinstance(output[0], Tensor) and output[0].dim() <= 1 and output[0].numel() == 1
+        logits = output[1] if is_loss and len(output) > 1 else output[0]
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         one = isinstance(logits, Tensor) and logits.shape[-1:] == (1,)
         raise TypeError(
-            "a model must return logits of shape (B, K), K >= 2, a tuple that begins with them, or a dict with the key "
-            f"'logits'; {'for a single logit z, return stack([0, z], dim=1); ' * one}got {describe(output)}"
+            "a model must return logits of shape (B, K), K >= 2, an output with an attribute or a key 'logits', or a "
+            "tuple that begins with them, or with a loss and them; "
+            f"{'for a single logit z, return stack([0, z], dim=1); ' * one}got {describe(output)}"
         )
     return logits
 
