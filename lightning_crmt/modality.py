@@ -84,6 +84,48 @@ def context_of(inputs: Inputs, modality: str | None = None) -> dict[str, Tensor]
     return {key: value for owner, key, value in split if owner == modality and key != PRESENT}
 
 
+#: Under which of these keys a modality that is a mapping holds what is perturbed; they are what transformers calls it.
+_MAIN = ("input_ids", "input_values", "input_features", "pixel_values", "inputs_embeds")
+
+
+def main_entry(name: str, value: Mapping[str, Any]) -> str:
+    """The key under which a modality that is a mapping holds its values; the rest is its context.
+
+    Raises:
+        ValueError: if it cannot be told.
+
+    >>> main_entry("text", {"attention_mask": torch.ones(1, 3), "input_ids": torch.ones(1, 3).long()})
+    'input_ids'
+    """
+    found = [key for key in (name, *_MAIN) if key in value] or (list(value) if len(value) == 1 else [])
+    if not found:
+        raise ValueError(
+            f"`inputs[{name!r}]` must be a tensor, or a mapping that holds one as {name!r} or one of {list(_MAIN)}, "
+            f"got {describe(value)}"
+        )
+    return found[0]
+
+
+def flattened(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """``inputs`` in which a modality that is a mapping is its values, and the rest of the mapping its context.
+
+    Raises:
+        ValueError: if a mapping does not tell which entry is which, see :func:`main_entry`.
+
+    >>> list(flattened({"text": {"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 3)}}))
+    ['text', 'text.attention_mask']
+    """
+    flat: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Mapping) and "." not in name:
+            main = main_entry(name, value)
+            flat[name] = value[main]
+            flat |= {f"{name}.{key}": each for key, each in value.items() if key != main}
+        else:
+            flat[name] = value
+    return flat
+
+
 def present_of(inputs: Inputs) -> dict[str, Tensor]:
     """Which samples have each modality, ``(B,)`` bool, for the modalities that may be absent.
 

@@ -80,7 +80,7 @@ def check_tensor(name: str, value: Any) -> None:
     if isinstance(value, Tensor) and not value.is_nested:
         return
     how = "give split_batch=, a function from a batch to (inputs, target) that makes one of it"
-    if isinstance(value, PackedSequence) or isinstance(value, Tensor):
+    if isinstance(value, PackedSequence | Tensor):
         how = (
             "pad it, as torch.nn.utils.rnn.pad_packed_sequence does, pass lengths or a mask beside it, and pack inside "
             "of the module"

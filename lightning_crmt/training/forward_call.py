@@ -23,7 +23,7 @@ class ForwardCall:
     - with a dict, if it requires one.
 
     A ``forward`` that only hands on ``*args`` and ``**kwargs`` is judged by that of ``self.model`` or ``self.module``.
-    What else a batch holds is handed over by name where ``forward`` has such a parameter, takes ``**kwargs``, or a dict.
+    What else a batch holds is handed over by name where ``forward`` has such a parameter, takes ``**kwargs`` or a dict.
     The target is handed over only if it is required: by a parameter without a default, or looked for in a dict.
 
     Args:
@@ -105,8 +105,8 @@ class ForwardCall:
                 )
         if missing := [name for name in self._required if not any(key.partition(".")[2] == name for key in inputs)]:
             raise ValueError(
-                f"`forward` of {type(self.module).__name__} requires {missing}, but beside {self.names} the batch holds "
-                f"{list(beside)}"
+                f"`forward` of {type(self.module).__name__} requires {missing}, but beside {self.names} the batch "
+                f"holds {list(beside)}"
             )
         return inputs
 
@@ -138,8 +138,8 @@ class ForwardCall:
             elif key in self._others or (owner == "" and self._takes_all):
                 if key in handed:
                     raise ValueError(
-                        f"`forward` of {type(self.module).__name__} takes one {key!r}, but several entries of the batch "
-                        f"have this name: {[each for each in inputs if each.partition('.')[2] == key]}"
+                        f"`forward` of {type(self.module).__name__} takes one {key!r}, but several entries of the "
+                        f"batch have this name: {[each for each in inputs if each.partition('.')[2] == key]}"
                     )
                 handed[key] = value
         return handed
