@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,9 +62,12 @@ class Parser(LightningArgumentParser):
     short_help: str = ""
 
     @override
-    def format_help(self) -> str:
-        """The short help, if there is one."""
-        return self.short_help or super().format_help()
+    def print_help(self, file: Any = None) -> None:
+        """Print the short help, if there is one."""
+        if self.short_help:
+            (file or sys.stdout).write(self.short_help)
+        else:
+            super().print_help(file)
 
 
 class FullHelp(argparse.Action):

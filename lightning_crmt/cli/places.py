@@ -89,10 +89,9 @@ def find_place(
         if last and not absent:
             spots = _follow(spots, Step(last))
         for spot in spots:
-            if value is not None:
-                spot = next((each for each in _below(spot) if _holds(each, value)), None)
-            if spot and spot.key and not (absent and _entry(spot, last)):
-                return Place(spot.key, spot.file, spot.line)
+            entry = spot if value is None else next((each for each in _below(spot) if _holds(each, value)), None)
+            if entry and entry.key and not (absent and _entry(entry, last)):
+                return Place(entry.key, entry.file, entry.line)
     return None
 
 
