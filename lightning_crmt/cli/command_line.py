@@ -39,11 +39,16 @@ class CRMTCLI(LightningCLI):
         SystemExit: with status 2, after an explanation of at most five lines, for words or a config that cannot be
             followed. What constructors and the Trainer raise passes through.
 
+    >>> from unittest.mock import patch
+    >>> class Mine(CRMTCLI):
+    ...     def add_arguments_to_parser(self, parser):
+    ...         parser.link_arguments("seed_everything", "data.init_args.seed")
     >>> words = ["--model=CRMTModule", "--model.encoders.fou=MLP", "--model.encoders.fou.in_features=76",
     ...     "--model.encoders.fou.out_features=64", "--model.num_classes=10", "--data=UCIMultiFeatures",
-    ...     "--data.views=[fou]", "--trainer.logger=false"]
-    >>> CRMTCLI(words, run=False).model.head.num_classes  # doctest: +SKIP
-    10
+    ...     "--data.views=[fou]", "--trainer.logger=false", "--trainer.accelerator=cpu", "--seed_everything=3"]
+    >>> with patch("sys.argv", ["mine"]):  # as no words were typed
+    ...     Mine(words, run=False).datamodule.seed
+    3
     """
 
     #: What the program is called.
@@ -73,36 +78,42 @@ class CRMTCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.add_argument("--help.full", action=FullHelp, nargs=0, dest=SUPPRESS, help="Show every option and exit.")
         if isinstance(parser, Parser):
-            further = [key for key in vars(parser.get_defaults(skip_validation=True)) if key not in _USUAL_KEYS]
-            parser.short_help = short_help(self.prog, subcommand, further)
+            usual = {*_USUAL_KEYS, *self._subcommand_method_arguments[subcommand]}
+            texts = {action.dest: str(action.help or "") for action in parser._actions}
+            keys = [key for key in vars(parser.get_defaults(skip_validation=True)) if key not in usual]
+            parser.short_help = short_help(self.prog, subcommand, {key: texts.get(key, "") for key in keys})
         return parser
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As LightningCLI does; errors are explained in a few lines."""
+        """As LightningCLI does; errors are explained in a few lines, and a checkpoint that is not there is one.
+
+        Raises:
+            SystemExit: with status 2, see the class.
+            FileNotFoundError: if there is no file ``ckpt_path``.
+        """
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             self._stop(error)
-
-    def _parse_ckpt_path(self) -> None:
-        """As LightningCLI does, which reads hyperparameters out of the checkpoint; says at once if it cannot be read.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is no checkpoint.
-        """
         subcommand = self.config.get("subcommand")
         path = str(self.config[subcommand].get("ckpt_path") or "") if subcommand else ""
         if path and path not in _ALIASES and "://" not in path and not Path(path).exists():
             raise FileNotFoundError(f"`ckpt_path` must be a checkpoint, got {path}: there is no such file")
+
+    def _parse_ckpt_path(self) -> None:
+        """As LightningCLI does, which reads hyperparameters out of the checkpoint.
+
+        Raises:
+            ValueError: if it is no checkpoint.
+        """
         try:
             super()._parse_ckpt_path()
         except ArgumentError as error:  # hyperparameters that the module does not take
             self._stop(error)
         except Exception as error:  # whatever reading a file of another kind raises
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"`ckpt_path` must be a checkpoint, got {path}, which cannot be read: {reason}") from error
+            raise ValueError(f"`ckpt_path` must be a checkpoint, which cannot be read: {reason}") from error
 
     @override
     def instantiate_classes(self) -> None:

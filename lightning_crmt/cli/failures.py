@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import re
@@ -11,10 +12,16 @@ import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from types import CodeType, FrameType
 
+import jsonargparse
+import lightning
+import torch
+import torchmetrics
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import lightning_crmt
 from lightning_crmt.cli.explain import at, few_lines
 from lightning_crmt.cli.findings import Step
 from lightning_crmt.cli.places import Place, find_place
@@ -22,13 +29,14 @@ from lightning_crmt.cli.places import Place, find_place
 #: Shows tracebacks always, if it is set.
 TRACEBACK = "LIGHTNING_CRMT_TRACEBACK"
 
-_OF_VALUES = (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException)
+_OF_VALUES = (ValueError, TypeError, ImportError, RuntimeError, UnpicklingError, MisconfigurationException)
 _OF_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
 
-#: Where nobody's own code is: this package, what is installed, and Python itself.
+#: Where nobody's own code is: this package and what it rests on, all that is installed, and Python itself.
+_PACKAGES = (lightning_crmt, lightning, jsonargparse, torch, torchmetrics)
+_FOLDERS = [Path(inspect.getfile(package)).parent for package in _PACKAGES]
 _LIBRARIES = tuple(
-    f"{folder}{os.sep}"
-    for folder in (Path(__file__).parents[1], *map(sysconfig.get_path, ("purelib", "platlib", "stdlib")))
+    f"{folder}{os.sep}" for folder in (*_FOLDERS, *map(sysconfig.get_path, ("purelib", "platlib", "stdlib")))
 )
 
 

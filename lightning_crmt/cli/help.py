@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -91,13 +91,13 @@ def overview(prog: str, subcommands: Mapping[str, str]) -> str:
     return _OVERVIEW.format(prog=prog, headline=HEADLINE, subcommands=_columns(lines))
 
 
-def short_help(prog: str, subcommand: str, further: Sequence[str]) -> str:
+def short_help(prog: str, subcommand: str, further: Mapping[str, str]) -> str:
     """The usual options of a subcommand, further ones, and how to find out more.
 
     Args:
         prog: the program, as typed.
         subcommand: of LightningCLI.
-        further: options beside the usual ones, without dashes.
+        further: options beside the usual ones, without dashes, and their help.
     """
     typed = f"{prog} {subcommand}"
     more = {
@@ -107,7 +107,7 @@ def short_help(prog: str, subcommand: str, further: Sequence[str]) -> str:
         f"{typed} --trainer.callbacks.help CertifiedRobustness": "",
         f"{typed} --help.full": "every option, a long list",
     }
-    also = {f"--{name} VALUE": "" for name in further}
+    also = {f"--{name} VALUE": text for name, text in further.items()}
     what = SUBCOMMANDS.get(subcommand, subcommand)
     return _SHORT.format(
         typed=typed, headline=HEADLINE, what=what, options=_columns(_USUAL | also), more=_columns(more)
