@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from argparse import SUPPRESS, ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from lightning_crmt.cli.explain import explain, stop
 from lightning_crmt.cli.help import FullHelp, Parser, short_help
+from lightning_crmt.cli.places import config_files
 from lightning_crmt.version import __version__
 
 #: What Lightning finds a checkpoint for by itself.
@@ -56,6 +58,7 @@ class CRMTCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True, **settings: Any) -> None:
         self.words = sys.argv[1:] if args is None else args if isinstance(args, list) else []
+        _import_from_here(self.words)
         chosen: dict[str, Any] = {
             "model_class": LightningModule,
             "datamodule_class": LightningDataModule,
@@ -124,3 +127,10 @@ class CRMTCLI(LightningCLI):
         parsers = getattr(self, "_subcommand_parsers", {})
         parser = next((parsers[word] for word in self.words if word in parsers), self.parser)
         stop(explain(str(error), parser, self.words))
+
+
+def _import_from_here(words: Sequence[str]) -> None:
+    """Let configs name classes in files of the working folder, and beside the configs."""
+    for folder in (Path.cwd(), *(file.resolve().parent for file in config_files(words))):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # at the end: no file there can take the place of what is installed

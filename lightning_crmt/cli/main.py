@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
 from functools import partial
-from pathlib import Path
 
 from lightning.pytorch.cli import ArgsType
 
@@ -19,7 +18,6 @@ from lightning_crmt.cli.explain import ExplainingParser, did_you_mean, stop
 from lightning_crmt.cli.failures import TRACEBACK, explain_failure, unwrapped
 from lightning_crmt.cli.help import SUBCOMMANDS, overview
 from lightning_crmt.cli.methods import listing
-from lightning_crmt.cli.places import config_files
 from lightning_crmt.cli.reweight import reweight_command
 from lightning_crmt.data import prepare_command
 
@@ -82,19 +80,17 @@ def _run(words: ArgsType, cli: type[CRMTCLI]) -> None:
         case ["prepare", *rest]:
             sys.exit(prepare_command(rest, ExplainingParser))
         case ["reweight", *rest]:
-            _import_from_here(rest)
-            print(reweight_command(rest, partial(cli, run=False)))  # noqa: T201
+            print(reweight_command(rest, partial(_parts, cli)))  # noqa: T201
         case [str(word), *_] if not word.startswith("-") and word not in subcommands:
             near = did_you_mean(word, subcommands)
             stop(f"there is no subcommand `{word}`{near}\n  there are {', '.join(subcommands)}")
         case _:
-            _import_from_here(words if isinstance(words, list) else [])
             # What was typed is passed as such: LightningCLI warns of words that are passed beside those typed.
             cli(None if words == sys.argv[1:] else words)
 
 
-def _import_from_here(words: Sequence[str]) -> None:
-    """Let configs name classes in files of the working folder, and beside the configs."""
-    for folder in (Path.cwd(), *(file.resolve().parent for file in config_files(words))):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))  # at the end: no file there can take the place of what is installed
+def _parts(cli: type[CRMTCLI], words: list[str]) -> CRMTCLI:
+    """Model, data module and Trainer of some of the words that were typed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # of words passed beside those typed
+        return cli(words, run=False)
