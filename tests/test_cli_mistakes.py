@@ -427,7 +427,7 @@ def test_tracebacks_can_be_had(monkeypatch):
 def test_called_from_python_constructors_raise(monkeypatch):
     written(lambda c: model(c).update(rho=-1.0))
     monkeypatch.setattr(sys, "argv", ["mine"])
-    with pytest.raises(ValueError, match="`rho` must be at least 0, got -1.0"):
+    with pytest.raises(ValueError, match="`rho` must be at least 0, got"):
         main(["fit", "--config", "run.yaml"])
 
 

@@ -252,11 +252,12 @@ def _short(value: str) -> str:
 
 
 def _unknown_words(unknown: list[str], parser: ArgumentParser) -> str:
-    word = unknown[0].partition("=")[0]
-    if not word.startswith("-"):
+    options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    if not options:
+        word = unknown[0].partition("=")[0]
         return few_lines(f"`{word}` belongs to no option: options begin with --, and hold one value each")
     known = [f"--{key}" for key in _known_keys(parser)]
-    return few_lines(f"there is no option `{word}`{did_you_mean(word, known)}")
+    return few_lines(*(f"there is no option `{option}`{did_you_mean(option, known)}" for option in options))
 
 
 def _broken_file(words: Sequence[str]) -> str:

@@ -79,6 +79,8 @@ def _told(error: Exception, own: Sequence[tuple[FrameType, int]], place: str = "
     message = str(error).strip() or type(error).__name__
     if isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.strerror}: {error.filename}"
+    if isinstance(error, UnpicklingError):
+        message = f"`ckpt_path` must be a checkpoint, which cannot be read: {message.partition(chr(10))[0]}"
     raised = f"  raised in {_shown(own[-1][0])}, line {own[-1][1]}" if own else ""
     hint = f"  ({TRACEBACK}=1 shows the traceback)"
     lines = few_lines(message).splitlines()
