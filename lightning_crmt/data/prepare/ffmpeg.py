@@ -29,8 +29,8 @@ HARMLESS = re.compile(
     "|first frame is no keyframe|Invalid frame dimensions 0x0|Last message repeated"
 )
 
-#: What ffmpeg warns of where the pictures of a stream change their size, and what is said instead.
-CHANGED = re.compile("Changing video frame properties on the fly"), "pictures change their size or their kind midway"
+#: What ffmpeg informs of where the pictures of a stream change; old width and height, new width and height.
+CHANGE = re.compile(r"filter context - w: (\d+) h: (\d+) .*incoming frame - w: (\d+) h: (\d+) ")
 
 _STREAMS = {"video": "0:V:0", "audio": "0:a:0"}  # V is any video except covers and thumbnails
 
@@ -103,10 +103,11 @@ class FFmpeg:
         source += [] if seconds is None else ["-t", str(seconds)]
         # file: because names may start with a dash or have a colon
         source += ["-i", f"file:{video.absolute()}", "-map", _STREAMS[stream], "-threads", "1"]
-        # In some formats, the time of what is decoded begins with the first stream that is used: so both are.
+        # In some formats, the time of what is decoded begins with the first stream that is used: so both are, a little.
         both = [word for each in _STREAMS.values() for word in ("-map", f"{each}?")]
-        quietly = ["-nostdin", "-v", "level+warning", "-y", "-filter_threads", "1"]
-        command = [self.program, *quietly, *source, *output, *both, "-c", "copy", "-f", "null", "-"]
+        both += ["-c", "copy", "-frames:v", "1", "-frames:a", "1", "-f", "null", "-"]
+        general = ["-nostdin", "-hide_banner", "-nostats", "-v", "level+info", "-y", "-filter_threads", "1"]
+        command = [self.program, *general, *source, *output, *both]
         with tempfile.TemporaryFile() as errors:
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=folder) as process:
                 self._running.add(process)
@@ -125,7 +126,8 @@ class FFmpeg:
                     timer.cancel()
                     self._running.discard(process)
             errors.seek(0)
-            said = errors.read().replace(os.fsencode(video.absolute()), b"the video")  # whose name may say anything
+            # A name may say anything, even that the disk is full.
+            said = errors.read().replace(b"file:" + os.fsencode(video.absolute()), b"the video")
             reason = complaint(said.decode(errors="replace"), process.returncode, stream)
         if late:
             raise BrokenVideoError(f"decoding took longer than {TIME_LIMIT:g} seconds")
@@ -157,8 +159,8 @@ def complaint(errors: str, status: int = 0, stream: str = "video") -> str | None
         if match := re.match(r"\[(fatal|panic|error|warning|info)\] ?", text):
             level, text = match[1], text[match.end() :]
         if level in ("warning", "info"):
-            if CHANGED[0].search(text):
-                lines.append(CHANGED[1])
+            if (change := CHANGE.search(text)) and change.groups()[:2] != change.groups()[2:]:
+                lines.append("pictures change from {}x{} to {}x{} pixels".format(*change.groups()))
         elif text and not HARMLESS.search(text):
             lines.append(text)
     if any("No space left on device" in line for line in lines):

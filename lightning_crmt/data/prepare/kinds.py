@@ -144,7 +144,9 @@ class Flow:
         """
         cv2, estimate = _opencv(), flow_estimator(self.method)
         chosen = "" if self.fps is None else f"{_at_rate(self.fps)},"
-        form = ["-vf", f"{chosen}{_scale(self.size)}", *ffmpeg.every_picture, "-pix_fmt", "gray", "-c:v", "pgm"]
+        # Far apart, since some versions refuse pictures of one time, which broken recorders make.
+        chosen += f"settb=1000,setpts=N,{_scale(self.size)}"
+        form = ["-vf", chosen, *ffmpeg.every_picture, "-pix_fmt", "gray", "-c:v", "pgm"]
         for name in ("u", "v"):
             (target / name).mkdir(parents=True)
         number = 0
