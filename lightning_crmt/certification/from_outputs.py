@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.inequality import margins_of, sensitivities
+from lightning_crmt.certification.inequality import margins_of, sensitivities_of
 from lightning_crmt.certification.rounding import UP, rounding
 from lightning_crmt.checks import check_same_modalities, describe
 from lightning_crmt.fusion import LateFusion
@@ -20,6 +20,7 @@ from lightning_crmt.lipschitz import (
 )
 from lightning_crmt.modality import FusionOutput, at_least_single, logits_of
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.targets import answers
 
 
 def certify(
@@ -28,6 +29,7 @@ def certify(
     lipschitz: LipschitzConstants,
     *,
     missing: Collection[str] = (),
+    multi_label: bool = False,
 ) -> Certificate:
     """Turn logits and Lipschitz constants into a :class:`Certificate` of level ``ESTIMATED``.
 
@@ -41,9 +43,10 @@ def certify(
         output: what the model returned, computed in evaluation mode and full precision: logits ``(B, K)``, or a
             ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
-        lipschitz: constants of the same weights, by modality: scalars of encoders, ``(K,)`` of scores, ``(K, K)`` of
-            margins.
+        lipschitz: constants of the same weights, by modality: scalars of encoders, ``(K,)`` of scores or logits,
+            ``(K, K)`` of margins.
         missing: modalities to certify without; their scores are dropped from the fusion.
+        multi_label: certify labels, each a yes where its logit is above 0, in place of one class.
 
     Returns:
         A certificate of B predictions, its margins and, by modality, its sensitivities ``(B, K)``; without a graph.
@@ -61,12 +64,11 @@ def certify(
     True
     """
     missing = names_of(missing)
-    pairs, logits = _fitting(output, head, lipschitz, missing)
-    prediction = logits.argmax(dim=1)
+    slopes, logits, prediction = _fitting(output, head, lipschitz, missing, multi_label)
     margins = _margins(at_least_single(logits), prediction)
     slopes = {
-        name: torch.zeros_like(margins) if name in missing else pair.detach().to(margins)[prediction]
-        for name, pair in pairs.items()
+        name: torch.zeros_like(margins) if name in missing else slope.detach().to(margins)
+        for name, slope in slopes.items()
     }
     return Certificate(prediction, margins, slopes, Soundness.ESTIMATED, missing)
 
@@ -78,6 +80,7 @@ def certify_with_errors(
     errors: Mapping[str, ForwardError],
     *,
     missing: Collection[str] = (),
+    multi_label: bool = False,
 ) -> Certificate:
     """A certificate in which rounding counts: about the prediction of the public forward for all perturbed inputs.
 
@@ -88,35 +91,47 @@ def certify_with_errors(
         errors: rounding errors of the features of the same samples, for every modality that is not missing, by
             :func:`~lightning_crmt.lipschitz.encoder_errors`.
         missing: modalities to certify without.
+        multi_label: certify labels in place of one class.
 
     Raises:
         ValueError: if head, constants, errors and output do not fit together, every modality is missing, or ``head``
             computes its weights anew in every pass, as ``OrthogonalFusion`` does.
     """
     missing = names_of(missing)
-    pairs, logits = _fitting(output, head, lipschitz, missing)
-    prediction = logits.argmax(dim=1)
+    names, logits, prediction = _fitting(output, head, lipschitz, missing, multi_label)
     errors = {name: error for name, error in errors.items() if name not in missing}
-    check_same_modalities("errors", errors, [name for name in pairs if name not in missing])
-    slack, slopes = rounding(logits, head, lipschitz, errors)
+    check_same_modalities("errors", errors, [name for name in names if name not in missing])
+    slack, slopes = rounding(logits, prediction, head, lipschitz, errors)
     margins = _margins(logits.double(), prediction) / UP - slack
-    slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
+    slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in names}
     return Certificate(prediction, margins, slopes, lipschitz.soundness, missing, ForwardError.LARGEST_RADIUS)
 
 
 def _fitting(
-    output: FusionOutput | Tensor, head: LateFusion | None, lipschitz: LipschitzConstants, missing: Collection[str]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Sensitivities ``(K, K)`` by modality and logits ``(B, K)`` that fit them."""
-    pairs = sensitivities(lipschitz, head)
-    logits = (fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
-    num_classes = logits.shape[1]
-    for name, pair in pairs.items():
-        if pair.shape != (num_classes, num_classes):
+    output: FusionOutput | Tensor,
+    head: LateFusion | None,
+    lipschitz: LipschitzConstants,
+    missing: Collection[str],
+    multi_label: bool,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Sensitivities ``(B, K)`` by modality, logits ``(B, K)`` that fit them, and the answers that they give."""
+    names = lipschitz.modalities if head is None else list(head.in_features)
+    logits = (fused(output, head, names, missing) if missing else logits_of(output)).detach()
+    prediction = answers(logits, multi_label)
+    if lipschitz.of in ("logits", "margins"):
+        for name, value in lipschitz.values.items():
+            if set(value.shape) != {logits.shape[1]}:
+                raise ValueError(
+                    f"`lipschitz` must fit the {logits.shape[1]} classes of `output`, got {tuple(value.shape)} for "
+                    f"{name!r}"
+                )
+    slopes = sensitivities_of(lipschitz, head, prediction)
+    for name, slope in slopes.items():
+        if slope.shape != logits.shape:
             raise ValueError(
-                f"`lipschitz` must fit the {num_classes} classes of `output`, got {tuple(pair.shape)} for {name!r}"
+                f"`lipschitz` must fit the {logits.shape[1]} classes of `output`, got {slope.shape[1]} for {name!r}"
             )
-    return pairs, logits
+    return slopes, logits, prediction
 
 
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:

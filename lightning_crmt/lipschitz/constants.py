@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_crmt.checks import check_modality_names, describe
 from lightning_crmt.soundness import Soundness
 
-_RANK = {"encoder": 0, "scores": 1, "margins": 2}
+_RANK = {"encoder": 0, "scores": 1, "logits": 1, "margins": 2}
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class LipschitzConstants:
 
             - ``"encoder"``: the features :math:`x^m \mapsto z^m`; a scalar :math:`L_m`;
             - ``"scores"``: each uni-modal score :math:`x^m \mapsto s_k^m`; :math:`\tau^m`, shape ``(K,)``;
+            - ``"logits"``: each joint logit :math:`x^m \mapsto h_k`; shape ``(K,)``;
             - ``"margins"``: each difference of logits :math:`x^m \mapsto h_p - h_j`; shape ``(K, K)``.
         soundness: the level of trust, inherited by every radius computed from them.
         fingerprints: of the encoders that they were bounded for, by modality; None where encoders were not examined.
@@ -41,7 +42,7 @@ class LipschitzConstants:
     """
 
     values: Mapping[str, Tensor]
-    of: Literal["encoder", "scores", "margins"]
+    of: Literal["encoder", "scores", "logits", "margins"]
     soundness: Soundness
     fingerprints: Mapping[str, str] | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
