@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.inequality import margins_of, sensitivities_of
+from lightning_crmt.certification.inequality import label_sensitivities, margins_of, of_samples, sensitivities
 from lightning_crmt.certification.rounding import UP, rounding
 from lightning_crmt.checks import check_same_modalities, describe
 from lightning_crmt.fusion import LateFusion
@@ -18,7 +18,7 @@ from lightning_crmt.lipschitz import (
     ForwardError,
     LipschitzConstants,
 )
-from lightning_crmt.modality import FusionOutput, at_least_single, logits_of
+from lightning_crmt.modality import FusionOutput, at_least_single, logits_of, where_present
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.targets import answers
 
@@ -41,7 +41,8 @@ def certify(
 
     Args:
         output: what the model returned, computed in evaluation mode and full precision: logits ``(B, K)``, or a
-            ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each.
+            ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each. What a sample
+            lacks cannot change.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights, by modality: scalars of encoders, ``(K,)`` of scores or logits,
             ``(K, K)`` of margins.
@@ -66,8 +67,11 @@ def certify(
     missing = names_of(missing)
     slopes, logits, prediction = _fitting(output, head, lipschitz, missing, multi_label)
     margins = _margins(at_least_single(logits), prediction)
+    present = output.present if isinstance(output, FusionOutput) else {}
     slopes = {
-        name: torch.zeros_like(margins) if name in missing else slope.detach().to(margins)
+        name: torch.zeros_like(margins)
+        if name in missing
+        else where_present(slope.detach().to(margins), present.get(name))
         for name, slope in slopes.items()
     }
     return Certificate(prediction, margins, slopes, Soundness.ESTIMATED, missing)
@@ -115,23 +119,17 @@ def _fitting(
     multi_label: bool,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Sensitivities ``(B, K)`` by modality, logits ``(B, K)`` that fit them, and the answers that they give."""
-    names = lipschitz.modalities if head is None else list(head.in_features)
-    logits = (fused(output, head, names, missing) if missing else logits_of(output)).detach()
-    prediction = answers(logits, multi_label)
-    if lipschitz.of in ("logits", "margins"):
-        for name, value in lipschitz.values.items():
-            if set(value.shape) != {logits.shape[1]}:
-                raise ValueError(
-                    f"`lipschitz` must fit the {logits.shape[1]} classes of `output`, got {tuple(value.shape)} for "
-                    f"{name!r}"
-                )
-    slopes = sensitivities_of(lipschitz, head, prediction)
-    for name, slope in slopes.items():
-        if slope.shape != logits.shape:
+    modalities = [*lipschitz.modalities, *lipschitz.clean]
+    logits = (fused(output, head, modalities, missing) if missing else logits_of(output)).detach()
+    num_classes = logits.shape[1]
+    bounds = (label_sensitivities if multi_label else sensitivities)(lipschitz, head)
+    for name, bound in bounds.items():
+        if set(bound.shape) != {num_classes}:
             raise ValueError(
-                f"`lipschitz` must fit the {logits.shape[1]} classes of `output`, got {slope.shape[1]} for {name!r}"
+                f"`lipschitz` must fit the {num_classes} classes of `output`, got {tuple(bound.shape)} for {name!r}"
             )
-    return slopes, logits, prediction
+    prediction = answers(logits, multi_label)
+    return of_samples(bounds, prediction), logits, prediction
 
 
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
       up to :math:`\sqrt 2` smaller than the paper's form at the same :math:`L_m`;
     - constants of margins are :math:`D^m` already.
 
-    Differentiable with respect to the integration weights. The diagonal has no meaning.
+    Differentiable with respect to the integration weights. The diagonal has no meaning. Modalities that stay clean
+    have none.
 
     Args:
         lipschitz: constants of encoders, scores, logits or margins.
@@ -103,9 +104,14 @@ def sensitivities_of(
     Raises:
         ValueError: as :func:`sensitivities` and :func:`label_sensitivities` do.
     """
+    return of_samples((label_sensitivities if has_labels(answers) else sensitivities)(lipschitz, head), answers)
+
+
+def of_samples(bounds: Mapping[str, Tensor], answers: Tensor) -> dict[str, Tensor]:
+    """The bounds of each sample's margins, ``(B, K)``, among those of all pairs ``(K, K)``, or of labels ``(K,)``."""
     if has_labels(answers):
-        return {name: speed.expand(answers.shape[0], -1) for name, speed in label_sensitivities(lipschitz, head).items()}
-    return {name: pair[answers.to(pair.device)] for name, pair in sensitivities(lipschitz, head).items()}
+        return {name: bound.expand(len(answers), -1) for name, bound in bounds.items()}
+    return {name: bound[answers.to(bound.device)] for name, bound in bounds.items()}
 
 
 def _of_encoders(
@@ -137,7 +143,7 @@ def _checked(lipschitz: LipschitzConstants, head: LateFusion | None) -> LateFusi
             f"`head` must be late fusion with Lipschitz constants of {lipschitz.of}, got {describe(head)}; "
             "other models need constants of margins, or of logits for labels"
         )
-    check_same_modalities("lipschitz", lipschitz.modalities, head.in_features)
+    check_same_modalities("lipschitz", [*lipschitz.modalities, *lipschitz.clean], head.in_features)
     return head
 
 
@@ -164,12 +170,12 @@ def row_lengths(rows: Tensor) -> Tensor:
 
 def apart(rows: Tensor, answers: Tensor) -> Tensor:
     """Distances of each sample's own row of ``(K, d)`` from all, ``(B, K)``; of labels the lengths of the rows."""
-    return row_lengths(rows).expand(answers.shape[0], -1) if has_labels(answers) else row_distances(rows)[answers]
+    return row_lengths(rows).expand(len(answers), -1) if has_labels(answers) else row_distances(rows)[answers]
 
 
 def together(values: Tensor, answers: Tensor) -> Tensor:
     """Each sample's own of the values ``(K,)`` plus every other, ``(B, K)``; of labels the values alone."""
-    return values.expand(answers.shape[0], -1) if has_labels(answers) else values[answers][:, None] + values
+    return values.expand(len(answers), -1) if has_labels(answers) else values[answers][:, None] + values
 
 
 def margins_of(logits: Tensor, answers: Tensor) -> Tensor:
