@@ -252,7 +252,7 @@ def integration_objective(
         clip = math.inf
     if clip is None or not clip > 0:
         raise ValueError(f"`clip` must be above 0 for the clipped objective, got {clip}")
-    if lipschitz.of in ("logits", "margins"):
+    if lipschitz.of in ("margins", "labels"):
         raise ValueError(
             f"`lipschitz` must be of 'encoder' or 'scores'; constants of {lipschitz.of!r} contain the weights"
         )

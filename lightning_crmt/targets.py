@@ -88,8 +88,8 @@ def size_of(target: Target) -> int:
 
 
 def has_labels(target: Target) -> bool:
-    """Whether a checked target is of labels ``(B, K)``."""
-    return parts_of(target)[0].dtype is torch.bool
+    """Whether a target is of labels ``(B, K)``."""
+    return parts_of(target)[0].dim() == 2 and not has_probabilities(target)
 
 
 def has_probabilities(target: Target) -> bool:

@@ -44,8 +44,8 @@ def certify(
             ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each. What a sample
             lacks cannot change.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
-        lipschitz: constants of the same weights, by modality: scalars of encoders, ``(K,)`` of scores or logits,
-            ``(K, K)`` of margins.
+        lipschitz: constants of the same weights, by modality: scalars of encoders, ``(K,)`` of scores, ``(K, K)`` of
+            margins, ``(K,)`` of labels.
         missing: modalities to certify without; their scores are dropped from the fusion.
         multi_label: certify labels, each a yes where its logit is above 0, in place of one class.
 
@@ -105,7 +105,7 @@ def certify_with_errors(
     names, logits, prediction = _fitting(output, head, lipschitz, missing, multi_label)
     errors = {name: error for name, error in errors.items() if name not in missing}
     check_same_modalities("errors", errors, [name for name in names if name not in missing])
-    slack, slopes = rounding(logits, prediction, head, lipschitz, errors)
+    slack, slopes = rounding(logits, head, lipschitz, errors, multi_label)
     margins = _margins(logits.double(), prediction) / UP - slack
     slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in names}
     return Certificate(prediction, margins, slopes, lipschitz.soundness, missing, ForwardError.LARGEST_RADIUS)

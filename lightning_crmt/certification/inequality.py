@@ -30,8 +30,7 @@ from lightning_crmt.targets import has_labels, signed_scores
 def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dict[str, Tensor]:
     r"""The bounds :math:`D^m`, each ``(K, K)``, for every pair of classes.
 
-    - constants of scores, the paper's form: :math:`D_{pj}^m = a_p^m \tau_p^m + a_j^m \tau_j^m`; those of logits add up
-      in the same way;
+    - constants of scores, the paper's form: :math:`D_{pj}^m = a_p^m \tau_p^m + a_j^m \tau_j^m`;
     - constants of encoders, the pairwise form: :math:`D_{pj}^m = L_m \| a_p^m d_p^m - a_j^m d_j^m \|_2`,
       up to :math:`\sqrt 2` smaller than the paper's form at the same :math:`L_m`;
     - constants of margins are :math:`D^m` already.
@@ -40,8 +39,8 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
     have none.
 
     Args:
-        lipschitz: constants of encoders, scores, logits or margins.
-        head: the head of the same model; needed for all but those of logits and margins.
+        lipschitz: constants of encoders, scores or margins.
+        head: the head of the same model; needed for all but those of margins.
 
     Raises:
         ValueError: if a head is needed and there is none, or modalities or the number of classes differ.
@@ -52,6 +51,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
     >>> sensitivities(one, head)["audio"][0, 1].detach()  # the distance of two orthonormal rows
     tensor(1.4142)
     """
+    _refuse(lipschitz, "labels", "the model has one class per sample")
     if lipschitz.of == "margins":
         return dict(lipschitz.values)
     if lipschitz.of == "encoder":
@@ -65,17 +65,17 @@ def label_sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) 
 
     - constants of encoders: :math:`D_k^m = L_m a_k^m \| d_k^m \|_2`;
     - constants of scores: :math:`D_k^m = a_k^m \tau_k^m`;
-    - constants of logits are :math:`D^m` already.
+    - constants of labels are :math:`D^m` already.
 
     Differentiable with respect to the integration weights.
 
     Args:
-        lipschitz: constants of encoders, scores or logits.
-        head: the head of the same model; needed for all but those of logits.
+        lipschitz: constants of encoders, scores or labels.
+        head: the head of the same model; needed for all but those of labels.
 
     Raises:
         ValueError: if a head is needed and there is none, modalities or the number of classes differ, or constants are
-            of margins, which say nothing about a logit alone.
+            of the margins of pairs, which say nothing about a logit alone.
 
     >>> from lightning_crmt import OrthogonalFusion, Soundness
     >>> head = OrthogonalFusion({"audio": 4}, num_classes=2)
@@ -83,11 +83,9 @@ def label_sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) 
     >>> label_sensitivities(one, head)["audio"].detach()  # rows of length 1
     tensor([3., 3.])
     """
-    if lipschitz.of == "margins":
-        raise ValueError(
-            "`lipschitz` must be of 'encoder', 'scores' or 'logits' for labels, got 'margins': differences of logits "
-            "say nothing about one alone"
-        )
+    _refuse(lipschitz, "margins", "differences of logits say nothing about one alone, which decides about a label")
+    if lipschitz.of == "labels":
+        return dict(lipschitz.values)
     return _of_encoders(lipschitz, head, row_lengths) if lipschitz.of == "encoder" else _of_each_logit(lipschitz, head)
 
 
@@ -114,6 +112,11 @@ def of_samples(bounds: Mapping[str, Tensor], answers: Tensor) -> dict[str, Tenso
     return {name: bound[answers.to(bound.device)] for name, bound in bounds.items()}
 
 
+def _refuse(lipschitz: LipschitzConstants, of: str, why: str) -> None:
+    if lipschitz.of == of:
+        raise ValueError(f"`lipschitz` must not be of {of!r} here: {why}")
+
+
 def _of_encoders(
     lipschitz: LipschitzConstants, head: LateFusion | None, extent: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
@@ -122,9 +125,7 @@ def _of_encoders(
 
 
 def _of_each_logit(lipschitz: LipschitzConstants, head: LateFusion | None) -> dict[str, Tensor]:
-    """How fast each logit can change, ``(K,)`` by modality, from constants of logits or scores."""
-    if lipschitz.of == "logits":
-        return dict(lipschitz.values)
+    """How fast each logit can change, ``(K,)`` by modality, from constants of scores."""
     head, speeds = _checked(lipschitz, head), {}
     for name, constant in lipschitz.values.items():
         if constant.shape != (head.num_classes,):
@@ -141,7 +142,7 @@ def _checked(lipschitz: LipschitzConstants, head: LateFusion | None) -> LateFusi
     if not isinstance(head, LateFusion):
         raise ValueError(
             f"`head` must be late fusion with Lipschitz constants of {lipschitz.of}, got {describe(head)}; "
-            "other models need constants of margins, or of logits for labels"
+            "other models need constants of margins"
         )
     check_same_modalities("lipschitz", [*lipschitz.modalities, *lipschitz.clean], head.in_features)
     return head

@@ -31,6 +31,7 @@ from lightning_crmt.lipschitz import (
     fixed_head,
     gamma,
 )
+from lightning_crmt.targets import answers
 
 #: Over the rounding of a few operations in double precision.
 UP = 1 + 2.0**-40
@@ -40,10 +41,10 @@ _TINY = 2.0**-400
 
 def rounding(
     logits: Tensor,
-    answers: Tensor,
     head: LateFusion | None,
     lipschitz: LipschitzConstants,
     errors: Mapping[str, ForwardError],
+    multi_label: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""The slack of every margin, and the sensitivities increased by rounding.
 
@@ -58,11 +59,11 @@ def rounding(
               D_{pj}^m &= \|\Delta w^m\| (L_m + \beta^m) + \gamma_t \Sigma^m \nu^m .
 
     Args:
-        logits: ``(B, K)``, as the head computed them.
-        answers: the predicted classes p ``(B,)``, or labels ``(B, K)`` bool, for which what is of j alone counts.
+        logits: ``(B, K)``, as the head computed them; p is the predicted class.
         head: a head of stored numbers, in single or double precision, on the CPU.
         lipschitz: constants :math:`L_m` of the encoders.
         errors: :math:`\alpha, \beta, \mu, \nu` of each modality that is present.
+        multi_label: of the margins of labels, for which only what is of j counts.
 
     Returns:
         The slack ``(B, K)`` and :math:`D^m`, each ``(B, K)``, in double precision and above the exact values.
@@ -74,7 +75,7 @@ def rounding(
     head = fixed_head(head)
     if lipschitz.of != "encoder":
         raise ValueError(f"`lipschitz` must hold constants of encoders where `errors` are given, got {lipschitz.of!r}")
-    dtype = head.bias.dtype
+    dtype, prediction = head.bias.dtype, answers(logits, multi_label)
     if (logits.dtype, logits.device) != (dtype, head.bias.device):
         raise ValueError(
             f"`output` must be as `head` computes it where `errors` are given, {dtype} on {head.bias.device}, "
@@ -84,7 +85,7 @@ def rounding(
     relative = gamma(terms, UNIT_ROUNDOFF[dtype])
     up = UP + terms * 2.0**-52
     bias = exact_numbers(head.bias, "bias").abs()
-    slack = 2 * relative * together(bias, answers)
+    slack = 2 * relative * together(bias, prediction)
     slopes = {}
     directions, weights = head.directions, head.integration_weights
     largest, growth = float(bias.max()), 0.0
@@ -101,8 +102,8 @@ def rounding(
         largest, growth = largest + longest * float(error.magnitude.max()), growth + longest * error.magnitude_growth
         rows = factors[:, None] * rows  # exact, where both are in single precision
         norms = torch.linalg.vector_norm(rows, dim=1)
-        both = together(norms, answers) * up + _TINY
-        distances = apart(rows, answers) * up + both * 2.0**-50
+        both = together(norms, prediction) * up + _TINY
+        distances = apart(rows, prediction) * up + both * 2.0**-50
         # In each product, cast and weighted score; the first two are then weighted.
         lost = 4 * terms * UNDERFLOW[dtype] * longest**2
         slack = slack + 2 * (distances * error.at[:, None] + relative * both * error.magnitude[:, None] + lost)
