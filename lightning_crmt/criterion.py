@@ -152,23 +152,27 @@ class Criterion:
 
     # --- numbers
 
-    def loss(self, logits: Tensor, target: Target) -> Tensor:
-        """The mean loss of a batch; 0, with a graph, if all of it is ignored.
+    def loss(self, logits: Tensor, target: Target, present: Tensor | None = None) -> Tensor:
+        """The mean loss of a batch; 0, with a graph, if no sample of it counts.
 
         Args:
             logits: ``(B, K)``.
             target: in any form that :meth:`check` takes.
+            present: which samples have the modality whose logits they are, ``(B,)`` bool; the others do not count.
         """
-        return self.losses(logits, target).mean()
+        return self.losses(logits, target, present).mean()
 
-    def losses(self, logits: Tensor, target: Target) -> Tensor:
-        """Losses of the samples, ``(B,)``, in a scale in which their mean is :meth:`loss`; 0 for those ignored.
+    def losses(self, logits: Tensor, target: Target, present: Tensor | None = None) -> Tensor:
+        """Losses of the samples, ``(B,)``, in a scale in which their mean is :meth:`loss`; 0 for those left out.
 
         Args:
             logits: ``(B, K)``.
             target: in any form that :meth:`check` takes.
+            present: which samples have the modality whose logits they are, ``(B,)`` bool; the others do not count.
         """
         counted, logits = self.counted(target), at_least_single(logits)
+        if present is not None:
+            counted = present if counted is None else counted & present
         return mixed_loss(lambda part: self._losses(logits, part, counted), self.formed(target))
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -176,26 +180,24 @@ class Criterion:
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     def _losses(self, logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
-        weights = None if self.class_weights is None else _tensor(self.class_weights, logits.dtype, logits.device)
+        weights = None if self.class_weights is None else _tensor(tuple(self.class_weights), logits.dtype, logits.device)
+        soft = target.is_floating_point()
         if self.multi_label:
             wanted = target.to(logits.dtype)
             if self.label_smoothing > 0:
                 wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / 2
             each = nn.functional.binary_cross_entropy_with_logits(logits, wanted, weights, reduction="none")
-            return each.mean(dim=1)
-        if not target.is_floating_point() and counted is not None:
-            target = torch.where(counted, target, 0)
-        losses = nn.functional.cross_entropy(
-            logits,
-            target.to(logits.dtype) if target.is_floating_point() else target,
-            weights,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
-        if target.is_floating_point() or (weights is None and counted is None):
+            losses = each.mean(dim=1)
+        else:
+            target = target.to(logits.dtype) if soft else self._countable(target)
+            losses = nn.functional.cross_entropy(
+                logits, target, weights, reduction="none", label_smoothing=self.label_smoothing
+            )
+        by_class = weights is not None and not self.multi_label and not soft
+        if counted is None and not by_class:
             return losses
-        # As torch does, which divides by the weights of the classes, and by the number of probabilities.
-        shares = torch.ones_like(losses) if weights is None else weights[target]
+        # As torch does, which divides by the weights of the classes, and otherwise by the number of samples.
+        shares = weights[target] if weights is not None and by_class else torch.ones_like(losses)
         if counted is not None:
             losses, shares = torch.where(counted, losses, 0), torch.where(counted, shares, 0)
         total = shares.sum()

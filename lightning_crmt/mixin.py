@@ -31,11 +31,11 @@ from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
 from lightning_crmt.losses import smooth_margins
-from lightning_crmt.modality import FusionOutput, Inputs, samples_of, context_of, present_of, with_stand_ins
+from lightning_crmt.modality import FusionOutput, Inputs, answer, encoded, mean_over, present_of, samples_of, select
 from lightning_crmt.random_state import random_state, set_random_state
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
-from lightning_crmt.targets import Target, answers, each_target, size_of
+from lightning_crmt.targets import Target, answers, parts_of, rows_of, size_of
 
 #: Where a checkpoint holds the random states.
 _RANDOM_STATE = "random_state"
@@ -112,11 +112,7 @@ class CRMTMixin(LightningModule):
             check_named_batch(inputs, self.encoders.keys())
         else:
             check_inputs(inputs, self.encoders.keys())
-        present = present_of(inputs)
-        taken = with_stand_ins(inputs, present)
-        features = {name: encoder(taken[name], **context_of(taken, name)) for name, encoder in self.encoders.items()}
-        output: FusionOutput = self.head(features, present) if present else self.head(features)
-        return output
+        return answer(self.head, encoded(self.encoders, inputs), present_of(inputs))
 
     def split_batch(self, batch: Any) -> tuple[Inputs, Tensor]:
         """``(inputs, target)`` of a batch as the data loader gives it; the one place to override for another form."""
@@ -126,6 +122,20 @@ class CRMTMixin(LightningModule):
                 "override `split_batch` for another form"
             )
         return batch[0], batch[1]
+
+    def counted_batch(self, batch: Any) -> tuple[Inputs, Tensor]:
+        """The samples of a batch that count, which may be none, and their checked target; see ``crmt_criterion``.
+
+        For evaluations and passes over data: it waits for the device.
+        """
+        inputs, target = self.split_batch(batch)
+        size = len(next(iter(inputs.values())))
+        checked = self.crmt_criterion.check(target, self.head.num_classes, size)
+        counted = self.crmt_criterion.counted(checked)
+        if counted is None or bool(counted.all()):
+            return inputs, parts_of(checked)[0]
+        rows = counted.nonzero().squeeze(1)
+        return select(inputs, rows), parts_of(checked)[0][rows]
 
     def training_batch(self, batch: Any) -> tuple[Inputs, Target]:
         """``split_batch``, then the changes of training methods, such as adversarial inputs or mixtures of samples."""
@@ -179,12 +189,13 @@ class CRMTMixin(LightningModule):
             criterion.check(target, num_classes, size)
             for name, score in output.scores.items():
                 check_logits(score, f"scores[{name!r}]")
-        target = criterion.formed(target)
+        target, self.training_stage.counted = criterion.formed(target), None
         if counted is None or count == size:
             return output, target
         # Those that count come first: as their number is known, taking them does not wait for the device again.
         rows = (~counted).to(torch.uint8).argsort(stable=True)[:count]
-        return samples_of(output, rows), each_target(lambda part: part[rows.to(part.device)], target)
+        self.training_stage.counted = rows
+        return samples_of(output, rows), rows_of(target, rows)
 
     def _step_1(self, output: FusionOutput, target: Target) -> Tensor:
         loss = self.crmt_criterion.loss(output.logits, target)
@@ -240,7 +251,7 @@ class CRMTMixin(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs ``val/loss``, ``val/accuracy/joint`` and the accuracy of each modality's own scores.
+        """Logs ``val/loss``, ``val/accuracy/joint`` and the accuracy of each modality's own scores, where present.
 
         With several labels per sample accuracy is the share of samples all of whose labels are right, and
         ``val/label_accuracy/joint`` that of labels.
@@ -346,21 +357,19 @@ class CRMTMixin(LightningModule):
         inputs, target = self.split_batch(batch)
         output, criterion = self(inputs), self.crmt_criterion
         criterion.check(target, self.head.num_classes, len(output.logits))
-        counted = criterion.counted(target)
-        numbers = {Key(split, "loss"): criterion.loss(output.logits, target)}
-        right = criterion.answers(target)
+        right, counted = criterion.answers(target), criterion.counted(target)
         size = len(right) if counted is None else int(counted.sum())
-
-        def share(hits: Tensor) -> Tensor:
-            return hits.float().mean() if counted is None else (hits & counted).sum() / max(size, 1)
-
+        numbers = {str(Key(split, "loss")): criterion.loss(output.logits, target)}
         for name, scores in {"joint": output.logits, **output.scores}.items():
             hits = answers(scores, criterion.multi_label) == right
+            values = {"accuracy": hits.all(dim=1) if criterion.multi_label else hits}
             if criterion.multi_label:
-                numbers[Key(split, "label_accuracy", name)] = hits.float().mean()
-                hits = hits.all(dim=1)
-            numbers[Key(split, "accuracy", name)] = share(hits)
-        self.log_dict({str(key): value for key, value in numbers.items()}, batch_size=size, sync_dist=True)
+                values["label_accuracy"] = hits.float().mean(dim=1)
+            here = output.present.get(name, counted)  # over the samples that have the modality, and count
+            here = here & counted if here is not None and counted is not None else here
+            means = {str(Key(split, what, name)): mean_over(each.float(), here) for what, each in values.items()}
+            self.log_dict(means, batch_size=len(right) if here is None else int(here.sum()), sync_dist=True)
+        self.log_dict(numbers, batch_size=size, sync_dist=True)
 
 
 remember_code(CRMTMixin)

@@ -77,6 +77,16 @@ def each_target(change: Callable[[Tensor], Tensor], target: Target) -> Target:
     return change(target)
 
 
+def rows_of(target: Target, rows: Tensor) -> Target:
+    """The targets of some samples, given by their indices or by a mask ``(B,)``.
+
+    >>> import torch
+    >>> rows_of(torch.tensor([5, 6, 7]), torch.tensor([True, False, True]))
+    tensor([5, 7])
+    """
+    return each_target(lambda part: part[rows.to(part.device)], target)
+
+
 def parts_of(target: Target) -> tuple[Tensor, ...]:
     """The target, or both of mixed samples."""
     return tuple(target[:2]) if isinstance(target, MixedTarget) else (target,)
