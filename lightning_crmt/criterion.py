@@ -180,7 +180,9 @@ class Criterion:
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     def _losses(self, logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
-        weights = None if self.class_weights is None else _tensor(tuple(self.class_weights), logits.dtype, logits.device)
+        weights = (
+            None if self.class_weights is None else _tensor(tuple(self.class_weights), logits.dtype, logits.device)
+        )
         soft = target.is_floating_point()
         if self.multi_label:
             wanted = target.to(logits.dtype)

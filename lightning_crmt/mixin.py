@@ -46,10 +46,10 @@ class CRMTMixin(LightningModule):
 
     The module must have three attributes, from ``__init__`` or from ``configure_model``: ``encoders``, a mapping of
     modality names to modules that give ``(B, d_m)`` features; ``head``, a fusion head on these features; and ``rho``,
-    the weight of the margin regularisation, by default 0.5. A fourth, ``crmt_criterion``, says which targets it learns
-    and by which loss, see :class:`~lightning_crmt.criterion.Criterion`. The mixin provides ``forward``, ``training_step``,
-    ``validation_step``, ``test_step`` and ``predict_step``, and replaces those of the classes after it; everything else
-    stays yours.
+    the weight of the margin regularisation, by default 0.5. A fourth, ``crmt_criterion``, may say which targets it
+    learns and by which loss, see :class:`~lightning_crmt.criterion.Criterion`. The mixin provides ``forward``,
+    ``training_step``, ``validation_step``, ``test_step`` and ``predict_step``, and replaces those of the classes after
+    it; everything else stays yours.
 
     Override ``split_batch`` for batches that are not ``(inputs, target)``. If you write a ``training_step`` in the
     class that has the mixin, begin with ``inputs, target = self.training_batch(batch)`` and return

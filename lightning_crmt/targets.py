@@ -146,7 +146,8 @@ def check_labels(target: Any, num_classes: int, batch_size: int, argument: str =
         raise ValueError(
             f"`{argument}` must be 0 or 1 for each label, got values from {low:.6g} to {high:.6g}, others among them"
         )
-    return target.bool()
+    labels: Tensor = target.bool()
+    return labels
 
 
 def check_probabilities(target: Any, num_classes: int, batch_size: int, argument: str = "target") -> Tensor:
@@ -174,7 +175,8 @@ def check_probabilities(target: Any, num_classes: int, batch_size: int, argument
             f"{values[1]:.6g} and sums from {sums[0]:.6g} to {sums[1]:.6g}; for several labels per sample, say so: "
             "multi_label=True, or give bools"
         )
-    return target
+    probabilities: Tensor = target
+    return probabilities
 
 
 def check_form_of_rows(target: Any, num_classes: int, batch_size: int, argument: str, what: str) -> None:

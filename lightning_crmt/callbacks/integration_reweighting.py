@@ -255,7 +255,7 @@ class IntegrationReweighting(Callback):
             for batch in data.batches("Scores and Lipschitz constants"):
                 inputs, target = module.split_batch(batch)
                 criterion = module.crmt_criterion
-                criterion.check(target, module.head.num_classes, len(target))
+                criterion.check(target, module.head.num_classes, len(next(iter(inputs.values()))))
                 right, counted = criterion.answers(target).long(), criterion.counted(target)
                 # All samples, as processes put theirs together by their number; those that do not count are -1.
                 yield inputs, right if counted is None else torch.where(counted, right, -1)

@@ -89,7 +89,7 @@ class RadiusTraining(ReleasingCallback):
             )
         if has_probabilities(target):
             raise ValueError(
-                "RadiusTraining raises the radius of the right class, so targets must be classes (B,) or labels (B, K), "
+                "RadiusTraining raises the radius of what is right, so targets must be classes (B,) or labels (B, K), "
                 f"got probabilities of classes, {describe(parts_of(target)[0])}"
             )
         settings = {"radius": self.radius, "temperature": self.temperature, "rho": self.rho}

@@ -89,9 +89,7 @@ def label_sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) 
     return _of_encoders(lipschitz, head, row_lengths) if lipschitz.of == "encoder" else _of_each_logit(lipschitz, head)
 
 
-def sensitivities_of(
-    lipschitz: LipschitzConstants, head: LateFusion | None, answers: Tensor
-) -> dict[str, Tensor]:
+def sensitivities_of(lipschitz: LipschitzConstants, head: LateFusion | None, answers: Tensor) -> dict[str, Tensor]:
     """:func:`sensitivities` of the margins of each sample, ``(B, K)`` by modality: of classes, or of labels.
 
     Args:
@@ -166,7 +164,8 @@ def row_lengths(rows: Tensor) -> Tensor:
     tensor([5.0000e-30])
     """
     scale = _power_of_two(rows.detach().abs().amax(dim=1))
-    return scale * torch.linalg.vector_norm(rows / scale[:, None], dim=1)
+    lengths: Tensor = scale * torch.linalg.vector_norm(rows / scale[:, None], dim=1)
+    return lengths
 
 
 def apart(rows: Tensor, answers: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ scores of M modalities and the bias. So with :math:`w_k = a_k d_k`, features :ma
 .. math:: |\hat h_k - h_k| \le \sum_m |w_k^m \cdot (\hat z^m - z^m)|
           + \gamma_t \Big( \sum_m |w_k^m| \cdot |\hat z^m| + |b_k| \Big) .
 
-Used for two classes at x and at x' (or for one label, whose rival, 0, has no error), where the errors of features meet :math:`w_p - w_j` and the head's own rounding
-each row, it says how far the *computed* margin at x' can be below the computed margin at x.
+Used for two classes at x and at x' (or for one label, whose rival, 0, has no error), where the errors of features meet
+:math:`w_p - w_j` and the head's own rounding each row, it says how far the *computed* margin at x' can be below the
+computed margin at x.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ class Counterexample:
     def __str__(self) -> str:
         if self.threat == "clean":
             return (
-                f"sample {self.sample} is {self.soundness.label} to be of {_named(self.before)}, but the model predicts "
-                f"{_named(self.after)}: is the certificate of these weights, this precision and these inputs?"
+                f"sample {self.sample} is {self.soundness.label} to be of {_named(self.before)}, but the model "
+                f"predicts {_named(self.after)}: is the certificate of these weights, this precision and these inputs?"
             )
         return (
             f"sample {self.sample} is {self.soundness.label} to stay of {_named(self.before)} under changes of "

@@ -13,7 +13,7 @@ from lightning_crmt.lipschitz.bounds import (
     rule_for,
 )
 from lightning_crmt.lipschitz.constants import LipschitzConstants
-from lightning_crmt.lipschitz.estimate import estimate_and_show, estimate_lipschitz, margin_speeds
+from lightning_crmt.lipschitz.estimate import estimate_and_show, estimate_lipschitz, label_speeds, margin_speeds
 from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.gate import (
     Encoders,
@@ -61,6 +61,7 @@ __all__ = [
     "gamma",
     "lipschitz_bound",
     "lipschitz_rule",
+    "label_speeds",
     "margin_speeds",
     "of_each_encoder",
     "refuse_compiled",

@@ -54,7 +54,9 @@ class LipschitzConstants:
         check_modality_names("values", self.values)
         if self.of not in _RANK:
             *of_classes, of_labels = _RANK
-            raise ValueError(f"`of` must be one of {of_classes}, got {self.of!r}; or {of_labels!r}, where a model has several")
+            raise ValueError(
+                f"`of` must be one of {of_classes}, got {self.of!r}; or {of_labels!r}, where a model has several"
+            )
         if not isinstance(self.soundness, Soundness):
             raise TypeError(f"`soundness` must be a Soundness, got {describe(self.soundness)}")
         for name, value in self.values.items():

@@ -28,8 +28,8 @@ class AdversarialTraining(Method):
 
     With ``LossAscent(Budget(0.1))``, all modalities in one ball, it is the paper's MMAT under joint training, and
     CRMT-AT under ``CRMTModule(rho=...)``. An attack leads away from the most probable class where targets are
-    probabilities, and flips any label where they are labels. It sees the model in evaluation mode and full precision. For each
-    batch one more forward pass, in the same mode, looks for samples whose logits are not finite.
+    probabilities, and flips any label where they are labels. It sees the model in evaluation mode and full precision.
+    For each batch one more forward pass, in the same mode, looks for samples whose logits are not finite.
 
     Args:
         attack: any attack; one made for evaluation stops at the first input that fools the model, so its examples are
@@ -83,7 +83,6 @@ class AdversarialTraining(Method):
                 "model defined there, or give the budget a smaller radius or a box"
             )
         return moved, target
-
 
     def _moved(self, model: Model, inputs: Inputs, right: Tensor, counted: Tensor | None) -> Inputs:
         """Adversarial inputs; samples that do not count, of which nothing is right, are as they were."""

@@ -98,7 +98,8 @@ def confidences(logits: Inputs, target: Target, present: Inputs | None = None) -
 def losses(logits: Inputs, target: Target, least: float = 0.0, present: Inputs | None = None) -> dict[str, Tensor]:
     r"""Cross-entropy of each modality, summed over the batch; probabilities count as at least ``least``.
 
-    It is plain, without class weights and smoothing; of labels the mean over labels of the binary one. Samples that lack the modality do not count.
+    It is plain, without class weights and smoothing; of labels the mean over labels of the binary one. Samples that
+    lack the modality do not count.
 
     >>> losses({"audio": torch.tensor([[0.0, 0.0], [0.0, 100.0]])}, torch.tensor([0, 1]))
     {'audio': tensor(0.6931)}
@@ -110,9 +111,7 @@ def losses(logits: Inputs, target: Target, least: float = 0.0, present: Inputs |
     }
 
 
-def _right(
-    logits: Tensor, target: Target, present: Tensor | None, of: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _right(logits: Tensor, target: Target, present: Tensor | None, of: Callable[[Tensor], Tensor]) -> Tensor:
     """A function of the log-probability of what is right, ``(B,)``; 0 for samples that lack the modality."""
 
     def values(part: Tensor) -> Tensor:

@@ -179,7 +179,9 @@ class Method(ReleasingCallback):
                 f"{name} compares modalities with each other and needs at least 2, got {list(module.encoders)}"
             )
         if Needs.CLASSES in self.needs and module.crmt_criterion.multi_label:
-            raise ValueError(f"{name} goes by the class of a sample, and with multi_label=True it has any number of labels")
+            raise ValueError(
+                f"{name} goes by the class of a sample, and with multi_label=True it has any number of labels"
+            )
         if Needs.STEPS in self.needs and not module.automatic_optimization:
             raise ValueError(
                 f"{name} acts on the optimizer steps that Lightning makes: `automatic_optimization` must be True, got "

@@ -81,7 +81,6 @@ class Objective(PerSample):
         third = ordered[:, 2] if self.rival is None else ordered[:, 2:4].mean(dim=1)
         return margin / (ordered[:, 0] - third).clamp(min=1e-12)
 
-
     def _away_from_labels(self, logits: Tensor) -> Tensor:
         signed = signed_scores(logits, self.classes)
         if self.rival is not None:
