@@ -39,9 +39,9 @@ class AdversarialRobustness(Observer):
     r"""Logs how many predictions withstand attacks: upper bounds of the robustness, whatever the attacks are.
 
     Takes any classifier, in evaluation mode and the precision of its parameters. A prediction counts as robust if it is
-    right on the clean input and on the attacked one, one of several labels where all are; the size of the attacked input is measured again, and a plain
-    forward pass predicts it. With several radii, samples that fall at one are not attacked at larger ones, so a curve
-    never rises.
+    right on the clean input and on the attacked one, one of several labels where all are; the size of the attacked
+    input is measured again, and a plain forward pass predicts it. With several radii, samples that fall at one are not
+    attacked at larger ones, so a curve never rises.
 
     Logged under ``val/`` and ``test/``, for an attack called *name*:
 

@@ -34,8 +34,8 @@ class MissingModalities(Observer):
     The key says what replaces a missing modality: ``val/accuracy_zeroed/audio`` zeros, ``val/accuracy_imputed/audio`` a
     value that you give, ``val/accuracy_dropped/audio`` nothing, as its score is left out of the fusion. Several names
     are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples with nothing missing,
-    ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing. A sample with several labels is
-    right where all of them are.
+    ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing. A sample with several labels
+    is right where all of them are.
 
     Where samples lack modalities of their own (``"audio.present"`` in the inputs), a sample counts where something is
     left of it, and ``val/accuracy_present/image`` is the accuracy of samples that have the image and nothing else, for

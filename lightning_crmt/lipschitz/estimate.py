@@ -142,7 +142,7 @@ def estimate_and_show(
             for x in leaves():
                 with frozen_batch_norm(model):
                     logits = logits_of(model(x))
-                keep_largest(largest, (label_speeds if of == "labels" else margin_speeds)(logits, x))
+                keep_largest(largest, (margin_speeds if of == "margins" else label_speeds)(logits, x))
     if not largest:
         raise ValueError("`batches` must hold at least one batch, got none")
     return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED, clean=kinds.pop())

@@ -15,7 +15,7 @@ from lightning_crmt.checks import check_modality_names, check_same_modalities, d
 from lightning_crmt.criterion import Criterion
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import Inputs, select
+from lightning_crmt.modality import Inputs, context_of, select
 
 #: Stands for a number of classes that is not known before the model has answered.
 _MANY = 2**31
@@ -78,7 +78,7 @@ class NamedModel(nn.Module):
         """
         if isinstance(self.module, CRMTMixin):
             inputs, target = self.module.split_batch(batch)
-            return self._pick(inputs), target
+            return {**self._pick(inputs), **context_of(inputs)}, target
         if isinstance(batch, Mapping):
             key = next((key for key in ("target", "label", "y") if key in batch), None)
             if key is None:
