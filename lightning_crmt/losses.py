@@ -76,7 +76,7 @@ def margin_regularization(
     >>> margin_regularization(scores, torch.tensor([0]))  # log(e^-1 + e^-3)
     tensor(-0.8731)
     >>> margin_regularization(scores, torch.tensor([[True, False]]))  # of labels: log(e^-1 + e^-3 + 1 + 1)
-    tensor(0.8830)
+    tensor(0.8828)
     """
     check_positive(temperature=temperature)
     check_modality_names("scores", scores)

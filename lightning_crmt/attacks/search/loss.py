@@ -51,8 +51,8 @@ class Objective(PerSample):
     tensor([-0.8000])
     >>> Objective("margin", torch.tensor([1]), towards=True)(logits)
     tensor([-2.])
-    >>> Objective("margin", torch.tensor([[True, True, True, False]]))(logits)  # the last is at the boundary
-    tensor([-0.])
+    >>> Objective("margin", torch.tensor([[True, True, False, False]]))(logits)  # the third is wrong by 2
+    tensor([2.])
     """
 
     loss: Loss
