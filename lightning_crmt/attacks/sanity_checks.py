@@ -227,7 +227,7 @@ def _of_the_gradient(
         generator = torch.Generator().manual_seed(0)
         ways = [gradient, *(budget.random(clean, generator) for _ in range(_WAYS - 1))]
         ways = [budget.steepest(way, clean) for way in ways]
-        judged = right = torch.zeros_like(attacked.target, dtype=torch.bool)
+        judged = right = torch.zeros(len(attacked.target), dtype=torch.bool, device=attacked.target.device)
         for size in _STEPS:
             foretold, came = [], []
             for way in ways:

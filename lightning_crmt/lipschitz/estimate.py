@@ -91,8 +91,8 @@ def estimate_and_show(
         search: see there.
         show: called with the scores of each batch by modality, ``(B, K)``, detached; for ``of="scores"``.
     """
-    if of not in ("scores", "margins"):
-        raise ValueError(f"`of` must be 'scores' or 'margins', got {of!r}")
+    if of not in ("scores", "margins", "labels"):
+        raise ValueError(f"`of` must be 'scores' or 'margins', got {of!r}; or 'labels', where a model has several")
     if search is not None and of != "scores":
         raise ValueError(f"`search` must be None for of={of!r}, where every gradient is needed; got {search}")
     if search is not None and not isinstance(search, ProbeSearch):
