@@ -343,8 +343,9 @@ def radius_loss(
     slopes = sensitivities_of(lipschitz, head, target)
     loss = soft(output.logits, slopes, radius)
     if rho > 0:
-        for name, weights in head.integration_weights.items():
-            loss = loss + rho * soft(weights * output.scores[name], {name: slopes[name]}, radius / 2)
+        for name, slope in slopes.items():
+            alone = head.integration_weights[name] * output.scores[name]
+            loss = loss + rho * soft(alone, {name: slope}, radius / 2)
     return loss
 
 
