@@ -288,8 +288,9 @@ class CRMTMixin(LightningModule):
             raise TypeError(f"`head` must be a fusion head such as OrthogonalFusion, got {describe(head)}")
         check_same_modalities("encoders", encoders.keys(), head.in_features)
         check_at_least(0, rho=self.rho)
-        if not isinstance(self.crmt_criterion, Criterion):
-            raise TypeError(f"`crmt_criterion` must be a Criterion, got {describe(self.crmt_criterion)}")
+        criterion = self._modules.get("crmt_criterion", self.crmt_criterion)  # a module would not be found by its name
+        if not isinstance(criterion, Criterion):
+            raise TypeError(f"`crmt_criterion` must be a Criterion, got {describe(criterion)}")
         self.crmt_criterion.check_settings(head.num_classes)
 
     @property

@@ -24,7 +24,12 @@ from lightning_crmt.targets import (
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 WEIGHTS = [0.5, 2.0, 1.0, 0.25]
-SETTINGS = [{}, {"class_weights": WEIGHTS}, {"label_smoothing": 0.1}, {"class_weights": WEIGHTS, "label_smoothing": 0.3}]
+SETTINGS = [
+    {},
+    {"class_weights": WEIGHTS},
+    {"label_smoothing": 0.1},
+    {"class_weights": WEIGHTS, "label_smoothing": 0.3},
+]
 
 
 def logits_of(size=7, seed=0, dtype=torch.float64):
@@ -49,7 +54,9 @@ def binary(logits, labels, class_weights=(1.0,) * 4, label_smoothing=0.0):
     for row, wanted in zip(logits.tolist(), labels.tolist(), strict=True):
         for k, (h, y) in enumerate(zip(row, wanted, strict=True)):
             t = y * (1 - label_smoothing) + label_smoothing / 2
-            total -= class_weights[k] * (t * math.log(1 / (1 + math.exp(-h))) + (1 - t) * math.log(1 / (1 + math.exp(h))))
+            total -= class_weights[k] * (
+                t * math.log(1 / (1 + math.exp(-h))) + (1 - t) * math.log(1 / (1 + math.exp(h)))
+            )
     return total / logits.numel()
 
 
@@ -125,7 +132,8 @@ def test_of_nothing_the_loss_is_zero_with_a_graph(settings):
     logits = logits_of().requires_grad_(True)
     loss = Criterion(ignore_index=9, **settings).loss(logits, torch.full((7,), 9))
     loss.backward()
-    assert loss.item() == 0 and (logits.grad == 0).all()
+    assert loss.item() == 0
+    assert (logits.grad == 0).all()
 
 
 @pytest.mark.parametrize("kind", [classes_of, probabilities_of, labels_of])
@@ -194,7 +202,8 @@ def test_right_is_what_the_slow_loop_says(several):
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_check_target_gives_int64(dtype):
     classes = check_target(torch.tensor([0, 2], dtype=dtype), 3, 2)
-    assert classes.dtype is torch.int64 and classes.tolist() == [0, 2]
+    assert classes.dtype is torch.int64
+    assert classes.tolist() == [0, 2]
 
 
 def test_bools_are_two_classes():
@@ -211,7 +220,12 @@ def test_bools_are_two_classes():
         ({"ignore_index": -1}, torch.tensor([-1, -100]), ValueError, "got values from -100 to 0"),
         ({}, torch.tensor([0.0, 1.0]), TypeError, "integer class indices, got a float32 tensor of shape (2,)"),
         ({}, torch.ones(2, 4, dtype=torch.long), ValueError, "for several labels per sample, say so: multi_label=True"),
-        ({}, torch.ones(2, 4), ValueError, "rows of probabilities that sum to 1, got values from 1 to 1 and sums from 4"),
+        (
+            {},
+            torch.ones(2, 4),
+            ValueError,
+            "rows of probabilities that sum to 1, got values from 1 to 1 and sums from 4",
+        ),
         ({}, torch.tensor([[1.5, -0.5, 0, 0]] * 2), ValueError, "got values from -0.5 to 1.5"),
         ({}, torch.full((2, 4), math.nan), ValueError, "rows of probabilities"),
         ({}, torch.ones(2, 3) / 3, ValueError, "shape (2, 4), a probability of each class"),

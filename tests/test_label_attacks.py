@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from support.linear_model import Linear
 from torch import nn
 
 from lightning_crmt import FusionOutput, LinearFusion
@@ -31,7 +32,6 @@ from lightning_crmt.attacks import (
 from lightning_crmt.attacks.external.one_vector import handed_over
 from lightning_crmt.attacks.search.loss import Objective
 from lightning_crmt.metrics import MeanAdversarialDistance, RobustAccuracy, credited_distance, withstood
-from support.linear_model import Linear
 
 LABELS = 4
 
@@ -128,9 +128,9 @@ def test_the_dlr_loss_and_other_libraries_are_refused_with_the_reason():
     for attack in (PGD(Budget(0.1), loss="dlr"), APGD(Budget(0.1), loss="dlr", targeted=True)):
         with pytest.raises(ValueError, match="`loss='dlr'` divides by the gap between the largest logits"):
             attack(model, x, y)
-    with pytest.raises(ValueError, match="attacks of other libraries, which know no labels, got a bool tensor"):
-        with handed_over(model, x, y, Budget(0.1)):
-            pass
+    message = "attacks of other libraries, which know no labels, got a bool tensor"
+    with pytest.raises(ValueError, match=message), handed_over(model, x, y, Budget(0.1)):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_missing_modalities_against_all_subsets(fill):
                 filled = {n: torch.zeros_like(v) if n in gone else v for n, v in x.items()}
                 answer = head.fuse(left) if fill == "dropped" else head(filled).logits
                 lost |= ((answer > 0) != y).any(dim=1)
-    assert lost.any() and not lost.all()
+    assert 0 < lost.sum() < 20
     assert torch.equal(attack.succeeds(logits, y), lost)
 
 
@@ -233,7 +233,8 @@ def test_metrics_of_labels():
     clean = model(x).detach()
     distance = distance_by(MinimumNorm(Budget(1.0)), model, x, y)
     credited = credited_distance(distance, y.int(), clean)
-    assert credited[0] == 0 and (credited[1:] == distance[1:]).all()
+    assert credited[0] == 0
+    assert (credited[1:] == distance[1:]).all()
     mean, robust = MeanAdversarialDistance(), RobustAccuracy()
     mean.update(distance, y, clean)
     robust.update(clean, y, PGD(Budget(0.1)).logits(model, x, y))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.oracles import random_features, random_head
 from torch import nn
 
 from lightning_crmt import (
@@ -34,7 +35,6 @@ from lightning_crmt.metrics import (
     credited_radius,
     robust_at,
 )
-from support.oracles import random_features, random_head
 
 KINDS = ("encoder", "scores", "labels")
 
@@ -215,9 +215,12 @@ def test_attacks_do_not_break_certificates(level, dtype):
     assert certificate.soundness.name == level.upper()
     assert (certificate.radius() > 0).all()
     done = verify_certificate(model, certificate, x, probes=16, steps=15, products=2)
-    assert done.samples == 12 and done.probes["a + b"] > 12
+    assert done.samples == 12
+    assert done.probes["a + b"] > 12
     too_long = replace(certificate, margins=3 * certificate.margins, soundness=Soundness.ESTIMATED)
-    with pytest.raises(CertificateViolation, match=r"is estimated to stay of labels \[.*\] under .* makes it labels \["):
+    with pytest.raises(
+        CertificateViolation, match=r"is estimated to stay of labels \[.*\] under .* makes it labels \["
+    ):
         verify_certificate(model, too_long, x, probes=4, steps=30)
 
 
@@ -234,7 +237,7 @@ def test_a_label_that_rounding_may_flip_is_not_vouched_for_and_the_others_are():
         model.head.bias[1] -= model(x).logits[2, 1]  # within rounding of 0 for the third sample
     assert model(x).logits[2, 1].abs() < 1e-6
     radii = model.certify(x).label_radii()
-    assert radii[2, 1] == 0 and (radii[2, [0, 2]] > 0).all() and (radii[[0, 1, 3]] > 0).all()
+    assert (radii == 0).nonzero().tolist() == [[2, 1]]
     assert model.certify(x).radius()[2] == 0
 
 
