@@ -229,6 +229,16 @@ def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
     return {name: value[rows.to(value.device)] for name, value in inputs.items()}
 
 
+def samples_of(output: FusionOutput, rows: Tensor) -> FusionOutput:
+    """The output for the samples ``rows``, indices ``(n,)`` on any device.
+
+    >>> samples_of(FusionOutput(torch.zeros(3, 2), {"audio": torch.zeros(3, 2)}), torch.tensor([0, 2])).logits.shape
+    torch.Size([2, 2])
+    """
+    parts = {name: select(getattr(output, name), rows) for name in ("scores", "features", "present")}
+    return output._replace(logits=output.logits[rows.to(output.logits.device)], **parts)
+
+
 def logits_of(output: Any) -> Tensor:
     """The logits in a model's output.
 

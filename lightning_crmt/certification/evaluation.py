@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.exact_twin import ExactTwin
 from lightning_crmt.certification.from_outputs import certify, certify_with_errors, fused, names_of
-from lightning_crmt.certification.inequality import margins_of, own_class, row_distances, sensitivities
+from lightning_crmt.certification.inequality import apart, margins_of, own_class, sensitivities_of, together
 from lightning_crmt.checks import check_batch, check_inputs, describe
 from lightning_crmt.frozen_eval import as_taken_by, device_of, evaluating, frozen_eval
 from lightning_crmt.fusion import LinearFusion
@@ -57,6 +58,7 @@ from lightning_crmt.modality import (
     with_stand_ins,
 )
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.targets import answers
 
 
 def certify_late_fusion(
@@ -66,6 +68,7 @@ def certify_late_fusion(
     *,
     level: Soundness | str = Soundness.SOUND,
     missing: Collection[str] = (),
+    multi_label: bool = False,
 ) -> Certificate:
     """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
 
@@ -82,6 +85,7 @@ def certify_late_fusion(
         level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
             weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
         missing: modalities to certify without, see :func:`~lightning_crmt.certification.certify`.
+        multi_label: certify labels, each a yes where its logit is above 0, in place of one class.
 
     Raises:
         NoBoundError: if an encoder has no bound at this level.
@@ -102,8 +106,9 @@ def certify_late_fusion(
     if level is Soundness.SOUND and lipschitz is not None and not lipschitz.soundness.certified:
         head = encoders_and_head(model)[1]
         with frozen_eval(model), torch.no_grad():
-            return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
-    evaluation = Evaluation(model, inputs, lipschitz, level=level)
+            output = model(as_taken_by(model, inputs))
+            return certify(output, head, lipschitz, missing=missing, multi_label=multi_label)
+    evaluation = Evaluation(model, inputs, lipschitz, level=level, multi_label=multi_label)
     if _has_forward(model):
         evaluation.refuse_other_code(model, inputs)
     return evaluation.certificate(missing)
@@ -118,6 +123,7 @@ class Evaluation:
         lipschitz: bounds of these very encoders by ``encoder_bounds``, to be checked; they are computed anyway, once
             for weights as they are.
         level: sound or rigorous.
+        multi_label: the model answers labels in place of one class.
 
     Attributes:
         output: what the head answered.
@@ -135,7 +141,9 @@ class Evaluation:
         lipschitz: LipschitzConstants | None = None,
         *,
         level: Soundness | str = Soundness.SOUND,
+        multi_label: bool = False,
     ) -> None:
+        self.multi_label = multi_label
         self.level = Soundness.among(BOUND_LEVELS, "level", level)
         refuse_parts_out_of_reach(model)
         if self.level is Soundness.RIGOROUS:
@@ -222,26 +230,30 @@ class Evaluation:
         """
         missing = names_of(missing)
         if self.level is Soundness.RIGOROUS:
-            return certify_with_errors(self.output, self.head, self.constants, self.errors, missing=missing)
+            return certify_with_errors(
+                self.output, self.head, self.constants, self.errors, missing=missing, multi_label=self.multi_label
+            )
         with torch.no_grad():
             names = list(self.head.in_features)
             present = [name for name in names if name not in missing]
             running = fused(self.output, self.head, names, missing)
             exact = fused(self._exact_output, self._exact_head, names, missing)
-            prediction = running.argmax(dim=1).to(exact.device)
+            prediction = answers(running, self.multi_label).to(exact.device)
             margins = margins_of(exact, prediction)
             slack = self._slack(prediction, present)
-            vouched = ((margins > slack) | own_class(prediction, exact.shape[1])).all(dim=1)
+            vouched = (margins > slack) | own_class(prediction, exact.shape[1])
             # The bound of the rounding error was not true, or something else than rounding took part.
-            vouched &= ((margins_of(in_double(running), prediction) - margins).abs() <= slack).all(dim=1)
-            vouched &= running.isfinite().all(dim=1).to(exact.device)
+            vouched &= (margins_of(in_double(running), prediction) - margins).abs() <= slack
+            if not self.multi_label:  # a class is what all margins say together, a label what its own does
+                vouched = vouched.all(dim=1, keepdim=True)
+            vouched = vouched & running.isfinite().all(dim=1, keepdim=True).to(exact.device)
             # Double precision rounds too: as much less as its unit is smaller.
-            margins = torch.where(vouched[:, None], margins - slack * self.share_of_double, 0.0)
+            margins = torch.where(vouched, margins - slack * self.share_of_double, 0.0)
             slopes = {
-                name: where_present((pair + self._lost(name))[prediction], self._exact_output.present.get(name))
+                name: where_present(slope + self._lost(name, prediction), self._exact_output.present.get(name))
                 if name in present
                 else torch.zeros_like(margins)
-                for name, pair in sensitivities(self.constants, self._exact_head).items()
+                for name, slope in sensitivities_of(self.constants, self._exact_head, prediction).items()
             }
         return Certificate(prediction, margins, slopes, Soundness.SOUND, missing)
 
@@ -253,9 +265,9 @@ class Evaluation:
         if self.level is Soundness.RIGOROUS:
             return torch.allclose(logits, own, rtol=0.0, atol=0.0, equal_nan=True)
         exact = self._exact_output.logits
-        prediction = own.argmax(dim=1).to(exact.device)
-        apart = (margins_of(in_double(logits), prediction) - margins_of(exact, prediction)).abs()
-        return not (apart > self._slack(prediction, list(self.head.in_features))).any()
+        prediction = answers(own, self.multi_label).to(exact.device)
+        off = (margins_of(in_double(logits), prediction) - margins_of(exact, prediction)).abs()
+        return not (off > self._slack(prediction, list(self.head.in_features))).any()
 
     def refuse_other_code(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuse a model that answers something else than encoders and head do, here, nearby, or without a modality.
@@ -274,9 +286,10 @@ class Evaluation:
             near[name] = moved.to(value)
         without = [{**inputs, name: torch.zeros_like(value)} for name, value in modalities_of(inputs).items()]
         with uncompiled(model) as compiled:
-            evaluations = [(near, Evaluation(model, near, level=self.level))]
+            evaluate = partial(Evaluation, model, level=self.level, multi_label=self.multi_label)
+            evaluations = [(near, evaluate(near))]
             if not compiled:
-                evaluations += [(batch, Evaluation(model, batch, level=self.level)) for batch in without]
+                evaluations += [(batch, evaluate(batch)) for batch in without]
         for batch, evaluation in [(inputs, self), *evaluations]:
             # As users run it too: code that was compiled with trained parameters is not used with frozen ones.
             with evaluating(model), torch.autocast(device_of(model).type, enabled=False), torch.no_grad():
@@ -294,15 +307,16 @@ class Evaluation:
                     + (f", off by up to {float((as_used - own).abs().max()):.3g}" if as_used.shape == own.shape else "")
                 )
 
-    def _lost(self, name: str) -> Tensor:
-        """What rounding may take from distances of rows, weights times directions, in double precision ``(K, K)``.
+    def _lost(self, name: str, prediction: Tensor) -> Tensor:
+        """What rounding may take from distances of rows, weights times directions, in double precision ``(B, K)``.
 
         Rows that are equal only because they were rounded are not equal. Products of numbers in single precision are
         exact, and so are those of the weights of a linear head, which are 1.
         """
         rows = self._exact_head.class_weights[name].norm(dim=1)
         exact = self.head.bias.dtype is torch.float32 or isinstance(self.head, LinearFusion)
-        lost: Tensor = (0.0 if exact else 2.0**-50) * self.constants.values[name].to(rows) * (rows[:, None] + rows)
+        constant = self.constants.values[name].to(rows)
+        lost: Tensor = (0.0 if exact else 2.0**-50) * constant * together(rows, prediction)
         return lost
 
     def _slack(self, prediction: Tensor, present: Collection[str]) -> Tensor:
@@ -311,6 +325,7 @@ class Evaluation:
         .. math:: |\hat m_{pj} - m_{pj}| \le \sum_m \| w_p^m - w_j^m \| e^m + \sum_{k \in \{p, j\}} \Big(
             \gamma |b_k| + \sum_m (\gamma \| w_k^m \| + 4 \| \hat w_k^m - w_k^m \|) (\| z^m \| + e^m) \Big)
 
+        and for a label the same with :math:`w_p = 0` and k = j alone,
         with the errors :math:`e^m` of the features. Where the head computes its rows anew in every pass they come out a
         little different from one machine to another, which the factor 4 is for.
         """
@@ -319,13 +334,13 @@ class Evaluation:
         directions, weights = self._exact_head.directions, self._exact_head.integration_weights
         gamma = 4 * self.precision.gamma(terms)
         each = gamma * self._exact_head.bias.abs() + terms * self.precision.smallest
-        slack = each[prediction][:, None] + each
+        slack = together(each, prediction)
         for name in present:
             rows, error = exact[name], self._feature_errors[name]
             size = self._exact_output.features[name].norm(dim=1) + error
             each = gamma * rows.norm(dim=1) + 4 * (in_double(running[name]) - rows).norm(dim=1)
-            part = (each[prediction][:, None] + each) * size[:, None]
-            part = part + row_distances(rows)[prediction] * error[:, None]
+            part = together(each, prediction) * size[:, None]
+            part = part + apart(rows, prediction) * error[:, None]
             longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
             part = torch.where((longest * size < self.precision.largest)[:, None], part, math.inf)
             slack = slack + where_present(part, self._exact_output.present.get(name))
