@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
@@ -17,10 +17,10 @@ from lightning_crmt.modality import Inputs
 
 
 class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
-    """Samples ``({m: x^m}, y)`` from tensors that hold all of them.
+    """Samples ``({m: x^m}, y)`` from tensors that hold all of them; a slice gives a batch.
 
     Args:
-        inputs: one tensor per modality, ``(N, ...)``.
+        inputs: one tensor per modality, ``(N, ...)``, and context, such as ``"audio.present"``, ``(N,)`` or more.
         target: class of each sample, ``(N,)``.
 
     Raises:
@@ -104,6 +104,10 @@ class MultimodalDataModule(LightningDataModule, ABC):
     torch.Size([4, 5])
     """
 
+    #: Makes a batch of samples, where they are not tensors of one shape: a function for ``DataLoader(collate_fn=...)``
+    #: such as :func:`~lightning_crmt.data.collate_samples`, with its settings given by ``functools.partial``.
+    collate: Callable[[Any], Any] | None = None
+
     _sampler: ClassVar[type[EpochShuffle]] = EpochShuffle
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
@@ -153,6 +157,7 @@ class MultimodalDataModule(LightningDataModule, ABC):
             part,
             batch_size=self.batch_size,
             sampler=sampler,
+            collate_fn=self.collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
