@@ -241,8 +241,6 @@ def _check_alike(modality: str, apart: Sequence[Sample], example: Tensor, ragged
             kinds = [("tokens", "real numbers")[each.is_floating_point()] for each in (example, value)]
             raise TypeError(f"{modality!r} of {sample.name} must be {kinds[0]} like the others, got {kinds[1]}")
         shape, expected = tuple(value.shape), tuple(example.shape)
-        if ragged and not len(value):
-            raise ValueError(f"{modality!r} of {sample.name} is empty: give None where a sample lacks it")
         if shape[ragged:] != expected[ragged:] or len(shape) != len(expected):
             hint = "" if ragged or shape[1:] != expected[1:] else f"; if lengths differ, declare ragged=[{modality!r}]"
             wanted = ("T", *expected[1:]) if ragged else expected

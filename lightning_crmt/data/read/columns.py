@@ -50,8 +50,6 @@ class Column:
             raise ValueError(f"some sample must have {self.name!r}, got none in {len(self)}")
         first = int(self.present.nonzero()[0])
         self.example = self._read(first)
-        if self.ragged and self.example.dim() == 0:
-            raise ValueError(f"{self.name!r} must be sequences, to be `ragged`, got {self.at(first)} of shape ()")
 
     def __len__(self) -> int:
         return len(self.present)
@@ -79,8 +77,6 @@ class Column:
             hint = f"; if lengths differ, name {self.name!r} in `ragged`" if lengths else ""
             wanted = f"{expected}" if not self.ragged else f"{('T', *expected[1:])}".replace("'", "")
             raise ValueError(f"{self.at(row)} must have the shape {wanted} like the others, got {shape}{hint}")
-        if self.ragged and not len(value):
-            raise ValueError(f"{self.at(row)} is empty: give None where a sample lacks the modality")
         if value.is_floating_point() and not value.isfinite().all():
             nan, inf = int(value.isnan().sum()), int(value.isinf().sum())
             hint = "; samples that are all NaN may be declared absent by `nan_is_absent`" if nan else ""

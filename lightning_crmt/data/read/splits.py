@@ -87,8 +87,8 @@ def grouped_split(
 ) -> list[Tensor]:
     """Rows of each part, sorted; no group is in two, and parts come near their share of every class.
 
-    Groups are taken from the largest to the smallest, equal ones in random order. Each goes to the part that lacks most
-    of what the group has, class by class; the last ones to parts that have none yet.
+    Large groups are taken before small ones, those of about one size in random order. Each goes to the part that lacks
+    most of what the group has, class by class; the last ones to parts that have none yet.
 
     Args:
         target: class of each row, ``(N,)``.
@@ -113,7 +113,7 @@ def grouped_split(
     lacking = torch.tensor(shares, dtype=torch.float64)[:, None] * counts.sum(0)
     # By their first row, so that names and their order in memory have no influence.
     order = [list(rows.values())[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
-    order.sort(key=len, reverse=True)
+    order.sort(key=lambda members: len(members).bit_length(), reverse=True)
     parts: list[list[int]] = [[] for _ in shares]
     for done, members in enumerate(order):
         empty = [part for part in wanted if not parts[part]]

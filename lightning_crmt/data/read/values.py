@@ -28,7 +28,7 @@ def as_value(value: Any) -> Tensor:
 
     Raises:
         TypeError: if it holds neither real numbers nor integers.
-        ValueError: if it is a list of lists of different lengths.
+        ValueError: if it is a list of lists of different lengths, or holds nothing.
 
     >>> as_value([3, 1, 2]), as_value(np.float64(0.5)), as_value(np.full((1, 2), 255, np.uint8))
     (tensor([3, 1, 2]), tensor([0.5000], dtype=torch.float64), tensor([[1., 1.]]))
@@ -37,6 +37,8 @@ def as_value(value: Any) -> Tensor:
     if picture and value.mode not in ("L", "RGB"):
         value = value.convert("RGB")
     tensor = as_tensor(value)
+    if not tensor.numel():
+        raise ValueError(f"it is empty, {describe(tensor)}: give None where a sample lacks the modality")
     if tensor.dtype is torch.uint8 and tensor.dim() >= 2:
         pixels = tensor.float() / 255
         if picture:
