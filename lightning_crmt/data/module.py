@@ -117,16 +117,22 @@ class MultimodalDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.parts: dict[str, Dataset[Any]] = {}
+        self._parts: dict[str, Dataset[Any]] = {}
 
     @abstractmethod
     def load(self) -> dict[str, Dataset[Any]]:
         """The parts ``train``, ``val`` and ``test``, each of samples ``({m: x^m}, y)``; ``val`` may be left out."""
 
+    @property
+    def parts(self) -> dict[str, Dataset[Any]]:
+        """The parts by name, loaded when they are first asked for."""
+        self.setup()
+        return self._parts
+
     def setup(self, stage: str | None = None) -> None:
         """Load the parts, once."""
-        if not self.parts:
-            self.parts = self.load()
+        if not self._parts:
+            self._parts = self.load()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches."""
@@ -134,7 +140,6 @@ class MultimodalDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches in order; none if there is no such part."""
-        self.setup()
         return self._loader("val") if "val" in self.parts else []
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -146,7 +151,6 @@ class MultimodalDataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
-        self.setup()
         if name not in self.parts:
             raise ValueError(f"`load` must give the part {name!r}, got {list(self.parts)}")
         part, sampler, trainer = self.parts[name], None, self.trainer
