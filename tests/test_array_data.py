@@ -17,8 +17,8 @@ from lightning_crmt.encoders import MLP
 NAN = float("nan")
 
 
-def loaded(*args, **settings):
-    data = ArrayData(*args, **settings)
+def loaded(inputs, target, **settings):
+    data = ArrayData(inputs, target=target, **settings)
     data.setup()
     return data
 
@@ -444,7 +444,7 @@ def test_partial_nan_is_an_error_where_nan_is_absence(tmp_path):
 )
 def test_inputs_that_do_not_belong_together(inputs, target, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        ArrayData(inputs, target)
+        ArrayData(inputs, target=target)
 
 
 def test_sizes_by_part():
@@ -511,7 +511,7 @@ def test_tokens_and_vectors_train(make_trainer):
     titles = [(10 * c + rng.integers(1, 10, rng.integers(1, 6))).tolist() for c in target]
     titles = [None if i % 5 == 0 else title for i, title in enumerate(titles)]
     image = rng.normal(size=(300, 4)) + 2 * np.eye(3, 4)[target]
-    data = ArrayData({"image": image, "title": titles}, target, masked=[], batch_size=30)
+    data = ArrayData({"image": image, "title": titles}, target=target, masked=[], batch_size=30)
     model = CRMTModule(
         {"image": MLP(4, 8), "title": torch.nn.EmbeddingBag(40, 8, padding_idx=0)}, data.num_classes,
         in_features={"title": 8},

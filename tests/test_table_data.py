@@ -16,8 +16,8 @@ from lightning_crmt.data.read.files import read_by_suffix, read_wave
 from lightning_crmt.data.read.spectrogram import LOG_FLOOR, log_mel
 
 
-def loaded(*args, **settings):
-    data = TableData(*args, **settings)
+def loaded(table, modalities, **settings):
+    data = TableData(table, modalities=modalities, **settings)
     data.setup()
     return data
 
@@ -69,7 +69,7 @@ def test_a_table_holds_what_arrays_hold(form, rows, arrays, tmp_path):
     data = loaded(table, MODALITIES, split="part", **settings)
     expected = ArrayData(
         {"sensor": arrays["sensor"], "view": arrays["view"], "view.present": np.arange(30) % 3 != 0},
-        [row["label"] for row in rows],
+        target=[row["label"] for row in rows],
         split=[row["part"] for row in rows],
     )
     assert data.classes == ["cat", "owl"]

@@ -66,7 +66,7 @@ class ArrayData(OwnData):
 
     >>> data = ArrayData(
     ...     {"image": np.random.rand(100, 1, 8, 8), "title": [[1 + i % 5] * (1 + i % 3) for i in range(100)]},
-    ...     ["cat", "dog"] * 50,
+    ...     target=["cat", "dog"] * 50,
     ... )
     >>> data.num_classes, data.classes, data.shapes
     (2, ['cat', 'dog'], {'image': (1, 8, 8), 'title': (3,)})
@@ -78,8 +78,8 @@ class ArrayData(OwnData):
     def __init__(
         self,
         inputs: Mapping[str, Any],
-        target: Any,
         *,
+        target: Any,
         split: Any = None,
         groups: Any = None,
         nan_is_absent: Sequence[str] = (),

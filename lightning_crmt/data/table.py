@@ -32,8 +32,9 @@ class TableData(OwnData):
         a/01.jpg,a/01.wav,lynx,north
         a/02.jpg,,fox,south
 
-    is ``TableData("table.csv", {"image": "photo", "audio": "voice"}, target="species", groups="camera")``. A sample
-    whose cell is empty lacks the modality: see ``ArrayData`` for what becomes of it, and for scaling and padding.
+    is ``TableData("table.csv", modalities={"image": "photo", "audio": "voice"}, target="species", groups="camera")``. A
+    sample whose cell is empty lacks the modality; ``ArrayData`` says what becomes of it, and how all is scaled and
+    padded.
 
     Files are read when a batch needs them, by workers if there are any; those of the training part once before, for
     mean and deviation, which ``standardise=False`` spares. What reads them, their suffix says: ``.npy``, ``.npz`` and
@@ -66,7 +67,7 @@ class TableData(OwnData):
     >>> for i in range(20):
     ...     np.save(folder / f"{i}.npy", np.random.rand(3, 8))
     >>> rows = [{"sensor": f"{i}.npy", "state": ["idle", "walking"][i % 2]} for i in range(20)]
-    >>> data = TableData(rows, ["sensor"], target="state", root=folder)
+    >>> data = TableData(rows, modalities=["sensor"], target="state", root=folder)
     >>> data.classes, data.shapes, data.parts["train"][:4][0]["sensor"].shape
     (['idle', 'walking'], {'sensor': (3, 8)}, torch.Size([4, 3, 8]))
     """
@@ -74,8 +75,8 @@ class TableData(OwnData):
     def __init__(
         self,
         table: str | Path | Sequence[Mapping[str, Any]],
-        modalities: Sequence[str] | Mapping[str, str | Sequence[str]],
         *,
+        modalities: Sequence[str] | Mapping[str, str | Sequence[str]],
         target: str = "label",
         split: str | None = None,
         groups: str | None = None,
