@@ -461,6 +461,14 @@ def test_broken_files(tmp_path):
         loaded({"image": str(tmp_path / "several.npz")}, [0, 1])
 
 
+@pytest.mark.parametrize("kind", ["tokens", "numbers"])
+def test_a_modality_that_no_training_sample_has(kind):
+    value = [None] * 40 + [[1, 2] if kind == "tokens" else [1.0, 2.0]] * 20
+    inputs, target = example()
+    with pytest.raises(ValueError, match="some training sample must have 'a', got none in 40"):
+        loaded({"a": value, "id": inputs["id"]}, target, split=["train"] * 40 + ["test"] * 20)
+
+
 # All the way
 
 
@@ -488,6 +496,7 @@ data:
       signal: {tmp_path}/signal.pt
     target: {tmp_path}/rest.npz
     groups: {tmp_path}/rest.npz
+    classes: [0, 1, 2]
     shares: [0.5, 0.25, 0.25]
     norm: 10
     batch_size: 16
@@ -520,3 +529,51 @@ def test_tokens_and_vectors_train(make_trainer):
     trainer.fit(model, datamodule=data)
     (numbers,) = trainer.test(model, datamodule=data, verbose=False)
     assert numbers["test/accuracy/joint"] > 0.8
+
+
+class MeanOfTokens(torch.nn.Module):
+    """The mean of embeddings where the mask says that there are some."""
+
+    def __init__(self, num_tokens, out_features):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(num_tokens, out_features)
+        self.out_features = out_features
+
+    def forward(self, tokens, attention_mask):
+        real = attention_mask.unsqueeze(2)
+        return (self.embedding(tokens) * real).sum(1) / real.sum(1)
+
+
+def test_masks_and_presence_reach_the_model(make_trainer):
+    """Predictions do not depend on the padding, nor on what fills gaps, nor on the batch, nor on workers."""
+    rng = np.random.default_rng(0)
+    target = np.arange(120) % 3
+    titles = [(10 * c + rng.integers(1, 10, rng.integers(1, 6))).tolist() for c in target]
+    titles = [None if i % 10 == 0 else title for i, title in enumerate(titles)]
+    image = np.where(np.arange(120)[:, None] % 5 == 1, NAN, rng.normal(size=(120, 4)))
+    data = ArrayData(
+        {"image": image, "title": titles}, target=target, nan_is_absent=["image"], batch_size=16, num_workers=2,
+        split=["train", "val", "test"] * 40, padding_id=39,
+    )  # fmt: skip
+    model = CRMTModule({"image": MLP(4, 8), "title": MeanOfTokens(40, 8)}, data.num_classes)
+    make_trainer(max_epochs=2).fit(model, datamodule=data)
+    model.eval()
+    inputs, _ = data.parts["test"][:]
+    whole = model(inputs).logits
+    filled = inputs | {
+        "image": torch.where(inputs["image.present"][:, None], inputs["image"], 7.0),
+        "title": torch.where(inputs["title.attention_mask"], inputs["title"], 5),
+    }
+    assert torch.allclose(model(filled).logits, whole, atol=1e-6)
+    for row in range(0, 40, 9):
+        one = {name: value[row : row + 1] for name, value in inputs.items()}
+        assert torch.allclose(model(one).logits, whole[row : row + 1], atol=1e-5)
+
+
+def test_columns_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(example()[0]["vector"], columns=list("abcd"))
+    frame["animal"] = ["cat", "dog", "owl"] * 20
+    data = loaded({"vector": frame[list("abcd")]}, frame["animal"], groups=frame.index // 5)
+    assert data.classes == ["cat", "dog", "owl"]
+    assert data.shapes == {"vector": (4,)}

@@ -17,7 +17,7 @@ from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.columns import Column
 from lightning_crmt.data.read.labels import Label, class_indices
 from lightning_crmt.data.read.splits import check_shares, split_rows
-from lightning_crmt.data.samples import ColumnDataset, check_presence, collate_for, fit_scales
+from lightning_crmt.data.samples import ColumnDataset, check_presence, collate_for, fit_scales, shown
 from lightning_crmt.data.settings import several
 from lightning_crmt.modality import select
 
@@ -131,8 +131,8 @@ class OwnData(MultimodalDataModule):
         sizes = {name: len(column) for name, column in columns.items()} | {key: len(v) for key, v in context.items()}
         if set(sizes.values()) != {len(target)}:
             raise ValueError(f"`inputs` must have one sample per class in `target`, {len(target)}, got {sizes}")
-        check_presence(columns)
         rows = split_rows(target, self.shares, torch.Generator().manual_seed(self.seed), split=split, groups=groups)
+        check_presence(columns, rows["train"])
         numbers = [column for column in columns.values() if column.example.is_floating_point()]
         chosen = self.standardise if isinstance(self.standardise, tuple) else self.modalities * self.standardise
         if isinstance(self.standardise, tuple) and (tokens := set(chosen) - {column.name for column in numbers}):
@@ -146,6 +146,7 @@ class OwnData(MultimodalDataModule):
         if not in_memory:
             self.collate = collate
             return {part: ColumnDataset(columns, context, target, each, collate) for part, each in rows.items()}
-        inputs, target = ColumnDataset(columns, context, target, torch.arange(len(target)), collate)[:]
+        everything = ColumnDataset(columns, context, target, torch.arange(len(target)), collate)
+        inputs, target = collate([everything[row] for row in shown(range(len(target)), "Reading")])
         self._shapes = {name: tuple(inputs[name].shape[1:]) for name in columns}
         return {part: MultimodalDataset(select(inputs, each), target[each]) for part, each in rows.items()}

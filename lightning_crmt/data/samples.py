@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,12 +83,19 @@ def collate_for(
     )
 
 
-def check_presence(columns: Mapping[str, Column]) -> None:
-    """Refuse samples that have no modality at all.
+def check_presence(columns: Mapping[str, Column], train: Tensor) -> None:
+    """Refuse samples that have no modality at all, and modalities that no sample of the training part has.
+
+    Args:
+        columns: all samples of each modality.
+        train: rows of the training part.
 
     Raises:
         ValueError: naming the first of them.
     """
+    for name, column in columns.items():
+        if not column.present[train].any():
+            raise ValueError(f"some training sample must have {name!r}, got none in {len(train)}")
     absent = ~torch.stack([column.present for column in columns.values()]).any(0)
     if absent.any():
         row, column = int(absent.nonzero()[0]), next(iter(columns.values()))
@@ -110,19 +117,15 @@ def fit_scales(
         train: rows of the training part.
         channels_last: modalities whose channels are in the last dimension.
         norm: root of the mean squared norm that samples of the training part get.
-
-    Raises:
-        ValueError: if no training sample has the modality.
     """
     for column in columns:
-        rows = train[column.present[train]]
-        if not len(rows):
-            raise ValueError(f"some training sample must have {column.name!r}, got none in {len(train)}")
         last = column.ragged or column.name in channels_last
         channel = None if column.ragged and column.example.dim() == 1 else -1 if last else 0
-        column.scale = fitted_scale(_shown(column, rows.tolist()), channel, norm)
+        rows = train[column.present[train]].tolist()
+        column.scale = fitted_scale(map(column.raw, shown(rows, f"Mean and deviation of {column.name}")), channel, norm)
 
 
-def _shown(column: Column, rows: list[int]) -> Iterator[Tensor]:
-    with Tqdm(rows, f"Mean and deviation of {column.name}", leave=False, delay=5) as bar:
-        yield from map(column.raw, bar)
+def shown(rows: Sequence[int], description: str) -> Iterable[int]:
+    """The rows, under a bar that vanishes at the end, if it takes more than a few seconds."""
+    bar: Iterable[int] = Tqdm(rows, description, leave=False, delay=5)
+    return bar

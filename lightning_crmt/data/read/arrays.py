@@ -7,7 +7,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -101,8 +101,8 @@ def opened(given: Any, argument: str, key: str) -> Sequence[Any]:
         if given.ndim == 0:
             raise ValueError(f"{argument} must have a dimension of samples, got {describe_array(given)}")
         return given.tolist() if isinstance(given, np.ndarray) and given.dtype == object else given  # type: ignore[return-value]
-    if isinstance(given, Sequence):
-        return given
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, Mapping):
+        return given  # type: ignore[no-any-return]
     raise TypeError(f"{argument} must be a tensor, an array, a list or the path of a file, got {describe(given)}")
 
 
