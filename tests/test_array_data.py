@@ -252,6 +252,14 @@ def test_numbers_of_ones_own():
     assert data.parts["train"].target.tolist() == [2, 1, 2, 0, 1, 0]
 
 
+def test_a_class_that_is_not_trained_on():
+    inputs, target = example()
+    with pytest.warns(
+        UserWarning, match=re.escape("the part 'test' has classes without a sample in training: ['owl']")
+    ):
+        loaded(inputs, np.array(["cat", "dog", "owl"])[target], split=np.where(target == 2, "test", "train"))
+
+
 # Presence
 
 
@@ -334,7 +342,7 @@ def test_context_is_passed_along():
     part = loaded(inputs, target).parts["test"]
     rows = rows_of(part)
     assert torch.equal(part.inputs["id.attention_mask"][:, 0], rows % 2 == 0)
-    assert torch.equal(part.inputs[".weight"], rows.double())
+    assert torch.equal(part.inputs[".weight"], rows.float())
 
 
 # Errors
@@ -439,7 +447,8 @@ def test_partial_nan_is_an_error_where_nan_is_absence(tmp_path):
             "`target` and all of `inputs` must be given by part, or none of them, got ['a']",
         ),
         ({"b.present": [True], "a": [[1.0]]}, [0], "`inputs['b.present']` must begin with one of the modalities ['a']"),
-        ({"a.b/c": [[1.0]]}, [0], "`inputs` must name at least one modality, got none"),
+        ({"a.b": [[1.0]]}, [0], "`inputs` must name modalities, without a dot: with one it is context; got ['a.b']"),
+        ({"a/b": [[1.0]]}, [0], "`inputs` must have names that are non-empty strings without '.' and '/', got 'a/b'"),
     ],
 )
 def test_inputs_that_do_not_belong_together(inputs, target, message):
@@ -553,7 +562,7 @@ def test_masks_and_presence_reach_the_model(make_trainer):
     image = np.where(np.arange(120)[:, None] % 5 == 1, NAN, rng.normal(size=(120, 4)))
     data = ArrayData(
         {"image": image, "title": titles}, target=target, nan_is_absent=["image"], batch_size=16, num_workers=2,
-        split=["train", "val", "test"] * 40, padding_id=39,
+        split=[["train", "val", "test"][i // 3 % 3] for i in range(120)], padding_id=39,
     )  # fmt: skip
     model = CRMTModule({"image": MLP(4, 8), "title": MeanOfTokens(40, 8)}, data.num_classes)
     make_trainer(max_epochs=2).fit(model, datamodule=data)

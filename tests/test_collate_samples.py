@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from lightning_crmt import CRMTModule
+from lightning_crmt.callbacks import IntegrationReweighting
 from lightning_crmt.data import collate_samples
+from lightning_crmt.encoders import MLP
 
 NAN = float("nan")
 LACKING = {"audio": torch.zeros(3)}
@@ -198,6 +201,35 @@ def test_a_set_of_hugging_face():
         assert inputs["text.present"].tolist() == [True, True, True, False]
         assert inputs["sensor.present"].tolist() == [True, False, True, True]
         assert target.tolist() == [0, 1, 1, 0]
+
+
+def test_a_fit_on_dicts(make_trainer):
+    """Both steps, and a test: what callbacks read of the loader they read by the same function."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        {
+            "words": torch.randint(1, 20, (1 + i % 4,), generator=generator).tolist(),
+            "sound": None if i % 3 == 0 else torch.randn(4, generator=generator),
+            "label": i % 2,
+        }
+        for i in range(60)
+    ]
+    collate = partial(
+        collate_samples,
+        names={"text": "words", "audio": "sound"},
+        ragged=["text"],
+        masked=[],
+        optional={"audio": torch.zeros(4)},
+    )
+    loader, in_order = (DataLoader(rows, batch_size=7, shuffle=each, collate_fn=collate) for each in (True, False))
+    model = CRMTModule(
+        {"text": torch.nn.EmbeddingBag(20, 6, padding_idx=0), "audio": MLP(4, 6)}, 2, in_features={"text": 6}
+    )
+    trainer = make_trainer(IntegrationReweighting(epochs=2), max_epochs=1)
+    trainer.fit(model, loader, in_order)
+    assert "train/integration_weight/audio" in trainer.callback_metrics
+    (numbers,) = trainer.test(model, in_order, verbose=False)
+    assert 0 <= numbers["test/accuracy/joint"] <= 1
 
 
 def test_pictures_have_their_channels_first():

@@ -85,7 +85,13 @@ class ArrayData(OwnData):
         nan_is_absent: Sequence[str] = (),
         **settings: Any,
     ) -> None:
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"`inputs` must map the name of each modality to its samples, got {describe(inputs)}")
         names = [name for name in inputs if "." not in str(name)]
+        if inputs and not names:
+            raise ValueError(
+                f"`inputs` must name modalities, without a dot: with one it is context; got {list(inputs)}"
+            )
         check_modality_names("inputs", names)
         super().__init__(names, **settings)
         for key in inputs:

@@ -185,7 +185,7 @@ def _take_apart(
             continue
         try:
             if "." in key:
-                context[key] = as_tensor(value)
+                context[key] = in_single(as_tensor(value))
                 continue
             if key in nan and (value := as_tensor(value)).is_floating_point() and value.isnan().all():
                 continue

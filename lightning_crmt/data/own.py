@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
 from lightning_crmt.checks import check_positive
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.columns import Column
-from lightning_crmt.data.read.labels import Label, class_indices
+from lightning_crmt.data.read.labels import Label, class_indices, few
 from lightning_crmt.data.read.splits import check_shares, split_rows
 from lightning_crmt.data.samples import ColumnDataset, check_presence, collate_for, fit_scales, shown
 from lightning_crmt.data.settings import several
@@ -133,6 +135,7 @@ class OwnData(MultimodalDataModule):
             raise ValueError(f"`inputs` must have one sample per class in `target`, {len(target)}, got {sizes}")
         rows = split_rows(target, self.shares, torch.Generator().manual_seed(self.seed), split=split, groups=groups)
         check_presence(columns, rows["train"])
+        self._warn_of_new_classes(target, rows)
         numbers = [column for column in columns.values() if column.example.is_floating_point()]
         chosen = self.standardise if isinstance(self.standardise, tuple) else self.modalities * self.standardise
         if isinstance(self.standardise, tuple) and (tokens := set(chosen) - {column.name for column in numbers}):
@@ -150,3 +153,11 @@ class OwnData(MultimodalDataModule):
         inputs, target = collate([everything[row] for row in shown(range(len(target)), "Reading")])
         self._shapes = {name: tuple(inputs[name].shape[1:]) for name in columns}
         return {part: MultimodalDataset(select(inputs, each), target[each]) for part, each in rows.items()}
+
+    def _warn_of_new_classes(self, target: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Say so if a part has classes that nothing is trained on."""
+        known = set(target[rows["train"]].tolist())
+        for part, each in rows.items():
+            if new := sorted(set(target[each].tolist()) - known):
+                names = few([self._classes[index] for index in new])
+                rank_zero_warn(f"the part {part!r} has classes without a sample in training: {names}")
