@@ -439,12 +439,12 @@ def test_partial_nan_is_an_error_where_nan_is_absence(tmp_path):
         (
             {"a": {"train": [[1.0]]}},
             {"train": [0], "test": [1]},
-            "must be given by part like `target`, ['train', 'test']",
+            "`inputs['a']` must be given by part, ['train', 'test'], like `target`, got a dict with keys ['train']",
         ),
         (
             {"a": {"train": [[1.0]]}},
             [0],
-            "`target` and all of `inputs` must be given by part, or none of them, got ['a']",
+            "`inputs['a']` must be given as one, not by part, like `target`, got a dict with keys ['train']",
         ),
         ({"b.present": [True], "a": [[1.0]]}, [0], "`inputs['b.present']` must begin with one of the modalities ['a']"),
         ({"a.b": [[1.0]]}, [0], "`inputs` must name modalities, without a dot: with one it is context; got ['a.b']"),
@@ -456,8 +456,18 @@ def test_inputs_that_do_not_belong_together(inputs, target, message):
         ArrayData(inputs, target=target)
 
 
+@pytest.mark.parametrize("argument", ["split", "groups"])
+def test_settings_that_do_not_belong_to_the_target(argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must"):
+        ArrayData({"a": {"train": [[1.0]]}}, target={"train": [0]}, **{argument: ["train"]})
+    with pytest.raises(ValueError, match=f"`{argument}` must be given as one, not by part, like `target`, got a dict"):
+        ArrayData({"a": [[1.0]]}, target=[0], **{argument: {"train": ["train"]}})
+
+
 def test_sizes_by_part():
-    with pytest.raises(ValueError, match=re.escape("`inputs['a']` must have as many samples as `target`, {'train': 2")):
+    with pytest.raises(
+        ValueError, match=re.escape("`inputs` must have as many samples as `target`, [2], got {'a': [1]}")
+    ):
         loaded({"a": {"train": [[1.0]]}}, {"train": [0, 1]})
 
 

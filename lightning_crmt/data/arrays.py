@@ -101,17 +101,13 @@ class ArrayData(OwnData):
                     f"`inputs[{key!r}]` must begin with one of the modalities {names}, whose context it is"
                 )
         self.nan_is_absent = self.among("nan_is_absent", nan_is_absent)
-        by_part = [key for key, value in inputs.items() if isinstance(value, Mapping)]
-        if by_part and not (isinstance(target, Mapping) and len(by_part) == len(inputs)):
-            raise ValueError(f"`target` and all of `inputs` must be given by part, or none of them, got {by_part} so")
-        if isinstance(target, Mapping):
-            if split is not None:
-                raise ValueError("`split` must not be given where `target` says which part is which, got both")
-            for key, value in inputs.items():
-                if not isinstance(value, Mapping) or set(value) != set(target):
-                    raise ValueError(
-                        f"`inputs[{key!r}]` must be given by part like `target`, {list(target)}, got {describe(value)}"
-                    )
+        if isinstance(target, Mapping) and split is not None:
+            raise ValueError("`split` must not be given where `target` says which part is which, got both")
+        others = {f"inputs[{key!r}]": value for key, value in inputs.items()} | {"split": split, "groups": groups}
+        for argument, value in others.items():
+            if value is not None and _parts_of(value) != _parts_of(target):
+                form = f"by part, {list(target)}," if isinstance(target, Mapping) else "as one, not by part,"
+                raise ValueError(f"`{argument}` must be given {form} like `target`, got {describe(value)}")
         self.given = dict(inputs)
         self.given_target = target
         self.split = split
@@ -120,16 +116,15 @@ class ArrayData(OwnData):
     @override
     def read(self) -> Read:
         """Open the arrays, and see which samples lack what."""
-        target, split = self._opened("`target`", self.given_target, "target"), None
-        if isinstance(self.given_target, Mapping):
-            split = [part for part, size in self._sizes.items() for _ in range(size)]
-        elif self.split is not None:
-            split = _listed(self._opened("`split`", self.split, "split"))
-        groups = None if self.groups is None else _listed(self._opened("`groups`", self.groups, "groups"))
+        target = self._opened("`target`", self.given_target, "target")
         held = {key: self._opened(f"`inputs[{key!r}]`", value, key) for key, value in self.given.items()}
-        sizes = {key: len(values) for key, values in held.items()}
-        if set(sizes.values()) != {len(target)}:
-            raise ValueError(f"`inputs` must have as many samples as `target`, {len(target)}, got {sizes}")
+        sizes = {key: _sizes(values) for key, values in held.items()}
+        if any(size != _sizes(target) for size in sizes.values()):
+            raise ValueError(f"`inputs` must have as many samples as `target`, {_sizes(target)}, got {sizes}")
+        groups = None if self.groups is None else _listed(self._opened("`groups`", self.groups, "groups"))
+        split = None if self.split is None else _listed(self._opened("`split`", self.split, "split"))
+        if isinstance(target, EndToEnd):
+            split = [part for part, piece in zip(self.given_target, target.pieces, strict=True) for _ in piece]
         columns = {name: self._column(name, held) for name in self.modalities}
         context = {key: values for key, values in held.items() if "." in key and not key.endswith(f".{PRESENT}")}
         in_memory = not any(map(mapped, held.values()))
@@ -138,13 +133,9 @@ class ArrayData(OwnData):
     def _opened(self, argument: str, given: Any, key: str) -> Sequence[Any]:
         """One argument; if it is given by part, all parts end to end."""
         if not isinstance(given, Mapping):
-            return opened(given, argument, key)
-        pieces = {part: opened(value, f"{argument}[{part!r}]", key) for part, value in given.items()}
-        if argument == "`target`":
-            self._sizes = {part: len(piece) for part, piece in pieces.items()}
-        elif (sizes := {part: len(pieces[part]) for part in self._sizes}) != self._sizes:
-            raise ValueError(f"{argument} must have as many samples as `target`, {self._sizes}, got {sizes}")
-        return EndToEnd([pieces[part] for part in self._sizes])
+            whole: Sequence[Any] = opened(given, argument, key)
+            return whole
+        return EndToEnd([opened(given[part], f"{argument}[{part!r}]", key) for part in self.given_target])
 
     def _column(self, name: str, held: Mapping[str, Sequence[Any]]) -> Column:
         values, key = held[name], f"{name}.{PRESENT}"
@@ -165,6 +156,16 @@ class ArrayData(OwnData):
             optional=declared or not bool(present.all()),
             ragged=name in self.ragged or lengths_differ(values, present),
         )
+
+
+def _parts_of(given: Any) -> set[str]:
+    """The parts that something is given by."""
+    return set(given) if isinstance(given, Mapping) else set()
+
+
+def _sizes(values: Sequence[Any]) -> int | list[int]:
+    """How many samples there are; if they were given by part, in each."""
+    return list(map(len, values.pieces)) if isinstance(values, EndToEnd) else len(values)
 
 
 def _listed(values: Sequence[Any]) -> list[Any]:

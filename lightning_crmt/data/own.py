@@ -130,9 +130,6 @@ class OwnData(MultimodalDataModule):
         """Read, split and scale."""
         columns, context, labels, split, groups, in_memory = self.read()
         target, self._classes = class_indices(labels, self.given_classes)
-        sizes = {name: len(column) for name, column in columns.items()} | {key: len(v) for key, v in context.items()}
-        if set(sizes.values()) != {len(target)}:
-            raise ValueError(f"`inputs` must have one sample per class in `target`, {len(target)}, got {sizes}")
         rows = split_rows(target, self.shares, torch.Generator().manual_seed(self.seed), split=split, groups=groups)
         check_presence(columns, rows["train"])
         self._warn_of_new_classes(target, rows)

@@ -76,8 +76,8 @@ class EndToEnd(Sequence[Any]):
         return self.pieces[piece][index - (self.ends[piece - 1] if piece else 0)]
 
 
-def opened(given: Any, argument: str, key: str) -> Sequence[Any]:
-    """An argument that holds something of every sample, as a sequence.
+def opened(given: Any, argument: str, key: str) -> Any:
+    """An argument that holds something of every sample, as a sequence of these.
 
     Args:
         given: a tensor, an array, a list, a column of a table that has ``to_numpy``, or the path of a file of one:
@@ -100,13 +100,13 @@ def opened(given: Any, argument: str, key: str) -> Sequence[Any]:
     if isinstance(given, Tensor | np.ndarray):
         if given.ndim == 0:
             raise ValueError(f"{argument} must have a dimension of samples, got {describe_array(given)}")
-        return given.tolist() if isinstance(given, np.ndarray) and given.dtype == object else given  # type: ignore[return-value]
+        return given.tolist() if isinstance(given, np.ndarray) and given.dtype == object else given
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, Mapping):
-        return given  # type: ignore[no-any-return]
+        return given
     raise TypeError(f"{argument} must be a tensor, an array, a list or the path of a file, got {describe(given)}")
 
 
-def _opened_file(path: Path, argument: str, key: str) -> Sequence[Any]:
+def _opened_file(path: Path, argument: str, key: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{argument} must be the path of a file, there is no {path}")
     try:
@@ -117,12 +117,12 @@ def _opened_file(path: Path, argument: str, key: str) -> Sequence[Any]:
                 names = list(archive)
                 if len(names) > 1 and key not in names:
                     raise ValueError(f"it holds several arrays, none of them is called {key!r}: {names}")
-                return archive[key if key in names else names[0]]  # type: ignore[no-any-return]
+                return archive[key if key in names else names[0]]
         if path.suffix in (".pt", ".pth"):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(loaded, Tensor | list):
                 raise ValueError(f"it must hold a tensor or a list, got {describe(loaded)}")
-            return loaded  # type: ignore[return-value]
+            return loaded
     except (ValueError, OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"{argument}: {path} cannot be read: {error}") from error
     raise ValueError(f"{argument} must be the path of an .npy, .npz or .pt file, got {path}")
