@@ -124,6 +124,8 @@ def collate_samples(
         gap = torch.full_like(example[:1] if modality in ragged and present.any() else example, filling)
         values = [gap if value is None else value for value in held]
         inputs[modality] = padded(values, filling) if modality in ragged else torch.stack(values)
+        if not inputs[modality].isfinite().all():
+            raise ValueError(_not_finite(modality, apart))
         if modality in masked:
             context[f"{modality}.{MASK}"] = padded([_mask_of(value, gap) for value in held])
     # Masks and the like that samples came with count, not ours.
@@ -192,10 +194,6 @@ def _take_apart(
             values[key] = in_single(as_value(value))
         except (TypeError, ValueError) as error:
             raise type(error)(f"{key!r} of {name}: {error}") from error
-        if values[key].is_floating_point() and not values[key].isfinite().all():
-            bad = f"{int(values[key].isnan().sum())} NaN and {int(values[key].isinf().sum())} Inf"
-            hint = "; absence is NaN everywhere, and declared in `nan_is_absent`" if values[key].isnan().any() else ""
-            raise ValueError(f"{key!r} of {name} must be finite, got {bad} among {values[key].numel()} values{hint}")
     present = {key.removesuffix(f".{PRESENT}"): value for key, value in context.items() if key.endswith(f".{PRESENT}")}
     for modality, here in present.items():
         if here.numel() != 1 or here.dtype is not torch.bool:
@@ -207,6 +205,15 @@ def _take_apart(
     if not values:
         raise ValueError(f"{name} has no modality at all, got the keys {list(inputs)}")
     return Sample(name, values, context, label)
+
+
+def _not_finite(modality: str, apart: Sequence[Sample]) -> str:
+    """What to say of a modality that holds NaN or Inf in a sample: of the first of them."""
+    held = ((sample.name, sample.values[modality]) for sample in apart if modality in sample.values)
+    name, value = next((name, value) for name, value in held if not value.isfinite().all())
+    nan, inf = int(value.isnan().sum()), int(value.isinf().sum())
+    hint = "; absence is NaN everywhere, and declared in `nan_is_absent`" if nan else ""
+    return f"{modality!r} of {name} must be finite, got {nan} NaN and {inf} Inf among {value.numel()} values{hint}"
 
 
 def _undeclared(modality: str, apart: Sequence[Sample], held: Sequence[Tensor | None]) -> str:

@@ -68,6 +68,15 @@ class Column:
     def raw(self, row: int) -> Tensor:
         """One sample that is present, as it was read and before it is scaled; see ``__getitem__`` for errors."""
         value = self._read(row)
+        if value.shape != self.example.shape or value.dtype != self.example.dtype:
+            self._check_like_others(value, row)
+        if value.is_floating_point() and not value.isfinite().all():
+            nan, inf = int(value.isnan().sum()), int(value.isinf().sum())
+            hint = "; samples that are all NaN may be declared absent by `nan_is_absent`" if nan else ""
+            raise ValueError(f"{self.at(row)} must be finite, got {nan} NaN and {inf} Inf in {value.numel()}{hint}")
+        return value
+
+    def _check_like_others(self, value: Tensor, row: int) -> None:
         if value.is_floating_point() != self.example.is_floating_point():
             kinds = [("tokens", "real numbers")[each.is_floating_point()] for each in (self.example, value)]
             raise ValueError(f"{self.at(row)} must be {kinds[0]} like the others, got {kinds[1]}")
@@ -77,11 +86,6 @@ class Column:
             hint = f"; if lengths differ, name {self.name!r} in `ragged`" if lengths else ""
             wanted = f"{expected}" if not self.ragged else f"{('T', *expected[1:])}".replace("'", "")
             raise ValueError(f"{self.at(row)} must have the shape {wanted} like the others, got {shape}{hint}")
-        if value.is_floating_point() and not value.isfinite().all():
-            nan, inf = int(value.isnan().sum()), int(value.isinf().sum())
-            hint = "; samples that are all NaN may be declared absent by `nan_is_absent`" if nan else ""
-            raise ValueError(f"{self.at(row)} must be finite, got {nan} NaN and {inf} Inf in {value.numel()}{hint}")
-        return value
 
     def at(self, row: int) -> str:
         """What an error calls a sample."""
