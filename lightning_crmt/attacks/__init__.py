@@ -4,6 +4,7 @@
 
 from lightning_crmt.attacks.apgd import APGD
 from lightning_crmt.attacks.attack import Attack, BudgetedAttack
+from lightning_crmt.attacks.embedded_model import EmbeddedModel
 from lightning_crmt.attacks.ensemble import Ensemble, MinimumNormEnsemble
 from lightning_crmt.attacks.external.autoattack import AutoAttack
 from lightning_crmt.attacks.external.foolbox import FoolboxDDN
@@ -39,6 +40,7 @@ __all__ = [
     "Box",
     "Budget",
     "BudgetedAttack",
+    "EmbeddedModel",
     "Ensemble",
     "Fill",
     "FoolboxDDN",
