@@ -135,11 +135,15 @@ def main(args: Sequence[str] | None = None) -> None:
         for row in ROWS
         for seed in options.seeds
     ]
+    shown = {"all samples": ["all"], "both present": ["both"], "one absent": ["lacking"]}
     found: dict[str, list[Run]] = {}
     with ProcessPoolExecutor(options.processes) as pool:
         for job, run in zip(jobs, pool.map(train_and_test, jobs), strict=True):
-            found.setdefault(f"{job.method}, {job.absent} absent: {job.row}", []).append(run)
-    print(table(found, {"all samples": ["all"], "both present": ["both"], "one absent": ["lacking"]}))
+            name = f"{job.method}, {job.absent} absent: {job.row}"
+            found.setdefault(name, []).append(run)
+            if len(found[name]) == len(options.seeds):
+                print(table({name: found[name]}, shown).splitlines()[-1], flush=True)
+    print("\n" + table(found, shown))
     lines = [["difference of all samples", "mean ± spread", "seeds above 0"]]
     for name, runs in found.items():
         start, _, row = name.rpartition(": ")

@@ -105,7 +105,7 @@ class MultimodalDataModule(LightningDataModule, ABC):
     """
 
     #: Makes a batch of samples, where they are not tensors of one shape: a function for ``DataLoader(collate_fn=...)``
-    #: such as :func:`~lightning_crmt.data.collate_samples` with its settings, which a class holds as a ``staticmethod``.
+    #: such as :func:`~lightning_crmt.data.collate_samples` with its settings; a class holds it as a ``staticmethod``.
     collate: Callable[[Any], Any] | None = None
 
     _sampler: ClassVar[type[EpochShuffle]] = EpochShuffle
