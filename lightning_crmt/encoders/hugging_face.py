@@ -154,7 +154,7 @@ def _made(path: str | None, config: Mapping[str, Any] | None, pretrained: str | 
 
 def _size(model: nn.Module, output: str | None) -> int:
     config: Any = getattr(model, "config", None)
-    projects = any(name.endswith("_projection") for name, _ in model.named_children())
+    projects = any(hasattr(model, f"{kind}_projection") for kind in ("text", "visual", "audio"))
     if projects if output is None else output.endswith("_embeds"):
         found = getattr(config, "projection_dim", None)
     else:
