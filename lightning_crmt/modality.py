@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from lightning_crmt.checks import describe
 
@@ -39,6 +40,11 @@ class FusionOutput(NamedTuple):
     scores: dict[str, Tensor]
     features: dict[str, Tensor] = {}  # noqa: RUF012
     present: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+# Programs of torch.export that return one can be saved. torch has no public name for this; without it they still run.
+if hasattr(_pytree, "_register_namedtuple"):
+    _pytree._register_namedtuple(FusionOutput, serialized_type_name="lightning_crmt.FusionOutput")
 
 
 def modalities_of(inputs: Inputs) -> dict[str, Tensor]:
@@ -116,7 +122,7 @@ def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:
         # Those that have it come first: no number of them need be known, which would wait for the device.
         order = (~here).to(torch.uint8).argsort(stable=True)
         turn = ((~here).cumsum(0) - 1) % here.sum().clamp(min=1)
-        rows = torch.where(here, torch.arange(len(here), device=here.device), order[turn])
+        rows = torch.where(here, torch.arange(here.shape[0], device=here.device), order[turn])
         for name in inputs:
             if name.partition(".")[0] == owner and name != f"{owner}.{PRESENT}":
                 changed[name] = inputs[name][rows.to(inputs[name].device)]

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "lightning_crmt"
 #: From the ground up. A room may import those before it.
 ORDER = [
     "version", "deprecation", "checks", "modality", "targets", "soundness", "frozen_eval", "random_state", "layers",
-    "encoders", "fusion", "lipschitz", "attacks", "certification", "losses", "reweighting", "evaluation", "metrics",
+    "export", "encoders", "fusion", "lipschitz", "attacks", "certification", "losses", "reweighting", "evaluation", "metrics",
     "data", "stage", "mixin", "module", "training", "callbacks", "methods", "cli", "__main__",
 ]  # fmt: skip
 

@@ -122,7 +122,7 @@ class GatedFusion(JointFusion):
     @override
     def joint_logits(self, features: Inputs) -> Tensor:
         first = next(iter(features.values()))
-        blank = {name: first.new_zeros(len(first), size) for name, size in self.in_features.items()}
+        blank = {name: first.new_zeros(first.shape[0], size) for name, size in self.in_features.items()}
         context = torch.cat([features.get(name, blank[name]) for name in self.in_features], dim=1)
         passed = [self.gates[name](context).sigmoid() * self.values[name](z).tanh() for name, z in features.items()]
         logits: Tensor = self.classifier(torch.stack(passed).sum(dim=0))
@@ -173,7 +173,7 @@ class FiLMFusion(JointFusion):
     def joint_logits(self, features: Inputs) -> Tensor:
         first = next(iter(features.values()))
         base = features.get(self.base)
-        value = first.new_zeros(len(first), self.value.out_features) if base is None else self.value(base)
+        value = first.new_zeros(first.shape[0], self.value.out_features) if base is None else self.value(base)
         for name, modulation in self.modulation.items():
             if name in features:
                 scale, shift = modulation(features[name]).chunk(2, dim=1)
