@@ -56,6 +56,15 @@ def modalities_of(inputs: Inputs) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if "." not in name}
 
 
+def continuous_of(inputs: Inputs) -> dict[str, Tensor]:
+    """The modalities of real numbers: those that can change by a little, unlike tokens.
+
+    >>> list(continuous_of({"image": torch.ones(1, 3), "text": torch.tensor([[5, 2, 0]])}))
+    ['image']
+    """
+    return {name: value for name, value in modalities_of(inputs).items() if value.is_floating_point()}
+
+
 def context_of(inputs: Inputs, modality: str | None = None) -> dict[str, Tensor]:
     """What a batch holds besides modalities: entries whose name has a dot, which no modality's name can have.
 

@@ -31,7 +31,7 @@ from lightning_crmt.lipschitz import (
     estimate_and_show,
 )
 from lightning_crmt.losses import Objective, integration_objective, true_class_radii
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, modalities_of, present_of, where_present
 from lightning_crmt.soundness import Soundness
 
 #: The levels that the constants of step 2 can have.
@@ -62,6 +62,7 @@ def reweight(
     scores: Inputs,
     target: Tensor,
     constants: LipschitzConstants,
+    present: Inputs | None = None,
     *,
     objective: Objective = "clipped",
     clip: float | None = None,
@@ -85,6 +86,8 @@ def reweight(
             :func:`keep_scores`.
         target: classes, ``(N,)``.
         constants: of encoders or scores, of the same weights.
+        present: which samples have a modality, ``(N,)`` bool, for those that may be absent. Only what a sample has can
+            change in its bound.
         objective: ``"clipped"``, or ``"mean"`` as in the paper.
         clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the start.
         epochs: passes over the scores.
@@ -127,20 +130,27 @@ def reweight(
         {name: value.detach().to(new.bias) for name, value in constants.values.items()},
         of=constants.of,
         soundness=constants.soundness,
+        clean=constants.clean,
     )
     target, size = target.cpu(), len(target)
+    here = {name: each.cpu() for name, each in (present or {}).items()}
+    scores = {name: where_present(value, here.get(name)) for name, value in scores.items()}
 
     def output(rows: Tensor) -> FusionOutput:
         some = {name: value[rows] for name, value in scores.items()}
-        return FusionOutput(new.fuse(some), some)
+        return FusionOutput(new.fuse(some), some, present={name: each[rows] for name, each in here.items()})
 
     if objective == "clipped" and clip is None:
         with torch.no_grad():
-            radii = [
-                true_class_radii(output(rows), target[rows], new, constants).abs().sum().double()
-                for rows in torch.split(torch.arange(size), 4096)
-            ]
-        clip = float(sum(radii)) / size
+            radii = torch.cat(
+                [
+                    true_class_radii(output(rows), target[rows], new, constants).abs().double()
+                    for rows in torch.split(torch.arange(size), 4096)
+                ]
+            )
+        if radii.isinf().all():
+            raise ValueError(f"`present` must leave samples that have one of the modalities {constants.modalities}")
+        clip = float(radii[~radii.isinf()].mean())
     norm = parameters_to_vector(weights).detach().norm()
     steps = optimizer(weights)
     for group in steps.param_groups:
@@ -187,11 +197,13 @@ class KeptScores(NamedTuple):
         scores: by modality, each ``(N, K)``, on the CPU.
         target: classes, ``(N,)``, on the CPU.
         constants: Lipschitz constants of the same weights.
+        present: which samples have a modality, ``(N,)`` bool on the CPU, for those that may be absent.
     """
 
     scores: dict[str, Tensor]
     target: Tensor
     constants: LipschitzConstants
+    present: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 def keep_scores(
@@ -231,11 +243,13 @@ def keep_scores(
         search, level = None, Soundness.among(CONSTANTS_LEVELS, "constants", constants)
     scores: list[dict[str, Tensor]] = []
     targets: list[Tensor] = []
+    presences: list[dict[str, Tensor]] = []
     bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
 
     def inputs() -> Iterator[Inputs]:
         for each, target in batches:
             targets.append(target.cpu())
+            presences.append({name: here.cpu() for name, here in present_of(each).items()})
             yield each
 
     def keep(of_batch: Inputs) -> None:
@@ -248,14 +262,24 @@ def keep_scores(
             for each in inputs():
                 with torch.no_grad():
                     keep(model(as_taken_by(model, each)).scores)
-                shapes = {name: tuple(value.shape[1:]) for name, value in each.items()}
+                shapes = {name: tuple(value.shape[1:]) for name, value in modalities_of(each).items()}
                 if (key := tuple(shapes.items())) not in bounds:
                     bounds[key] = encoder_bounds(encoders_and_head(model)[0], shapes)
             if not bounds:
                 raise ValueError("`batches` must hold at least one batch, got none")
             measured = _largest(bounds.values())
-    names = list(scores[0])
-    return KeptScores({n: torch.cat([each[n] for each in scores]) for n in names}, torch.cat(targets), measured)
+    names, maybe = list(scores[0]), dict.fromkeys(name for each in presences for name in each)
+    present = {
+        name: torch.cat(
+            [
+                each.get(name, torch.ones(len(target), dtype=torch.bool))
+                for each, target in zip(presences, targets, strict=True)
+            ]
+        )
+        for name in maybe
+    }
+    kept = {name: torch.cat([each[name] for each in scores]) for name in names}
+    return KeptScores(kept, torch.cat(targets), measured, present)
 
 
 def _largest(constants: Collection[LipschitzConstants]) -> LipschitzConstants:

@@ -43,6 +43,10 @@ class CertifiedRobustness(Observer):
     x^m (x_i) \|_2`, a lower bound of the true constant. It costs one backward pass per class and batch, and holds the
     gradients of all classes at once.
 
+    Only modalities of real numbers are perturbed; others, such as tokens, stay clean, as do those that ``modalities``
+    leaves out. Then the names of the perturbed ones, joined by ``+``, are in the place of ``joint``. Numbers of one
+    modality are over the samples that have it; what a sample lacks cannot change.
+
     Logged under ``val/`` and ``test/``, with ``joint`` or the name of a modality for *m*, and ``certified`` or
     ``estimated`` for *sure*:
 
@@ -65,6 +69,7 @@ class CertifiedRobustness(Observer):
         radii: l2 radii, in units of the model's inputs, at which accuracy is logged.
         constants: ``"sound"``, ``"rigorous"`` or ``"estimated"``.
         budgets: radii of several modalities at once, each a mapping of names to radii; one left out stays clean.
+        modalities: those that are perturbed; by default all of real numbers.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
@@ -84,6 +89,7 @@ class CertifiedRobustness(Observer):
         *,
         constants: Soundness | str = Soundness.SOUND,
         budgets: Sequence[Mapping[str, float]] = (),
+        modalities: Sequence[str] | None = None,
         inputs: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
@@ -97,18 +103,23 @@ class CertifiedRobustness(Observer):
                 check_key_name("budgets", name, modality=True)
         self.constants = Soundness.among([*BOUND_LEVELS, Soundness.ESTIMATED], "constants", constants)
         self.budgets = [dict(budget) for budget in budgets]
+        if isinstance(modalities, str) or (modalities is not None and not modalities):
+            raise ValueError(f"`modalities` must be a list of at least one name, got {modalities!r}")
+        self.modalities = None if modalities is None else list(modalities)
 
     @property
     @override
     def state_key(self) -> str:
         # One of each kind may observe the same fit.
-        return f"{type(self).__qualname__}[{self.constants.name.lower()}]"
+        of = "" if self.modalities is None else f" of {'+'.join(self.modalities)}"
+        return f"{type(self).__qualname__}[{self.constants.name.lower()}{of}]"
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
-        for budget in self.budgets:
-            if unknown := [name for name in budget if name not in model.names]:
-                raise ValueError(f"`budgets` must name modalities among {model.names}, got {unknown}")
+        named = [("budgets", budget) for budget in self.budgets] + [("modalities", self.modalities or [])]
+        for argument, names in named:
+            if unknown := [name for name in names if name not in model.names]:
+                raise ValueError(f"`{argument}` must name modalities among {model.names}, got {unknown}")
         head = getattr(model.module, "head", None)
         late = head if isinstance(head, LateFusion) and set(head.in_features) == set(model.names) else None
         if self.constants is Soundness.ESTIMATED:
@@ -141,22 +152,46 @@ class _Certificates(Measurement):
     def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
         """Add a batch."""
         target = target.to(certificate.prediction.device)
-        values = self.of_radius(certificate, target, "joint")
+        perturbed = self.perturbed(certificate)
+        everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
+        present = {name: output.present.get(name, everywhere).to(target.device) for name in self.model.names}
+        together = "joint" if len(perturbed) == len(self.model.names) else "+".join(perturbed)
+        values = self.of_radius(certificate, target, together, modalities=perturbed)
         classes = torch.arange(certificate.margins.shape[1], device=target.device)
         self.by_class.add({key: values[key] for key in values if key.radius is not None}, target[:, None] == classes)
+        # A radius is infinite where nothing could be perturbed: no part of a mean.
+        mean = values.pop(Key("", "radius", together, sure=certificate.soundness.label))
+        changeable = torch.stack([present[name] for name in perturbed]).any(dim=0)
+        self.means.add({Key("", "radius", together, sure=certificate.soundness.label): mean}, changeable[:, None])
         for budget in self.settings.budgets:
             key = Key("", "accuracy", budget=tuple(budget.items()), sure=certificate.soundness.label)
             values[key] = (certificate.prediction == target) & certificate.tolerates(budget)
-        for name, scores in {"joint": output.logits, **output.scores}.items():
-            values[Key("", "margin", name)] = _margin(scores.to(target.device), target)
-        rival = certificate.nearest_class()
-        for name in self.model.names:
-            values |= self.of_radius(certificate, target, name, modalities=[name])
-            values[Key("", "vulnerability", name)] = certificate.sensitivities[name].gather(1, rival[:, None])[:, 0]
+        values[Key("", "margin", "joint")] = _margin(output.logits.to(target.device), target)
+        self.means.add(values)
+        rival = certificate.nearest_class(perturbed)
+        for name, here in present.items():
+            own = {}
+            if name in perturbed and together != name:
+                own |= self.of_radius(certificate, target, name, modalities=[name])
+            if name in perturbed:
+                own[Key("", "vulnerability", name)] = certificate.sensitivities[name].gather(1, rival[:, None])[:, 0]
+            if name in output.scores:
+                own[Key("", "margin", name)] = _margin(output.scores[name].to(target.device), target)
             if self.head is not None:
                 rows = self.head.class_weights[name].detach().to(target.device)
-                values[Key("", "integration_factor", name)] = (rows[certificate.prediction] - rows[rival]).norm(dim=1)
-        self.means.add(values)
+                own[Key("", "integration_factor", name)] = (rows[certificate.prediction] - rows[rival]).norm(dim=1)
+            self.means.add(own, here[:, None])
+
+    def perturbed(self, certificate: Certificate) -> list[str]:
+        """The modalities that radii are about."""
+        chosen = self.settings.modalities or certificate.sensitivities
+        named = {*chosen, *(name for budget in self.settings.budgets for name in budget)}
+        if clean := [name for name in self.model.names if name in named and name not in certificate.sensitivities]:
+            raise ValueError(
+                f"`modalities` and `budgets` must name modalities of real numbers, got {clean}, whose values are "
+                "integers: these stay clean"
+            )
+        return [name for name in self.model.names if name in chosen]
 
     def of_radius(
         self, certificate: Certificate, target: Tensor, of: str, *, modalities: list[str] | None = None, when: str = ""
@@ -184,9 +219,18 @@ class _Bounded(_Certificates):
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         evaluation = crmt_module(self.model.module, self.settings).evaluation(inputs, level=self.settings.constants)
-        self.add(evaluation.certificate(), _detached(evaluation.output), target)
-        for name in self.model.names if len(self.model.names) > 1 else []:
-            self.means.add(self.of_radius(evaluation.certificate([name]), target, name, when="_dropped"))
+        certificate, output = evaluation.certificate(), _detached(evaluation.output)
+        self.add(certificate, output, target)
+        perturbed = self.perturbed(certificate)
+        for name in self.model.names:
+            if others := [other for other in perturbed if other != name]:
+                dropped = evaluation.certificate([name])
+                values = self.of_radius(dropped, target, name, modalities=others, when="_dropped")
+                present = {n: here for n, here in output.present.items() if n in others}
+                changeable = torch.ones_like(dropped.prediction, dtype=torch.bool)
+                if len(present) == len(others):
+                    changeable = torch.stack(list(present.values())).any(dim=0).to(changeable.device)
+                self.means.add(values, changeable[:, None])
 
 
 class _Estimated(_Certificates):
@@ -201,6 +245,13 @@ class _Estimated(_Certificates):
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         with frozen_eval(self.model):
             leaves = differentiable(inputs, self.model)
+            for name in self.settings.modalities or []:
+                if not leaves[name].requires_grad:
+                    raise ValueError(
+                        f"`modalities` must be of real numbers, got {name!r}, which holds {leaves[name].dtype}"
+                    )
+            for name, leaf in leaves.items():
+                leaf.requires_grad_(leaf.requires_grad and name in (self.settings.modalities or leaves))
             output = self.model(leaves)
             logits = logits_of(output)
             check_target(target, logits.shape[1], len(logits))
@@ -210,6 +261,7 @@ class _Estimated(_Certificates):
                     "something in `forward` detaches them, so their sensitivity cannot be measured"
                 )
             batch = margin_speeds(logits, leaves)
+            self.clean = tuple(name for name in self.model.names if not leaves[name].requires_grad)
         for name, speeds in batch.items():
             # A gradient that is not finite bounds nothing: an infinite constant makes every radius 0.
             largest = speeds.amax(dim=0).nan_to_num(nan=torch.inf)
@@ -219,15 +271,18 @@ class _Estimated(_Certificates):
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         speeds = {name: reduce(value, "max") for name, value in self.speeds.items()}
-        constants = LipschitzConstants(speeds, of="margins", soundness=Soundness.ESTIMATED)
+        constants = LipschitzConstants(speeds, of="margins", soundness=Soundness.ESTIMATED, clean=self.clean)
         for output, target in self.seen:
             self.add(certify(output, None, constants), output, target)
         return super().compute(reduce)
 
 
 def _detached(output: Any) -> FusionOutput:
-    scores = output.scores if isinstance(output, FusionOutput) else {}
-    return FusionOutput(logits_of(output).detach(), {name: each.detach() for name, each in scores.items()})
+    logits = logits_of(output).detach()
+    if not isinstance(output, FusionOutput):
+        return FusionOutput(logits, {})
+    scores = {name: each.detach() for name, each in output.scores.items()}
+    return FusionOutput(logits, scores, present=output.present)
 
 
 def _margin(scores: Tensor, target: Tensor) -> Tensor:

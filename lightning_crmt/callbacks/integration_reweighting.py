@@ -199,11 +199,7 @@ class IntegrationReweighting(Callback):
         data = TrainingPass(trainer, self.dataloader)
         with isolate_rng():
             kept = keep_scores(module, self._batches(data, module), self.constants)
-        self.kept = KeptScores(
-            {name: data.gathered(value, self.passes) for name, value in kept.scores.items()},
-            data.gathered(kept.target, self.passes),
-            replace(kept.constants, values={n: data.largest(value) for n, value in kept.constants.values.items()}),
-        )
+        self.kept = self._of_all_processes(kept, data)
         with progress_bar(trainer, "Integration reweighting", self.epochs) as bar:
             self.reweighted = self.reweight(check_reweightable(module.head), self.kept, lambda *_: bar.update())
         state = trainer.strategy.broadcast(self.reweighted.head.state_dict())
@@ -218,6 +214,23 @@ class IntegrationReweighting(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(curves, step=trainer.global_step + epoch)
         return curves
+
+    def _of_all_processes(self, kept: KeptScores, data: TrainingPass) -> KeptScores:
+        constants = {name: data.largest(value) for name, value in kept.constants.values.items()}
+        # In one process all samples may have a modality that some in another lack.
+        lacked = torch.tensor([name in kept.present for name in kept.scores], device=data.trainer.strategy.root_device)
+        lacked = data.largest(lacked.int())
+        everywhere = torch.ones(len(kept.target), dtype=torch.bool)
+        return KeptScores(
+            {name: data.gathered(value, self.passes) for name, value in kept.scores.items()},
+            data.gathered(kept.target, self.passes),
+            replace(kept.constants, values=constants),
+            {
+                name: data.gathered(kept.present.get(name, everywhere).int(), self.passes).bool()
+                for name, some in zip(kept.scores, lacked.tolist(), strict=True)
+                if some
+            },
+        )
 
     def reweight(self, head: LateFusion, kept: KeptScores, on_epoch: Callable[..., object] | None = None) -> Reweighted:
         """:func:`~lightning_crmt.reweight` with the settings of this callback."""

@@ -15,7 +15,7 @@ from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
 from lightning_crmt.losses import radius_loss
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, modalities_of
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import StageObjective
 from lightning_crmt.targets import Target, mixed_loss
@@ -66,7 +66,7 @@ class RadiusTraining(ReleasingCallback):
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         """The batch as it is; the first of an epoch says of which shapes the bounds must be."""
         if self._bounds is None or module.trainer.fit_loop.batch_idx == 0:
-            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
+            shapes = {name: tuple(value.shape[1:]) for name, value in modalities_of(inputs).items()}
             self._bounds = encoder_bounds(module.encoders, shapes)
         return inputs, target
 

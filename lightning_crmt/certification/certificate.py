@@ -31,7 +31,8 @@ class Certificate:
         prediction: class p of each sample, ``(B,)``.
         margins: :math:`h_p - h_j`, ``(B, K)``; all 0 where a logit is not finite, so that such a sample has radius 0.
             Where rounding was counted they are reduced by it, in double precision.
-        sensitivities: :math:`D_j^m` by modality, each ``(B, K)``. The column of p itself has no meaning.
+        sensitivities: :math:`D_j^m` by modality, each ``(B, K)``; 0 for samples without it. The column of p itself has
+            no meaning. Modalities that have none, such as tokens, stay clean: no radius is about them.
         soundness: the level of trust, the weakest of its parts.
         missing: modalities that were dropped from the fusion.
         limit: the largest :math:`\|\delta^m\|_2` the inequality is proved for; radii and budgets end there.
@@ -101,9 +102,9 @@ class Certificate:
         own = own_class(self.prediction, self.margins.shape[1])
         return ((fall < self.margins) | own).all(dim=1) & within
 
-    def nearest_class(self) -> Tensor:
-        """The class j whose bound attains the joint radius, ``(B,)``."""
-        radii = signed_radii(self.margins, self.sensitivities, self.prediction)
+    def nearest_class(self, modalities: Iterable[str] | None = None) -> Tensor:
+        """The class j whose bound attains the radius over ``modalities``, all by default, ``(B,)``."""
+        radii = signed_radii(self.margins, self._chosen("modalities", modalities), self.prediction)
         return torch.where(radii.isnan(), torch.zeros_like(radii), radii).argmin(dim=1)
 
     def _chosen(self, argument: str, names: Iterable[str] | None) -> dict[str, Tensor]:

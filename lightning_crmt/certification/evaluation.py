@@ -43,7 +43,18 @@ from lightning_crmt.lipschitz import (
     uncompiled,
     wholly_known,
 )
-from lightning_crmt.modality import FusionOutput, Inputs, in_double, logits_of
+from lightning_crmt.modality import (
+    PRESENT,
+    FusionOutput,
+    Inputs,
+    context_of,
+    in_double,
+    logits_of,
+    modalities_of,
+    present_of,
+    where_present,
+    with_stand_ins,
+)
 from lightning_crmt.soundness import Soundness
 
 
@@ -61,7 +72,8 @@ def certify_late_fusion(
         model: its attributes ``encoders``, by modality, and ``head`` are run as
             ``head({m: encoders[m](inputs[m])})``, which is what is certified. Its own answer, if it has a
             ``forward``, must be the same for these samples, nearby, and with a modality at 0; elsewhere it is not seen.
-        inputs: one batch by modality; run on the device and in the precision of the model's parameters.
+        inputs: one batch by modality; run on the device and in the precision of the model's parameters. With
+            ``"audio.present"`` the certificate of a sample without audio is that of the fusion without its score.
         lipschitz: estimated constants, for radii that are estimates. Bounds by
             :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
             computed anyway, once for weights as they are.
@@ -130,7 +142,11 @@ class Evaluation:
         with frozen_eval(model), torch.no_grad(), uncompiled(model) as compiled:
             encoders, head = encoders_and_head(model)
             check_inputs(inputs, encoders.keys())
+            present = present_of(inputs)
+            _refuse_context(inputs)
+            inputs = modalities_of(with_stand_ins(inputs, present))
             given, inputs = inputs, as_taken_by(model, inputs)
+            present = {name: here.to(device_of(model)) for name, here in present.items()}
             examine(dict(encoders.items()), head)
             _refuse_integers(given)
             refuse_flushed_numbers()
@@ -141,6 +157,8 @@ class Evaluation:
             _refuse_other(lipschitz, self.level, fingerprints, shapes)
             # Before anything runs: in half precision, which is refused, some convolutions end the process.
             if self.level is Soundness.RIGOROUS:
+                if present:
+                    raise ValueError("`inputs` must have all modalities in every sample at level 'rigorous'")
                 self.constants = encoder_bounds(encoders, shapes, level=self.level)
                 self.errors = encoder_errors(encoders, inputs)
                 _refuse_cast(given, inputs)
@@ -150,7 +168,7 @@ class Evaluation:
             # Of copies, for activations in place: the twin must get the same samples.
             copies = {name: value.clone() for name, value in inputs.items()}
             features = {name: encoder(copies[name]) for name, encoder in encoders.items()}
-            self.output = self.head(features)
+            self.output = self.head(features, present) if present else self.head(features)
             _refuse_changes_of_shared(given, inputs, copies)
             if (rows := check_batch("features", features)) != (size := check_batch("inputs", inputs)):
                 raise ValueError(f"`encoders` must give a row of features for each of {size} samples, got {rows}")
@@ -177,7 +195,9 @@ class Evaluation:
                     twin.layer_bound,
                     _cast_error(given[name], inputs[name]).to(device_of(twin.head)),
                 )
-            self._exact_output = self._exact_head(exact)
+            self._exact_output = self._exact_head(
+                exact, {name: here.to(device_of(twin.head)) for name, here in present.items()}
+            )
             self.precision = _coarsest(of_head)
             # What rounding takes from margins in the twin, as a share of what it may take in the model as it runs.
             everywhere = [each for part in [*precisions.values(), of_head] for each in part]
@@ -214,7 +234,9 @@ class Evaluation:
             # Double precision rounds too: as much less as its unit is smaller.
             margins = torch.where(vouched[:, None], margins - slack * self.share_of_double, 0.0)
             slopes = {
-                name: (pair + self._lost(name))[prediction] if name in present else torch.zeros_like(margins)
+                name: where_present((pair + self._lost(name))[prediction], self._exact_output.present.get(name))
+                if name in present
+                else torch.zeros_like(margins)
                 for name, pair in sensitivities(self.constants, self._exact_head).items()
             }
         return Certificate(prediction, margins, slopes, Soundness.SOUND, missing)
@@ -241,12 +263,12 @@ class Evaluation:
             ValueError: a ``NoBoundError`` for compiled code.
         """
         noise = torch.Generator().manual_seed(0)
-        near = {}
-        for name, value in inputs.items():
+        near = dict(inputs)
+        for name, value in modalities_of(inputs).items():
             wide = value.detach().cpu().double()
             moved = wide + wide.std(correction=0).clamp(min=1) * torch.randn(wide.shape, generator=noise).double()
             near[name] = moved.to(value)
-        without = [{**inputs, name: torch.zeros_like(value)} for name, value in inputs.items()]
+        without = [{**inputs, name: torch.zeros_like(value)} for name, value in modalities_of(inputs).items()]
         with uncompiled(model) as compiled:
             evaluations = [(near, Evaluation(model, near, level=self.level))]
             if not compiled:
@@ -298,11 +320,20 @@ class Evaluation:
             rows, error = exact[name], self._feature_errors[name]
             size = self._exact_output.features[name].norm(dim=1) + error
             each = gamma * rows.norm(dim=1) + 4 * (in_double(running[name]) - rows).norm(dim=1)
-            slack = slack + (each[prediction][:, None] + each) * size[:, None]
-            slack = slack + row_distances(rows)[prediction] * error[:, None]
+            part = (each[prediction][:, None] + each) * size[:, None]
+            part = part + row_distances(rows)[prediction] * error[:, None]
             longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
-            slack = torch.where((longest * size < self.precision.largest)[:, None], slack, math.inf)
+            part = torch.where((longest * size < self.precision.largest)[:, None], part, math.inf)
+            slack = slack + where_present(part, self._exact_output.present.get(name))
         return slack
+
+
+def _refuse_context(inputs: Inputs) -> None:
+    if context := [name for name in context_of(inputs) if not name.endswith(f".{PRESENT}")]:
+        raise ValueError(
+            f"`inputs` must be modalities alone to be certified, and presence: what encoders do with {context[0]!r} has "
+            "no bound; estimated constants still give estimates"
+        )
 
 
 def _refuse_integers(inputs: Inputs) -> None:
@@ -354,7 +385,9 @@ def _answer(model: nn.Module, inputs: Inputs) -> Tensor:
     if _has_forward(model):
         return logits_of(model(inputs))
     encoders, head = encoders_and_head(model)
-    output: FusionOutput = head({name: encoder(inputs[name]) for name, encoder in encoders.items()})
+    present = present_of(inputs)
+    taken = with_stand_ins(inputs, present)
+    output: FusionOutput = head({name: encoder(taken[name]) for name, encoder in encoders.items()}, present)
     return output.logits
 
 

@@ -18,7 +18,7 @@ from lightning_crmt.lipschitz import (
     ForwardError,
     LipschitzConstants,
 )
-from lightning_crmt.modality import FusionOutput, at_least_single, logits_of
+from lightning_crmt.modality import FusionOutput, at_least_single, logits_of, where_present
 from lightning_crmt.soundness import Soundness
 
 
@@ -39,7 +39,8 @@ def certify(
 
     Args:
         output: what the model returned, computed in evaluation mode and full precision: logits ``(B, K)``, or a
-            ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each.
+            ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each. What a sample
+            lacks cannot change.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights, by modality: scalars of encoders, ``(K,)`` of scores, ``(K, K)`` of
             margins.
@@ -64,8 +65,11 @@ def certify(
     pairs, logits = _fitting(output, head, lipschitz, missing)
     prediction = logits.argmax(dim=1)
     margins = _margins(at_least_single(logits), prediction)
+    present = output.present if isinstance(output, FusionOutput) else {}
     slopes = {
-        name: torch.zeros_like(margins) if name in missing else pair.detach().to(margins)[prediction]
+        name: torch.zeros_like(margins)
+        if name in missing
+        else where_present(pair.detach().to(margins)[prediction], present.get(name))
         for name, pair in pairs.items()
     }
     return Certificate(prediction, margins, slopes, Soundness.ESTIMATED, missing)
@@ -109,7 +113,8 @@ def _fitting(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Sensitivities ``(K, K)`` by modality and logits ``(B, K)`` that fit them."""
     pairs = sensitivities(lipschitz, head)
-    logits = (fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
+    modalities = [*lipschitz.modalities, *lipschitz.clean]
+    logits = (fused(output, head, modalities, missing) if missing else logits_of(output)).detach()
     num_classes = logits.shape[1]
     for name, pair in pairs.items():
         if pair.shape != (num_classes, num_classes):

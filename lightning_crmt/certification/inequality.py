@@ -30,7 +30,8 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
       up to :math:`\sqrt 2` smaller than the paper's form at the same :math:`L_m`;
     - constants of margins are :math:`D^m` already.
 
-    Differentiable with respect to the integration weights. The diagonal has no meaning.
+    Differentiable with respect to the integration weights. The diagonal has no meaning. Modalities that stay clean
+    have none.
 
     Args:
         lipschitz: constants of encoders, scores or margins.
@@ -52,7 +53,7 @@ def sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) -> dic
             f"`head` must be late fusion with Lipschitz constants of {lipschitz.of}, got {describe(head)}; "
             "other models need constants of margins"
         )
-    check_same_modalities("lipschitz", lipschitz.modalities, head.in_features)
+    check_same_modalities("lipschitz", [*lipschitz.modalities, *lipschitz.clean], head.in_features)
     pairs = {}
     for name, constant in lipschitz.values.items():
         if lipschitz.of == "encoder":

@@ -30,6 +30,8 @@ class LipschitzConstants:
         soundness: the level of trust, inherited by every radius computed from them.
         fingerprints: of the encoders that they were bounded for, by modality; None where encoders were not examined.
         shapes: of one sample by modality, where the bounds hold for no other shape; None where they hold for any.
+        clean: modalities that are never perturbed, and have no constant: those of integers, such as tokens. Radii are
+            about the others while these stay as they are.
 
     Raises:
         ValueError: if ``of`` is unknown, or a value has another number of dimensions, is negative or NaN.
@@ -45,6 +47,7 @@ class LipschitzConstants:
     soundness: Soundness
     fingerprints: Mapping[str, str] | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
+    clean: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_modality_names("values", self.values)
@@ -63,5 +66,5 @@ class LipschitzConstants:
 
     @property
     def modalities(self) -> list[str]:
-        """Names of the modalities."""
+        """Names of the modalities that have a constant."""
         return list(self.values)
