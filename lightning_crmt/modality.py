@@ -129,9 +129,10 @@ def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:
     changed = dict(inputs)
     for owner, here in present.items():
         # Those that have it come first: no number of them need be known, which would wait for the device.
-        order = (~here).to(torch.uint8).argsort(stable=True)
+        place = torch.arange(here.shape[0], device=here.device)
+        order = torch.where(here, place, place + here.shape[0]).argsort()
         turn = ((~here).cumsum(0) - 1) % here.sum().clamp(min=1)
-        rows = torch.where(here, torch.arange(here.shape[0], device=here.device), order[turn])
+        rows = torch.where(here, place, order[turn])
         for name in inputs:
             if name.partition(".")[0] == owner and name != f"{owner}.{PRESENT}":
                 changed[name] = inputs[name][rows.to(inputs[name].device)]
