@@ -15,7 +15,7 @@ from lightning_crmt.certification import margins_of, own_class, sensitivities, s
 from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive, check_target
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import FusionOutput, Inputs, where_present
+from lightning_crmt.modality import FusionOutput, Inputs, mean_over, where_present
 from lightning_crmt.targets import MixedTarget, Target, check_classes
 
 #: How step 2 averages the bound over samples.
@@ -65,9 +65,7 @@ def margin_regularization(
     return smooth_margins(scores, target, temperature, present)
 
 
-def smooth_margins(
-    scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None
-) -> Tensor:
+def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None) -> Tensor:
     """:func:`margin_regularization` of scores that are known to be finite, and of classes in range.
 
     It never waits for the device, except for mixed samples.
@@ -96,7 +94,7 @@ def _mean_over_present(rivals: Tensor, here: Tensor) -> Tensor:
     counted = here.any(dim=1)
     # A sample without any is computed as if it had all, so that it has finite gradients, and left out.
     rivals = rivals.masked_fill(~(here | ~counted[:, None])[:, :, None], -math.inf)
-    return _mean_where(counted, rivals.flatten(1).logsumexp(dim=1))
+    return mean_over(rivals.flatten(1).logsumexp(dim=1), counted)
 
 
 def _one_shape(scores: Inputs) -> tuple[int, ...]:
@@ -194,7 +192,7 @@ def integration_objective(
     if lipschitz.of == "margins":
         raise ValueError("`lipschitz` must be of 'encoder' or 'scores'; constants of 'margins' contain the weights")
     radii = true_class_radii(output, target, head, lipschitz)
-    return -_mean_where(~radii.isinf(), radii.clamp(-clip, clip))
+    return -mean_over(radii.clamp(-clip, clip), ~radii.isinf())
 
 
 def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lipschitz: LipschitzConstants) -> Tensor:
@@ -277,7 +275,7 @@ def radius_loss(
     def soft(logits: Tensor, pairs: Mapping[str, Tensor], wanted: float) -> Tensor:
         radii = _radii_to_rivals(logits, target, pairs, output.present)
         hinges = nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1))
-        return _mean_where(_changeable(pairs, output), hinges)
+        return mean_over(hinges, _changeable(pairs, output))
 
     pairs = sensitivities(lipschitz, head)
     loss = soft(output.logits, pairs, radius)
@@ -285,11 +283,6 @@ def radius_loss(
         for name, weights in head.integration_weights.items():
             loss = loss + rho * soft(weights * output.scores[name], {name: pairs[name]}, radius / 2)
     return loss
-
-
-def _mean_where(counted: Tensor, values: Tensor) -> Tensor:
-    """The mean of the values ``(B,)`` that count; 0, with a graph, if none does."""
-    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 def _changeable(names: Iterable[str], output: FusionOutput) -> Tensor:

@@ -31,7 +31,7 @@ from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
 from lightning_crmt.losses import smooth_margins
-from lightning_crmt.modality import FusionOutput, Inputs, context_of, present_of, with_stand_ins
+from lightning_crmt.modality import FusionOutput, Inputs, answer, encoded, present_of
 from lightning_crmt.random_state import random_state, set_random_state
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
@@ -110,11 +110,7 @@ class CRMTMixin(LightningModule):
             check_named_batch(inputs, self.encoders.keys())
         else:
             check_inputs(inputs, self.encoders.keys())
-        present = present_of(inputs)
-        taken = with_stand_ins(inputs, present)
-        features = {name: encoder(taken[name], **context_of(taken, name)) for name, encoder in self.encoders.items()}
-        output: FusionOutput = self.head(features, present) if present else self.head(features)
-        return output
+        return answer(self.head, encoded(self.encoders, inputs), present_of(inputs))
 
     def split_batch(self, batch: Any) -> tuple[Inputs, Tensor]:
         """``(inputs, target)`` of a batch as the data loader gives it; the one place to override for another form."""
@@ -222,7 +218,7 @@ class CRMTMixin(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs ``val/loss``, ``val/accuracy/joint`` and the accuracy of each modality's own scores."""
+        """Logs ``val/loss``, ``val/accuracy/joint`` and the accuracy of each modality's own scores, where present."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -322,7 +318,13 @@ class CRMTMixin(LightningModule):
         check_target(target, self.head.num_classes, output.logits.shape[0])
         numbers = {Key(split, "loss"): nn.functional.cross_entropy(output.logits, target)}
         for name, scores in {"joint": output.logits, **output.scores}.items():
-            numbers[Key(split, "accuracy", name)] = (scores.argmax(dim=1) == target).float().mean()
+            right = (scores.argmax(dim=1) == target).float()
+            here, key = output.present.get(name), Key(split, "accuracy", name)
+            if here is None:
+                numbers[key] = right.mean()
+            else:  # over the samples that have the modality
+                count = int(here.sum())
+                self.log(str(key), right[here].sum() / max(count, 1), batch_size=count, sync_dist=True)
         self.log_dict({str(key): value for key, value in numbers.items()}, batch_size=len(target), sync_dist=True)
 
 

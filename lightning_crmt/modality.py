@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -137,6 +138,50 @@ def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:
             if name.partition(".")[0] == owner and name != f"{owner}.{PRESENT}":
                 changed[name] = inputs[name][rows.to(inputs[name].device)]
     return changed
+
+
+def encoded(encoders: Mapping[str, Callable[..., Tensor]], inputs: Inputs) -> dict[str, Tensor]:
+    """Features by modality: what each encoder makes of its modality and of the context of that.
+
+    Args:
+        encoders: of some or all modalities, each called with ``(B, ...)`` and its context as keyword arguments.
+        inputs: one batch; where samples lack a modality, the features are those of stand-ins, see
+            :func:`with_stand_ins`.
+
+    >>> encoded({"audio": lambda x, gain: gain * x}, {"audio": torch.ones(1, 2), "audio.gain": torch.tensor([[3.0]])})
+    {'audio': tensor([[3., 3.]])}
+    """
+    taken = with_stand_ins(inputs, present_of(inputs))
+    return {name: encoder(taken[name], **context_of(taken, name)) for name, encoder in encoders.items()}
+
+
+def answer(head: Callable[..., FusionOutput], features: Inputs, present: Inputs) -> FusionOutput:
+    """What a fusion head makes of features; it is told of presence where that is not all.
+
+    So heads of one's own that know nothing of presence work where every sample has everything.
+
+    Raises:
+        TypeError: if the head takes no ``present`` where it is needed.
+    """
+    if not present:
+        return head(features)
+    if "present" not in inspect.signature(getattr(head, "forward", head)).parameters:
+        raise TypeError(
+            f"samples lack modalities, and the head {type(head).__name__} cannot be told: its `forward` must take "
+            "`present`, masks (B,) by modality, and leave out what is absent"
+        )
+    return head(features, present)
+
+
+def mean_over(values: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean of the values ``(B,)`` that are counted, all if None; 0, with a graph, if none is.
+
+    >>> mean_over(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([True, True, False]))
+    tensor(2.)
+    """
+    if counted is None:
+        return values.mean()
+    return torch.where(counted, values, torch.zeros_like(values)).sum() / counted.sum().clamp(min=1)
 
 
 def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:

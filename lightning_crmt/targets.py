@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from lightning_crmt.checks import check_target
+from lightning_crmt.modality import where_present
 
 
 class MixedTarget(NamedTuple):
@@ -56,20 +57,40 @@ def mixed_loss(loss: Callable[[Tensor], Tensor], target: Target) -> Tensor:
     return loss(target)
 
 
-def mixed_cross_entropy(logits: Tensor, target: Target, reduction: str = "mean") -> Tensor:
+def mixed_cross_entropy(
+    logits: Tensor, target: Target, reduction: str = "mean", present: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of logits ``(B, K)``; for mixed samples that of both classes, weighted by their shares.
 
     Args:
         logits: ``(B, K)``.
         target: classes ``(B,)``, or those of mixed samples.
         reduction: as in torch: one number for ``"mean"`` and ``"sum"``, ``(B,)`` for ``"none"``.
+        present: which samples have the modality whose logits they are, ``(B,)`` bool; the others do not count.
 
     >>> import torch
     >>> target = MixedTarget(torch.tensor([0]), torch.tensor([1]), share=0.75)
     >>> mixed_cross_entropy(torch.tensor([[0.75, 0.25]]).log(), target)  # least where probabilities are the shares
     tensor(0.5623)
     """
-    return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y, reduction=reduction), target)
+    if present is None:
+        return mixed_loss(lambda y: nn.functional.cross_entropy(logits, y, reduction=reduction), target)
+    each = where_present(mixed_cross_entropy(logits, target, "none"), present)
+    if reduction == "none":
+        return each
+    return each.sum() if reduction == "sum" else each.sum() / present.sum().clamp(min=1)
+
+
+def rows_of(target: Target, rows: Tensor) -> Target:
+    """The targets of some samples, given by their indices or by a mask ``(B,)``.
+
+    >>> import torch
+    >>> rows_of(torch.tensor([5, 6, 7]), torch.tensor([True, False, True]))
+    tensor([5, 7])
+    """
+    if isinstance(target, MixedTarget):
+        return MixedTarget(target.first[rows], target.second[rows], target.share)
+    return target[rows]
 
 
 def classes_of(target: Target) -> tuple[Tensor, ...]:

@@ -116,7 +116,8 @@ class MissingModality(Attack):
         >>> MissingModality(modalities=["audio"]).subsets(["audio", "image"])
         [(), ('audio',)]
         """
-        names = list(self.fill) if isinstance(self.fill, dict) else list(inputs)
+        inputs = [name for name in inputs if "." not in name]
+        names = list(self.fill) if isinstance(self.fill, dict) else inputs
         names = names if self.modalities is None else self.modalities
         unknown = [name for name in names if name not in inputs]
         if unknown:

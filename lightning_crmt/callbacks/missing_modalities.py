@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -15,10 +17,14 @@ from lightning_crmt.attacks import Fill, MissingModality
 from lightning_crmt.callbacks.observer import Measurement, Observer
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.deprecation import renamed_argument
-from lightning_crmt.evaluation import Key
+from lightning_crmt.evaluation import Key, Means, Reduce
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.fusion import LateFusion
+from lightning_crmt.modality import modalities_of, present_of
 from lightning_crmt.training import NamedModel
+
+#: The most patterns of presence that get a key each.
+_MOST_PATTERNS = 64
 
 
 class MissingModalities(Observer):
@@ -28,6 +34,10 @@ class MissingModalities(Observer):
     value that you give, ``val/accuracy_dropped/audio`` nothing, as its score is left out of the fusion. Several names
     are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples with nothing missing,
     ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing.
+
+    Where samples lack modalities of their own (``"audio.present"`` in the inputs), a sample counts where something is
+    left of it, and ``val/accuracy_present/image`` is the accuracy of samples that have the image and nothing else, for
+    every pattern of presence that occurs.
 
     Args:
         fill: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as
@@ -97,14 +107,45 @@ class _Accuracies(Measurement):
         self.model = model
         self.attack = attack
         self.what = what
+        self.of_patterns = Means[str]()
+        self.patterns: list[str] = []
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        subsets = self.attack.subsets(inputs)
+        subsets = self.attack.subsets(modalities_of(inputs))
         with frozen_eval(self.model), torch.no_grad():
             logits = [self.attack.logits_without(self.model, inputs, subset) for subset in subsets]
         check_target(target, logits[0].shape[1], len(logits[0]))
         right = [each.argmax(dim=1) == target for each in logits]
-        names = [*("+".join(subset) or "none" for subset in subsets), "worst"]
-        right.append(torch.stack(right).all(dim=0))
-        self.means.add({Key("", self.what, name): each for name, each in zip(names, right, strict=True)})
+        here = self._here(inputs, target)
+        # Samples that have a modality besides those that are missing.
+        left = [here[:, [n not in subset for n in self.model.names]].any(dim=1) for subset in subsets]
+        for subset, each, counted in zip(subsets, right, left, strict=True):
+            self.means.add({Key("", self.what, "+".join(subset) or "none"): each}, counted[:, None])
+        anyway = torch.stack([each | ~counted for each, counted in zip(right, left, strict=True)]).all(dim=0)
+        self.means.add({Key("", self.what, "worst"): anyway})
+        if present_of(inputs):
+            self._add_patterns(right[0], here)
+
+    def _here(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Which sample has which modality, ``(B, M)``."""
+        present, everywhere = present_of(inputs), torch.ones_like(target, dtype=torch.bool)
+        return torch.stack([present.get(name, everywhere).to(target.device) for name in self.model.names], dim=1)
+
+    def _add_patterns(self, right: Tensor, here: Tensor) -> None:
+        # All there can be, as processes must agree on what they add up.
+        names = self.model.names
+        if 2 ** len(names) > _MOST_PATTERNS:
+            return
+        subsets = [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
+        self.patterns = ["+".join(subset) for subset in subsets]
+        wanted = here.new_tensor([[name in subset for name in names] for subset in subsets])
+        self.of_patterns.add({"": right}, (here[:, None] == wanted).all(dim=2))
+
+    @override
+    def compute(self, reduce: Reduce) -> dict[Key, float]:
+        numbers = super().compute(reduce)
+        if self.patterns:
+            shares = zip(self.patterns, self.of_patterns.compute(reduce)[""], strict=True)
+            numbers |= {Key("", "accuracy_present", name): each for name, each in shares if not math.isnan(each)}
+        return numbers

@@ -331,8 +331,8 @@ class Evaluation:
 def _refuse_context(inputs: Inputs) -> None:
     if context := [name for name in context_of(inputs) if not name.endswith(f".{PRESENT}")]:
         raise ValueError(
-            f"`inputs` must be modalities alone to be certified, and presence: what encoders do with {context[0]!r} has "
-            "no bound; estimated constants still give estimates"
+            f"`inputs` must be modalities alone to be certified, and presence: what encoders do with {context[0]!r} "
+            "has no bound; estimated constants still give estimates"
         )
 
 

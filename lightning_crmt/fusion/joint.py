@@ -79,7 +79,7 @@ class JointFusion(FusionHead):
         rows, parts = [], []
         for index, pattern in enumerate(patterns.tolist()):
             if not any(pattern):
-                raise ValueError(f"`present` must leave every sample one of the modalities {names}, got one without any")
+                raise ValueError(f"`present` must leave each sample one of the modalities {names}, got one without any")
             rows.append((of_sample == index).nonzero().squeeze(1))
             parts.append(
                 self.joint_logits({n: features[n][rows[-1]] for n, has in zip(names, pattern, strict=True) if has})

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.fusion.late import LinearFusion
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
+from lightning_crmt.modality import FusionOutput, Inputs, answer, at_least_single
 
 
 class MemoryFusion(FusionHead):
@@ -106,8 +106,7 @@ class MemoryFusion(FusionHead):
         features = self.checked(features)
         filled = bool(self.filled)
         recalled = {n: self._recall(n, value) for n, value in features.items()} if filled else features
-        output = self.head(recalled, present) if present else self.head(recalled)
-        return output._replace(features=features)
+        return answer(self.head, recalled, present or {})._replace(features=features)
 
     @override
     def unimodal_logits(self, scores: Inputs) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.lipschitz.gradients import input_gradients, keep_largest
-from lightning_crmt.modality import at_least_single, continuous_of, Inputs, select
+from lightning_crmt.modality import Inputs, at_least_single, continuous_of, select
 
 #: The most pilots: samples whose gradients are all computed, to learn from.
 _MOST_PILOTS = 256

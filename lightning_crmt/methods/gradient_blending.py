@@ -134,7 +134,11 @@ class GradientBlending(Method):
         # The module's own loss holds the joint one already, once.
         joint = (self.weights[JOINT] - 1) * mixed_cross_entropy(output.logits, target)
         logits = self.readout.logits(module, output, self)
-        return sum((self.weights[name] * mixed_cross_entropy(own, target) for name, own in logits.items()), start=joint)
+        own_losses = (
+            self.weights[name] * mixed_cross_entropy(own, target, present=output.present.get(name))
+            for name, own in logits.items()
+        )
+        return sum(own_losses, start=joint)
 
     def _mean_losses(self, module: CRMTMixin, data: TrainingPass, part: str) -> dict[str, float]:
         """Mean loss of every head over the samples of all processes."""
@@ -145,7 +149,9 @@ class GradientBlending(Method):
                 logits = {**self.readout.logits(module, output, self), JOINT: output.logits}
                 # In half precision the differences that make up the weights would be lost.
                 own = {head: at_least_single(logits[head]) for head in self.weights}
-                sums.add({head: mixed_cross_entropy(each, target, "sum") for head, each in own.items()}, len(target))
+                here = output.present
+                losses = {h: mixed_cross_entropy(each, target, "sum", here.get(h)) for h, each in own.items()}
+                sums.add(losses, len(target), here)
         if not sums:
             raise ValueError(f"GradientBlending must see at least one {part} sample, got none")
         return sums.means(module.trainer)

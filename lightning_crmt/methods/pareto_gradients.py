@@ -71,8 +71,11 @@ class ParetoGradients(Method):
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
-        sums = losses(module.head.unimodal_logits(output.scores), target)
-        means = {name: value / size_of(target) for name, value in sums.items()}
+        sums = losses(module.head.unimodal_logits(output.scores), target, present=output.present)
+        means = {
+            name: value / (output.present[name].sum().clamp(min=1) if name in output.present else size_of(target))
+            for name, value in sums.items()
+        }
         if torch.is_grad_enabled():
             for name, parameters in encoder_parameters(module).items():
                 if parameters:

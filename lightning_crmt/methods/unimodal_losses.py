@@ -53,7 +53,10 @@ class UnimodalLosses(Method):
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
         logits = self.readout.logits(module, output, self)
-        losses = [of_modality(self.weight, name) * mixed_cross_entropy(own, target) for name, own in logits.items()]
+        losses = [
+            of_modality(self.weight, name) * mixed_cross_entropy(own, target, present=output.present.get(name))
+            for name, own in logits.items()
+        ]
         return torch.stack(losses).sum()
 
     @override

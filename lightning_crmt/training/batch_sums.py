@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_crmt.modality import Inputs, at_least_single
+from lightning_crmt.modality import Inputs, at_least_single, where_present
 from lightning_crmt.targets import Target, mixed_loss
 
 
@@ -26,26 +26,36 @@ class BatchSums:
 
     def __init__(self) -> None:
         self._values: dict[str, Tensor] = {}
-        self._size = 0
+        self._sizes: dict[str, Tensor] = {}
 
-    def add(self, values: Inputs, size: int) -> None:
-        """Add the sums over ``size`` samples."""
+    def add(self, values: Inputs, size: int, present: Inputs | None = None) -> None:
+        """Add the sums over ``size`` samples, or over those that have the modality of that name.
+
+        Args:
+            values: by name, one number each.
+            size: of the batch.
+            present: which samples have a modality, ``(B,)`` bool, for those that may be absent.
+        """
         for name, value in values.items():
             value = at_least_single(value.detach())
+            counted = value.new_tensor(size) if name not in (present or {}) else present[name].sum().to(value)
             self._values[name] = self._values[name] + value if name in self._values else value
-        self._size += size
+            self._sizes[name] = self._sizes[name] + counted if name in self._sizes else counted
 
     def means(self, trainer: Trainer) -> dict[str, float]:
-        """The means over the samples of all processes, which must call this together; then the sums restart at 0."""
-        values = list(self._values.values())
-        vector = torch.stack([*values, values[0].new_tensor(self._size)])
-        *sums, size = trainer.strategy.reduce(vector, reduce_op="sum").tolist()
-        means = {name: value / size for name, value in zip(self._values, sums, strict=True)}
-        self._values, self._size = {}, 0
+        """The means over the samples of all processes, which must call this together; then the sums restart at 0.
+
+        0 where no sample has the modality.
+        """
+        vector = torch.stack([*self._values.values(), *self._sizes.values()])
+        numbers = trainer.strategy.reduce(vector, reduce_op="sum").tolist()
+        pairs = zip(numbers[: len(self._values)], numbers[len(self._values) :], strict=True)
+        means = {name: total / size if size else 0.0 for name, (total, size) in zip(self._values, pairs, strict=True)}
+        self._values, self._sizes = {}, {}
         return means
 
     def __bool__(self) -> bool:
-        return self._size > 0
+        return bool(self._values)
 
 
 def check_all_measured(trainer: Trainer, loaders: int) -> None:
@@ -70,27 +80,34 @@ def check_all_measured(trainer: Trainer, loaders: int) -> None:
         )
 
 
-def confidences(logits: Inputs, target: Target) -> dict[str, Tensor]:
+def confidences(logits: Inputs, target: Target, present: Inputs | None = None) -> dict[str, Tensor]:
     r"""Confidence of each modality in the true classes, summed over the batch: :math:`\sum_i \mathrm{softmax}(h_m)_y`.
 
-    For mixed samples :math:`\lambda p_{y_a} + (1 - \lambda) p_{y_b}`.
+    For mixed samples :math:`\lambda p_{y_a} + (1 - \lambda) p_{y_b}`. Samples that lack the modality do not count.
 
     >>> confidences({"audio": torch.tensor([[0.0, 0.0], [0.0, 100.0]])}, torch.tensor([0, 1]))
     {'audio': tensor(1.5000)}
     """
-    return {name: _sum_at(each.softmax(dim=1), target) for name, each in logits.items()}
+    here = present or {}
+    return {name: _sum_at(each.softmax(dim=1), target, here.get(name)) for name, each in logits.items()}
 
 
-def losses(logits: Inputs, target: Target, least: float = 0.0) -> dict[str, Tensor]:
+def losses(logits: Inputs, target: Target, least: float = 0.0, present: Inputs | None = None) -> dict[str, Tensor]:
     r"""Cross-entropy of each modality, summed over the batch; probabilities count as at least ``least``.
+
+    Samples that lack the modality do not count.
 
     >>> losses({"audio": torch.tensor([[0.0, 0.0], [0.0, 100.0]])}, torch.tensor([0, 1]))
     {'audio': tensor(0.6931)}
     """
-    most = -math.log(least) if least > 0 else math.inf
-    return {name: _sum_at(-each.log_softmax(dim=1).clamp(min=-most), target) for name, each in logits.items()}
+    most, here = -math.log(least) if least > 0 else math.inf, present or {}
+    return {
+        name: _sum_at(-each.log_softmax(dim=1).clamp(min=-most), target, here.get(name))
+        for name, each in logits.items()
+    }
 
 
-def _sum_at(values: Tensor, target: Target) -> Tensor:
-    """The sum of the values ``(B, K)`` in the columns of the true classes."""
+def _sum_at(values: Tensor, target: Target, present: Tensor | None) -> Tensor:
+    """The sum of the values ``(B, K)`` in the columns of the true classes, over the samples that are present."""
+    values = where_present(values, present)
     return mixed_loss(lambda classes: values.gather(1, classes[:, None]).sum(), target)

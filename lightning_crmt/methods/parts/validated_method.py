@@ -56,8 +56,11 @@ class ValidatedMethod(Method):
         module = crmt_module(pl_module, self)
         inputs, target = module.split_batch(batch)
         with torch.no_grad():
-            logits = module.head.unimodal_logits(module(inputs).scores)
-            self.validation.add(self.measure(logits, target), len(target))
+            output = module(inputs)
+            for name, logits in module.head.unimodal_logits(output.scores).items():
+                here = output.present.get(name, torch.ones_like(target, dtype=torch.bool))
+                sums = self.measure({name: logits[here]}, target[here])
+                self.validation.add(sums, len(target), output.present)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
