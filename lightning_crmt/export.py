@@ -45,9 +45,17 @@ def for_inference(model: M) -> M:
     copy.eval()
     for part in copy.modules():
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):
-                parametrize.remove_parametrizations(part, name)
+            _store(part)
     return copy.requires_grad_(False)
+
+
+def _store(part: Any) -> None:
+    # Not by remove_parametrizations: the original has the same class, which that one changes.
+    stored = {name: getattr(part, name).detach().clone() for name in part.parametrizations}
+    part.__class__ = parametrize.type_before_parametrizations(part)
+    del part.parametrizations
+    for name, value in stored.items():
+        part.register_parameter(name, nn.Parameter(value))
 
 
 def export_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
@@ -99,16 +107,19 @@ def export_onnx(model: nn.Module, inputs: Inputs, file: str | PathLike[str] | No
 
     Raises:
         ModuleNotFoundError: if a package is not installed.
-        TypeError, ValueError: if ``inputs`` are not one batch.
+        TypeError, ValueError: if ``inputs`` are not one batch, or one of them has the name of an output.
     """
     for package in ("onnx", "onnxscript"):
         require_package(package, "ONNX needs a package that is not installed", "onnx")
     copy = for_inference(model).cpu()
     program = _program(copy, inputs)
+    outputs = list(_names_of(copy(as_taken_by(copy, inputs))))
+    if shared := [name for name in inputs if name in outputs]:
+        raise ValueError(f"`inputs` must not have names that the outputs have in ONNX, {outputs}; got {shared}")
     size = sum(value.nbytes for value in copy.state_dict().values() if isinstance(value, Tensor))
     settings = {
         "input_names": list(inputs),
-        "output_names": list(_names_of(copy(as_taken_by(copy, inputs)))),
+        "output_names": outputs,
         "dynamic_shapes": {"inputs": {name: {0: "batch"} for name in inputs}},
         "external_data": size > _LARGEST_FILE,
         "verbose": False,
