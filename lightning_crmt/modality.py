@@ -46,6 +46,8 @@ class FusionOutput(NamedTuple):
 # Programs of torch.export that return one can be saved. torch has no public name for this; without it they still run.
 if hasattr(_pytree, "_register_namedtuple"):
     _pytree._register_namedtuple(FusionOutput, serialized_type_name="lightning_crmt.FusionOutput")
+# `torch.load` reads one as it is.
+torch.serialization.add_safe_globals([FusionOutput])
 
 
 def modalities_of(inputs: Inputs) -> dict[str, Tensor]:
