@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, context_of
 
 
 class NamedModel(nn.Module):
@@ -74,7 +74,7 @@ class NamedModel(nn.Module):
         """
         if isinstance(self.module, CRMTMixin):
             inputs, target = self.module.split_batch(batch)
-            return self._pick(inputs), target
+            return {**self._pick(inputs), **context_of(inputs)}, target
         if isinstance(batch, Mapping):
             key = next((key for key in ("target", "label", "y") if key in batch), None)
             if key is None:
