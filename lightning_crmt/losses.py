@@ -280,8 +280,9 @@ def radius_loss(
     pairs = sensitivities(lipschitz, head)
     loss = soft(output.logits, pairs, radius)
     if rho > 0:
-        for name, weights in head.integration_weights.items():
-            loss = loss + rho * soft(weights * output.scores[name], {name: pairs[name]}, radius / 2)
+        for name, pair in pairs.items():
+            alone = head.integration_weights[name] * output.scores[name]
+            loss = loss + rho * soft(alone, {name: pair}, radius / 2)
     return loss
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 from lightning_crmt.checks import describe
@@ -88,8 +88,51 @@ def context_of(inputs: Inputs, modality: str | None = None) -> dict[str, Tensor]
     """
     if modality is None:
         return {name: value for name, value in inputs.items() if "." in name}
-    split = ((*name.split(".", 1), value) for name, value in inputs.items() if "." in name)
-    return {key: value for owner, key, value in split if owner == modality and key != PRESENT}
+    start = f"{modality}."
+    own = {name.removeprefix(start): value for name, value in inputs.items() if name.startswith(start)}
+    return {key: value for key, value in own.items() if key != PRESENT}
+
+
+#: Under which of these keys a modality that is a mapping holds what is perturbed; they are what transformers calls it.
+_MAIN = ("input_ids", "input_values", "input_features", "pixel_values", "inputs_embeds")
+
+
+def main_entry(name: str, value: Mapping[str, Any]) -> str:
+    """The key under which a modality that is a mapping holds its values; the rest is its context.
+
+    Raises:
+        ValueError: if it cannot be told.
+
+    >>> main_entry("text", {"attention_mask": torch.ones(1, 3), "input_ids": torch.ones(1, 3).long()})
+    'input_ids'
+    """
+    found = [key for key in (name, *_MAIN) if key in value] or (list(value) if len(value) == 1 else [])
+    if not found:
+        raise ValueError(
+            f"`inputs[{name!r}]` must be a tensor, or a mapping that holds one as {name!r} or one of {list(_MAIN)}, "
+            f"got {describe(value)}"
+        )
+    return found[0]
+
+
+def flattened(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """``inputs`` in which a modality that is a mapping is its values, and the rest of the mapping its context.
+
+    Raises:
+        ValueError: if a mapping does not tell which entry is which, see :func:`main_entry`.
+
+    >>> list(flattened({"text": {"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 3)}}))
+    ['text', 'text.attention_mask']
+    """
+    flat: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Mapping) and "." not in name:
+            main = main_entry(name, value)
+            flat[name] = value[main]
+            flat |= {f"{name}.{key}": each for key, each in value.items() if key != main}
+        else:
+            flat[name] = value
+    return flat
 
 
 def present_of(inputs: Inputs) -> dict[str, Tensor]:
@@ -142,7 +185,7 @@ def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:
     return changed
 
 
-def encoded(encoders: Mapping[str, Callable[..., Tensor]], inputs: Inputs) -> dict[str, Tensor]:
+def encoded(encoders: Mapping[str, Any] | nn.ModuleDict, inputs: Inputs) -> dict[str, Tensor]:
     """Features by modality: what each encoder makes of its modality and of the context of that.
 
     Args:
@@ -196,27 +239,33 @@ def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: a tensor, a ``FusionOutput``, a tuple that starts with them, or a dict with them.
+    """The logits in a model's output.
 
     Args:
-        output: what the model returned; a dict holds them under ``"logits"``.
+        output: what the model returned: logits ``(B, K)``; anything with an attribute ``logits``, such as a
+            ``FusionOutput`` or an output of transformers; a dict with the key ``"logits"``; or a tuple that starts with
+            them, or with a loss and then them.
 
     Raises:
         TypeError: if there is no ``(B, K)`` tensor in one of these places.
 
-    >>> logits_of({"logits": torch.zeros(2, 3)}).shape
-    torch.Size([2, 3])
+    >>> logits_of({"logits": torch.zeros(2, 3)}).shape, logits_of((torch.tensor(0.7), torch.zeros(2, 3))).shape
+    (torch.Size([2, 3]), torch.Size([2, 3]))
     """
     logits = output
-    if isinstance(logits, Mapping):
-        logits = logits.get("logits")
-    elif isinstance(logits, tuple | list) and logits:
-        logits = logits[0]
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif hasattr(output, "logits"):
+        logits = output.logits
+    elif isinstance(output, tuple | list) and output:
+        is_loss = isinstance(output[0], Tensor) and output[0].dim() <= 1 and output[0].numel() == 1
+        logits = output[1] if is_loss and len(output) > 1 else output[0]
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         one = isinstance(logits, Tensor) and logits.shape[-1:] == (1,)
         raise TypeError(
-            "a model must return logits of shape (B, K), K >= 2, a tuple that begins with them, or a dict with the key "
-            f"'logits'; {'for a single logit z, return stack([0, z], dim=1); ' * one}got {describe(output)}"
+            "a model must return logits of shape (B, K), K >= 2, an output with an attribute or a key 'logits', or a "
+            "tuple that begins with them, or with a loss and them; "
+            f"{'for a single logit z, return stack([0, z], dim=1); ' * one}got {describe(output)}"
         )
     return logits
 

@@ -26,7 +26,7 @@ from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
     LipschitzConstants,
     ProbeSearch,
-    encoder_bounds,
+    bounds_for,
     encoders_and_head,
     estimate_and_show,
 )
@@ -78,6 +78,11 @@ def reweight(
     Minimises :func:`~lightning_crmt.integration_objective` over the integration weights :math:`a \ge 0`, by the
     gradients of batches of kept scores; everything else, the head that is given too, stays as it is. The joint norm
     of all weights is kept: apart from the bias the bound does not depend on it, but the scale of the logits does.
+
+    Modalities that are ``clean`` in the constants, such as tokens, keep their weights, and the norm that is kept is
+    that of the others. In the bound a modality that cannot change costs nothing: its weights would grow at the expense
+    of the others, and accuracy with it. The bound, and the radius it raises, is about changes of the others alone.
+
     The same arguments give the same weights. Computed on the CPU, in single precision at least.
 
     Args:
@@ -98,8 +103,8 @@ def reweight(
         on_epoch: called after each epoch with its objective and the mean weights, to show progress.
 
     Raises:
-        ValueError: if a setting is out of range, or scores, target, head and constants do not fit together or are not
-            finite.
+        ValueError: if a setting is out of range, scores, target, head and constants do not fit together or are not
+            finite, or no modality is left to reweight.
         TypeError: if the head has no integration weights.
 
     >>> from lightning_crmt import OrthogonalFusion
@@ -122,7 +127,7 @@ def reweight(
     new = copy.deepcopy(head).cpu().requires_grad_(False)
     if new.bias.dtype not in (torch.float32, torch.float64):
         new = new.float()
-    weights = new.integration_parameters()
+    weights = _weights_of_others(new, constants.clean)
     for weight in weights:
         weight.requires_grad_(True)
     scores = {name: value.detach().to(new.bias) for name, value in scores.items()}
@@ -175,6 +180,15 @@ def reweight(
             on_epoch(objectives[-1], means[-1])
     new.requires_grad_(True)
     return Reweighted(new, objectives, means, clip)
+
+
+def _weights_of_others(head: LateFusion, clean: Collection[str]) -> list[nn.Parameter]:
+    """Integration parameters without those that the head keeps under the name of a modality that stays clean."""
+    kept = {id(p) for path, p in head.named_parameters() if not set(clean).isdisjoint(path.split("."))}
+    weights = [weight for weight in head.integration_parameters() if id(weight) not in kept]
+    if not weights:
+        raise ValueError(f"`constants` must be of a modality to reweight, and all stay clean: {list(clean)}")
+    return weights
 
 
 def check_reweightable(head: nn.Module) -> LateFusion:
@@ -262,9 +276,9 @@ def keep_scores(
             for each in inputs():
                 with torch.no_grad():
                     keep(model(as_taken_by(model, each)).scores)
-                shapes = {name: tuple(value.shape[1:]) for name, value in modalities_of(each).items()}
-                if (key := tuple(shapes.items())) not in bounds:
-                    bounds[key] = encoder_bounds(encoders_and_head(model)[0], shapes)
+                key = tuple((name, tuple(value.shape[1:])) for name, value in modalities_of(each).items())
+                if key not in bounds:
+                    bounds[key] = bounds_for(encoders_and_head(model)[0], each)
             if not bounds:
                 raise ValueError("`batches` must hold at least one batch, got none")
             measured = _largest(bounds.values())
@@ -285,4 +299,4 @@ def keep_scores(
 def _largest(constants: Collection[LipschitzConstants]) -> LipschitzConstants:
     first = next(iter(constants))
     values = {name: torch.stack([each.values[name] for each in constants]).amax(0) for name in first.modalities}
-    return LipschitzConstants(values, of=first.of, soundness=first.soundness)
+    return LipschitzConstants(values, of=first.of, soundness=first.soundness, clean=first.clean)

@@ -38,16 +38,18 @@ class MissingModality(Attack):
     This attack has no budget: a modality is there or it is not.
 
     Args:
-        fill: ``"zeroed"``, inputs of zeros; a value for each modality, such as :func:`mean_inputs` computes, only
-            those named are ever missing; or ``"dropped"``, the score is left out of the fusion. A dropped modality has
-            no input, so calling the attack is an error: use :meth:`logits`. The model must then return a
-            ``FusionOutput`` and have a fusion head as its attribute ``head``.
+        fill: ``"zeroed"``, inputs of zeros, which for integers is the padding id 0; a value for each modality, such as
+            :func:`mean_inputs` computes, or another padding id, ``{"text": 1}``, only those named are ever missing; or
+            ``"dropped"``, the score is left out of the fusion. A dropped modality has no input, so calling the attack
+            is an error: use :meth:`logits`. The model must then return a ``FusionOutput`` and have a fusion head as its
+            attribute ``head``.
         max_missing: largest number of modalities missing at once; all but one by default.
         modalities: those that may be missing; all by default, or all that ``fill`` names.
         represent: the former name of ``fill``.
 
     Raises:
-        ValueError: if an argument is out of range; on call, if a name is unknown or a value does not fit.
+        ValueError: if an argument is out of range; on call, if a name is unknown or a value does not fit, such as 0.5
+            for token ids.
         TypeError: on call, if the inputs of ``"dropped"`` are asked for, or the model has no fusion head.
 
     >>> from lightning_crmt import LinearFusion
@@ -121,7 +123,7 @@ class MissingModality(Attack):
         names = names if self.modalities is None else self.modalities
         unknown = [name for name in names if name not in inputs]
         if unknown:
-            raise ValueError(f"modalities that may be missing must be among {list(inputs)}, got {unknown}")
+            raise ValueError(f"modalities that may be missing must be among {inputs}, got {unknown}")
         largest = min(len(names), len(inputs) - 1)
         largest = largest if self.max_missing is None else min(largest, self.max_missing)
         return [subset for size in range(largest + 1) for subset in combinations(names, size)]
@@ -130,10 +132,12 @@ class MissingModality(Attack):
         """``inputs`` with the modalities in ``missing`` replaced by their filling; by zeros for ``"dropped"``.
 
         Raises:
-            ValueError: if a value does not have the shape of a sample.
+            ValueError: if a value does not have the shape of a sample, or is no integer where those are.
 
         >>> MissingModality({"audio": 0.5}).filled({"audio": torch.ones(1, 2)}, ["audio"])
         {'audio': tensor([[0.5000, 0.5000]])}
+        >>> MissingModality({"text": 7}).filled({"text": torch.tensor([[5, 3]])}, ["text"])  # 7 is the padding id
+        {'text': tensor([[7, 7]])}
         """
         return {name: self._fill(name, value) if name in missing else value for name, value in inputs.items()}
 
@@ -176,6 +180,10 @@ class MissingModality(Attack):
         if not isinstance(self.fill, dict):
             return torch.zeros_like(value)
         given = torch.as_tensor(self.fill[name], dtype=value.dtype, device=value.device)
+        if not value.is_floating_point() and bool((torch.as_tensor(self.fill[name]) != given.cpu()).any()):
+            raise ValueError(
+                f"`fill[{name!r}]` must hold integers, such as the padding id, as the inputs do, got {self.fill[name]}"
+            )
         if given.dim() > 0 and given.shape != value.shape[1:]:
             raise ValueError(
                 f"`fill[{name!r}]` must be a number or have the shape {tuple(value.shape[1:])} of a sample, "

@@ -28,7 +28,7 @@ from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
 from lightning_crmt.checks import check_target, describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
 from lightning_crmt.modality import select, widest
-from lightning_crmt.training import NamedModel, callbacks_of
+from lightning_crmt.training import NamedModel, SplitBatch, callbacks_of
 
 #: Number of samples on which an attack is checked.
 _CHECKED = 32
@@ -62,6 +62,8 @@ class AdversarialRobustness(Observer):
         radii: multiples of the budgets at which accuracy is logged: with ``Budget(1.0)`` the radii themselves; with
             ``Budget(0.5)`` and 0.2 the radius, and the key, is 0.1. By default a fixed budget is taken as it is.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
+        split_batch: a function from a batch to ``(inputs, target)``, inputs by name, or its import path, for batches of
+            another form; what its inputs hold beside the modalities is handed to the module and never changed.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
@@ -86,10 +88,11 @@ class AdversarialRobustness(Observer):
         *,
         radii: Sequence[float] | None = None,
         inputs: Sequence[str] | None = None,
+        split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
     ) -> None:
-        super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        super().__init__(inputs=inputs, split_batch=split_batch, every_n_epochs=every_n_epochs, max_batches=max_batches)
         if not isinstance(attacks, Mapping) or not attacks:
             raise TypeError(f"`attacks` must map names to attacks, at least one, got {describe(attacks)}")
         for name, attack in attacks.items():
@@ -100,6 +103,11 @@ class AdversarialRobustness(Observer):
                 continue
             if any(isinstance(r, Tensor) and r.dim() > 0 for r in _radii_of(attack).values()):
                 raise ValueError(f"`attacks[{name!r}]` must have one radius for all samples, got {attack.budget}")
+            if any(isinstance(mask, Tensor) for mask in attack.budget.mask.values()):
+                raise ValueError(
+                    f"`attacks[{name!r}]` must have masks that are names of what the batches hold, such as "
+                    f"'.attention_mask', got {attack.budget}"
+                )
             if isinstance(attack.towards, Tensor) and attack.towards.dim() > 0:
                 raise ValueError(f"`attacks[{name!r}]` must lead towards one class, got {attack.towards}")
         if radii is not None and len(check_radii(radii)) == 0:

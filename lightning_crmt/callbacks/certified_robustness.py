@@ -24,7 +24,7 @@ from lightning_crmt.metrics import credited_radius
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, logits_of
 from lightning_crmt.soundness import Soundness
-from lightning_crmt.training import NamedModel, crmt_module
+from lightning_crmt.training import NamedModel, SplitBatch, crmt_module
 
 #: The most classes that get a key each; with more, only the worst class does.
 _MOST_CLASSES = 32
@@ -71,6 +71,8 @@ class CertifiedRobustness(Observer):
         budgets: radii of several modalities at once, each a mapping of names to radii; one left out stays clean.
         modalities: those that are perturbed; by default all of real numbers.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
+        split_batch: a function from a batch to ``(inputs, target)``, inputs by name, or its import path, for batches of
+            another form; what its inputs hold beside the modalities is handed to the module and never changed.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
@@ -91,10 +93,11 @@ class CertifiedRobustness(Observer):
         budgets: Sequence[Mapping[str, float]] = (),
         modalities: Sequence[str] | None = None,
         inputs: Sequence[str] | None = None,
+        split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
     ) -> None:
-        super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        super().__init__(inputs=inputs, split_batch=split_batch, every_n_epochs=every_n_epochs, max_batches=max_batches)
         self.radii = check_radii(radii if isinstance(radii, Sequence) else [radii])
         for budget in budgets:
             if not isinstance(budget, Mapping) or not budget or not all(0 <= r < math.inf for r in budget.values()):
@@ -170,7 +173,7 @@ class _Certificates(Measurement):
         self.means.add(values)
         rival = certificate.nearest_class(perturbed)
         for name, here in present.items():
-            own = {}
+            own: dict[Key, Tensor] = {}
             if name in perturbed and together != name:
                 own |= self.of_radius(certificate, target, name, modalities=[name])
             if name in perturbed:

@@ -21,7 +21,7 @@ from lightning_crmt.evaluation import Key, Means, Reduce
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.modality import modalities_of, present_of
-from lightning_crmt.training import NamedModel
+from lightning_crmt.training import NamedModel, SplitBatch
 
 #: The most patterns of presence that get a key each.
 _MOST_PATTERNS = 64
@@ -45,6 +45,8 @@ class MissingModalities(Observer):
             modules with late fusion.
         max_missing: largest number of modalities missing at once; by default all but one.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
+        split_batch: a function from a batch to ``(inputs, target)``, inputs by name, or its import path, for batches of
+            another form; what its inputs hold beside the modalities is handed to the module and never changed.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
@@ -63,11 +65,12 @@ class MissingModalities(Observer):
         *,
         max_missing: int | None = None,
         inputs: Sequence[str] | None = None,
+        split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
         represent: Literal["zeroed", "dropped"] | Mapping[str, Fill] | None = None,
     ) -> None:
-        super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        super().__init__(inputs=inputs, split_batch=split_batch, every_n_epochs=every_n_epochs, max_batches=max_batches)
         fill = renamed_argument("represent", represent, "fill", fill)
         if fill == {}:
             raise ValueError(f"`fill` must be 'zeroed', 'dropped' or values by modality, got {fill!r}")

@@ -17,7 +17,15 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
-from lightning_crmt.training import NamedModel, ProgressBar, ReleasingCallback, callbacks_of, check_all_measured
+from lightning_crmt.training import (
+    NamedModel,
+    ProgressBar,
+    ReleasingCallback,
+    SplitBatch,
+    as_split_batch,
+    callbacks_of,
+    check_all_measured,
+)
 
 #: Seconds that an evaluation may take before it shows how long it will.
 _PATIENCE = 3.0
@@ -49,6 +57,8 @@ class Observer(ReleasingCallback, ABC):
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
+        split_batch: a function from a batch to ``(inputs, target)``, or its import path, for batches whose form is not
+            understood, see :class:`~lightning_crmt.training.NamedModel`.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
@@ -61,12 +71,18 @@ class Observer(ReleasingCallback, ABC):
     _bar: ProgressBar | None = None
 
     def __init__(
-        self, *, inputs: Sequence[str] | None = None, every_n_epochs: int = 1, max_batches: int | None = None
+        self,
+        *,
+        inputs: Sequence[str] | None = None,
+        split_batch: SplitBatch | str | None = None,
+        every_n_epochs: int = 1,
+        max_batches: int | None = None,
     ) -> None:
         check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches)
         if isinstance(inputs, str):
             raise TypeError(f"`inputs` must be a sequence of names, got the string {inputs!r}")
         self.inputs = inputs
+        self.split_batch = as_split_batch(split_batch)
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
         self._forget()
@@ -95,13 +111,14 @@ class Observer(ReleasingCallback, ABC):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        for name in NamedModel(pl_module, self.inputs).names:
+        for name in NamedModel(pl_module, self.inputs, self.split_batch).names:
             check_key_name("inputs", name, modality=True)
         self._forget()
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.measurement(NamedModel(pl_module, self.inputs))  # an error before training if it cannot be measured
+        # An error before training if it cannot be measured.
+        self.measurement(NamedModel(pl_module, self.inputs, self.split_batch))
 
     @override
     def release(self, pl_module: LightningModule) -> None:
@@ -138,7 +155,7 @@ class Observer(ReleasingCallback, ABC):
     ) -> None:
         wanted = self.max_batches is None or batch_idx < self.max_batches
         if trainer.sanity_checking or (wanted and (trainer.testing or self.due(trainer))):
-            model = NamedModel(pl_module, self.inputs)
+            model = NamedModel(pl_module, self.inputs, self.split_batch)
             inputs, target = model.split_batch(batch)
             # The sanity check throws its result away: it makes batches that cannot be measured fail before training.
             running = {} if trainer.sanity_checking else self._running

@@ -36,6 +36,7 @@ from lightning_crmt.lipschitz import (
     examine,
     fingerprint,
     refuse_compiled,
+    refuse_context,
     refuse_flushed_numbers,
     refuse_other_weights,
     refuse_parts_out_of_reach,
@@ -44,10 +45,8 @@ from lightning_crmt.lipschitz import (
     wholly_known,
 )
 from lightning_crmt.modality import (
-    PRESENT,
     FusionOutput,
     Inputs,
-    context_of,
     in_double,
     logits_of,
     modalities_of,
@@ -143,7 +142,7 @@ class Evaluation:
             encoders, head = encoders_and_head(model)
             check_inputs(inputs, encoders.keys())
             present = present_of(inputs)
-            _refuse_context(inputs)
+            refuse_context(inputs)
             inputs = modalities_of(with_stand_ins(inputs, present))
             given, inputs = inputs, as_taken_by(model, inputs)
             present = {name: here.to(device_of(model)) for name, here in present.items()}
@@ -326,14 +325,6 @@ class Evaluation:
             part = torch.where((longest * size < self.precision.largest)[:, None], part, math.inf)
             slack = slack + where_present(part, self._exact_output.present.get(name))
         return slack
-
-
-def _refuse_context(inputs: Inputs) -> None:
-    if context := [name for name in context_of(inputs) if not name.endswith(f".{PRESENT}")]:
-        raise ValueError(
-            f"`inputs` must be modalities alone to be certified, and presence: what encoders do with {context[0]!r} "
-            "has no bound; estimated constants still give estimates"
-        )
 
 
 def _refuse_integers(inputs: Inputs) -> None:

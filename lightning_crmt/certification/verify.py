@@ -202,9 +202,8 @@ def verify_certificate(
     if len(rows) == 0:
         return done
     generator = torch.Generator().manual_seed(seed)
-    with under_attack(
-        model, select(inputs, rows), certificate.prediction[rows], Budget(0.0, modalities=present)
-    ) as attacked:
+    nothing = Budget(0.0, modalities=present, mask=dict.fromkeys(present))
+    with under_attack(model, select(inputs, rows), certificate.prediction[rows], nothing) as attacked:
         farthest = 10 * (1 + max(float(_norm([in_double(attacked.inputs[name])]).max()) for name in present))
         for threat, claimed in _threats(certificate, present, products, farthest, generator):
             exact = in_double(attacked.clean_logits).device
@@ -275,9 +274,10 @@ class _Judge:
         """Just inside of what is claimed; double precision needs a little room to measure that."""
         inside = 1 - (1e-12 if self.rigorous else 1e-6)
         if len(self.claimed) > 1:
-            return Budget({name: radius * inside for (name,), radius in self.claimed.items()})
+            radii = {name: radius * inside for (name,), radius in self.claimed.items()}
+            return Budget(radii, mask=dict.fromkeys(radii))  # certificates are about changes of padding too
         [(group, radius)] = self.claimed.items()
-        return Budget(radius * inside, modalities=group)
+        return Budget(radius * inside, modalities=group, mask=dict.fromkeys(group))
 
     def __call__(self, perturbed: Inputs) -> None:
         norms = self._norms(_difference(perturbed, self.attacked))
@@ -310,7 +310,7 @@ class _Judge:
         nearest = select(perturbed, row)
         after = self.attacked.logits(perturbed)[row]
         whole, low, high = _difference(nearest, attacked), 0.0, 1.0
-        budget = Budget(1.0, modalities=attacked.modalities)
+        budget = Budget(1.0, modalities=attacked.modalities, mask=dict.fromkeys(attacked.modalities))
         for _ in range(30):  # nearer to the clean input it says more about how wrong the claim is
             middle = (low + high) / 2
             tried = budget.apply(

@@ -75,7 +75,7 @@ class JointFusion(FusionHead):
         names, size = list(features), len(next(iter(features.values())))
         everywhere = torch.ones(size, dtype=torch.bool, device=next(iter(present.values())).device)
         here = torch.stack([present.get(name, everywhere) for name in names], dim=1)
-        patterns, of_sample = here.unique(dim=0, return_inverse=True)
+        patterns, of_sample = torch.unique(here, dim=0, return_inverse=True)
         rows, parts = [], []
         for index, pattern in enumerate(patterns.tolist()):
             if not any(pattern):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts that callbacks and methods share while they act on a fit."""
 
+from lightning_crmt.training.batch_forms import SplitBatch, as_split_batch
 from lightning_crmt.training.batch_sums import BatchSums, check_all_measured, confidences, losses
 from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, in_order
 from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source, callbacks_of
@@ -16,8 +17,10 @@ __all__ = [
     "ProgressBar",
     "ReleasingCallback",
     "Source",
+    "SplitBatch",
     "TrainingPass",
     "ValidationPass",
+    "as_split_batch",
     "callbacks_of",
     "check_all_measured",
     "confidences",

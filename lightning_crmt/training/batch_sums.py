@@ -36,9 +36,10 @@ class BatchSums:
             size: of the batch.
             present: which samples have a modality, ``(B,)`` bool, for those that may be absent.
         """
+        present = present or {}
         for name, value in values.items():
             value = at_least_single(value.detach())
-            counted = value.new_tensor(size) if name not in (present or {}) else present[name].sum().to(value)
+            counted = present[name].sum().to(value) if name in present else value.new_tensor(size)
             self._values[name] = self._values[name] + value if name in self._values else value
             self._sizes[name] = self._sizes[name] + counted if name in self._sizes else counted
 

@@ -95,7 +95,8 @@ class OneVectorModel(nn.Module):
         self.origin = torch.zeros_like(self._clean, dtype=widest(self._clean.device))
         ones = self._flat.split(torch.ones_like(self._clean))
         parts = attacked.budget.parts(ones)
-        unit = self._flat.join({name: times(one, radius) for part, radius in parts for name, one in part.items()})
+        units = {name: times(one, radius) for part, radius in parts for name, one in part.items()}
+        unit = self._flat.join(attacked.budget.masked(units, attacked.inputs))  # 0 for what may not be perturbed
         self._unit = unit.to(self._clean.dtype)
         room = attacked.budget.room(attacked.inputs, ones)
         free = (self._clean.new_tensor(-torch.inf), self._clean.new_tensor(torch.inf))

@@ -108,7 +108,7 @@ class AttackedModel(PerSample):
     def gradient(self, moved: Inputs, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Perturbation]:
         """Logits at ``moved``, losses ``(B,)``, and gradients with respect to the attacked modalities.
 
-        Entries of a gradient that are not finite say nothing and count as 0.
+        Entries of a gradient that are not finite say nothing and count as 0, as do those that may not be perturbed.
 
         Raises:
             RuntimeError: if a modality changes the logits but gets no gradient, because the model detaches it: a
@@ -128,7 +128,7 @@ class AttackedModel(PerSample):
             # Its own copy unless it is one: an expanded gradient cannot be written to.
             slope = at_least_single(slope.detach()).contiguous()
             gradient[name] = slope.nan_to_num_(0.0, 0.0, 0.0)
-        return logits.detach(), widened(losses.detach()), gradient
+        return logits.detach(), widened(losses.detach()), self.budget.masked(gradient, moved, in_place=True)
 
     def _check_unused(self, name: str) -> None:
         if name in self._unused:
