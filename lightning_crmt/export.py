@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,11 @@ from lightning_crmt.frozen_eval import as_taken_by
 from lightning_crmt.layers import with_fixed_weights
 from lightning_crmt.modality import Inputs
 
-M = TypeVar("M", bound=nn.Module)
-
 #: ONNX files hold no more than 2 GiB; the weights of larger models go to a file beside it.
 _LARGEST_FILE = 2**31 - 2**24
 
 
-def for_inference(model: M) -> M:
+def for_inference(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in evaluation mode and without gradients, whose computed weights are stored numbers.
 
     These are orthogonal layers and heads, see :func:`~lightning_crmt.layers.with_fixed_weights`, and parametrisations
@@ -41,8 +39,7 @@ def for_inference(model: M) -> M:
     >>> list(stored.state_dict()), stored.training
     (['bias', 'weight'], False)
     """
-    copy: Any = with_fixed_weights(model)
-    copy.eval()
+    copy = with_fixed_weights(model).eval()
     for part in copy.modules():
         if parametrize.is_parametrized(part):
             _store(part)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule
@@ -228,7 +228,7 @@ class CRMTMixin(LightningModule):
         >>> deployed({"audio": torch.full((1, 20), torch.nan), "image": torch.zeros(1, 30)}).logits.isnan().all()
         tensor(True)
         """
-        deployed = for_inference(self)
+        deployed = cast(Self, for_inference(self))
         deployed.checks_values = False
         return deployed
 

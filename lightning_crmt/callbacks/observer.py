@@ -190,7 +190,7 @@ class Observer(ReleasingCallback, ABC):
 
     def _shown_bar(self, trainer: Trainer) -> ProgressBar:
         """One for all observers, over the batches of all loaders."""
-        observers = callbacks_of(trainer, Observer)
+        observers = [each for each in callbacks_of(trainer, ReleasingCallback) if isinstance(each, Observer)]
         first = observers[0]
         if first._bar is None:
             totals = [observer._parts_to_come(trainer) for observer in observers]

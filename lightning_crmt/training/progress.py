@@ -72,8 +72,8 @@ class _RichTask:
     def __init__(self, bar: Any, description: str, total: int | None, after: float) -> None:
         self._bar, self._progress = bar, bar.progress
         self._from = time.monotonic() + after
-        total = math.inf if total is None else total
-        self._task = self._progress.add_task(description, total=total, visible=after <= 0)
+        steps = math.inf if total is None else total
+        self._task = self._progress.add_task(description, total=steps, visible=after <= 0)
 
     def update(self) -> None:
         self._progress.update(self._task, advance=1, visible=time.monotonic() >= self._from)
