@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-modal data: one base module, and one file per data set."""
 
+from lightning_crmt.data.audio_video import AudioVideoFolder
 from lightning_crmt.data.digits import SpokenWrittenDigits
 from lightning_crmt.data.kinetics_sounds import KineticsSounds
 from lightning_crmt.data.mfeat import UCIMultiFeatures
@@ -13,6 +14,7 @@ from lightning_crmt.data.watch import WatchMotion
 
 __all__ = [
     "UCF101",
+    "AudioVideoFolder",
     "EpochShuffle",
     "KineticsSounds",
     "MultimodalDataModule",
