@@ -105,7 +105,9 @@ class Report:
             reasons.setdefault((video, reason), []).append(kind)
         if reasons:
             lines.append(f"skipped, see {printable(str(self.path))}:")
-            shown = [f"  {printable(video)}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()]
+            shown = [
+                f"  {printable(video)}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()
+            ]
             lines += shown[:_MOST_LINES]
             lines += [f"  and {len(shown) - _MOST_LINES} more"] if len(shown) > _MOST_LINES else []
         return "\n".join(lines)
@@ -263,6 +265,10 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the lines of the description."""
 
 
+def _place(name: str) -> Path:
+    return Path(name)
+
+
 def prepare_command(words: Sequence[str], kind: type[ArgumentParser] = ArgumentParser) -> int:
     """Prepare videos as the words of a command line say, and print a summary.
 
@@ -285,7 +291,10 @@ def prepare_command(words: Sequence[str], kind: type[ArgumentParser] = ArgumentP
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    parser.add_function_arguments(prepare, as_group=False, as_positional=True, skip={"kinds"})
+    # By a function, since the type Path of jsonargparse refuses names that are not UTF-8.
+    parser.add_argument("videos", type=_place, help="folder of videos; those in folders below it count too.")
+    parser.add_argument("output", type=_place, help="folder to write to.")
+    parser.add_function_arguments(prepare, as_group=False, as_positional=True, skip={"videos", "output", "kinds"})
     parser.add_argument(
         "--kinds",
         nargs="+",  # which jsonargparse does not derive from a sequence
