@@ -156,7 +156,9 @@ class Observer(ReleasingCallback, ABC):
         wanted = self.max_batches is None or batch_idx < self.max_batches
         if trainer.sanity_checking or (wanted and (trainer.testing or self.due(trainer))):
             model = NamedModel(pl_module, self.inputs, self.split_batch)
-            inputs, target = model.split_batch(batch)
+            inputs, target = model.judged_batch(batch)
+            if len(target) == 0:
+                return
             # The sanity check throws its result away: it makes batches that cannot be measured fail before training.
             running = {} if trainer.sanity_checking else self._running
             if dataloader_idx not in running:

@@ -52,7 +52,7 @@ class TrainingPass:
     >>> from lightning_crmt.encoders import MLP
     >>> trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     >>> model, x = CRMTModule({"audio": MLP(3, 2)}, num_classes=2), {"audio": torch.zeros(4, 3)}
-    >>> data = TrainingPass(trainer, dataloader=[(x, torch.zeros(4)), (x, torch.ones(4))])
+    >>> data = TrainingPass(trainer, dataloader=[(x, torch.zeros(4).long()), (x, torch.ones(4).long())])
     >>> with data.samples(model, "Counting") as samples:
     ...     sum(len(target) for inputs, target in samples), model.training
     (8, False)
@@ -113,12 +113,15 @@ class TrainingPass:
 
     @contextmanager
     def samples(self, module: CRMTMixin, description: str) -> Iterator[Iterator[tuple[Inputs, Tensor]]]:
-        """Inputs and target of each batch; inside, the module is frozen and in evaluation mode, without gradients.
+        """Inputs and checked target of each batch, of the samples that count, if there are any.
+
+        Inside, the module is frozen and in evaluation mode, without gradients.
 
         The pass leaves no trace in any random state, as loaders draw a seed, and augmentations draw what they like.
         """
         with isolate_rng(), frozen_eval(module), torch.no_grad():
-            yield (module.split_batch(batch) for batch in self.batches(description))
+            counted = map(module.counted_batch, self.batches(description))
+            yield ((inputs, target) for inputs, target in counted if len(target) > 0)
 
 
 class ValidationPass(TrainingPass):
