@@ -171,7 +171,9 @@ def test_flow_sees_each_picture_once_whatever_its_time(tmp_path, times, suffix):
     Flow(48).make(program.FFmpeg(), tmp_path / f"a{suffix}", tmp_path / "flow")
     found = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "flow" / "u").iterdir())])
     found = np.median((found - 128) / 127.5 * 20, axis=(1, 2))
-    assert found == pytest.approx(np.ones(19), abs=0.4), "a picture that is repeated does not move, a lost one makes two"
+    assert found == pytest.approx(np.ones(19), abs=0.4), (
+        "a picture that is repeated does not move, a lost one makes two"
+    )
 
 
 def test_frames_of_a_varying_rate_are_those_of_their_time(tmp_path):
@@ -193,7 +195,9 @@ def test_pictures_that_change_their_size_are_refused(tmp_path, sizes):
     (tmp_path / "videos").mkdir()
     with (tmp_path / "videos" / "a.mpg").open("wb") as joined:
         for height, width in sizes:
-            clips.encode(tmp_path / "part.m2v", np.zeros((30, height, width, 3), np.uint8), options=["-c:v", "mpeg2video"])
+            clips.encode(
+                tmp_path / "part.m2v", np.zeros((30, height, width, 3), np.uint8), options=["-c:v", "mpeg2video"]
+            )
             joined.write((tmp_path / "part.m2v").read_bytes())
     report = prepare(tmp_path / "videos", tmp_path / "output", ["frames", "flow"], size=32)
     (h, w), (height, width) = sizes

@@ -105,7 +105,9 @@ class Report:
             reasons.setdefault((video, reason), []).append(kind)
         if reasons:
             lines.append(f"skipped, see {printable(str(self.path))}:")
-            shown = [f"  {printable(video)}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()]
+            shown = [
+                f"  {printable(video)}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()
+            ]
             lines += shown[:_MOST_LINES]
             lines += [f"  and {len(shown) - _MOST_LINES} more"] if len(shown) > _MOST_LINES else []
         return "\n".join(lines)
