@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
@@ -28,6 +28,7 @@ from lightning_crmt.checks import (
 )
 from lightning_crmt.criterion import Criterion
 from lightning_crmt.evaluation import Key
+from lightning_crmt.export import export_onnx, for_inference
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
 from lightning_crmt.losses import smooth_margins
@@ -79,6 +80,8 @@ class CRMTMixin(LightningModule):
     rho: float = 0.5
     crmt_criterion: Criterion = Criterion()
 
+    #: Whether ``forward`` refuses NaN and Inf, for which it waits for the device; not in copies by ``to_deploy``.
+    checks_values = True
     #: The changes that callbacks have made for part of a fit.
     training_stage: Stage
 
@@ -108,7 +111,7 @@ class CRMTMixin(LightningModule):
         Raises:
             ValueError, TypeError: naming the modality, for inputs that are missing, unknown, ragged, NaN or Inf.
         """
-        if inputs is self.training_stage.unchecked:
+        if not self.checks_values or inputs is self.training_stage.unchecked:
             check_named_batch(inputs, self.encoders.keys())
         else:
             check_inputs(inputs, self.encoders.keys())
@@ -242,6 +245,44 @@ class CRMTMixin(LightningModule):
                 f"nothing about what {', '.join(changed)} does besides; estimated constants still give estimates"
             )
         return Evaluation(self, inputs, lipschitz, level=level, multi_label=self.crmt_criterion.multi_label)
+
+    def to_deploy(self) -> Self:
+        """A copy that only predicts: in evaluation mode, weights stored, without gradients and checks of values.
+
+        It answers what this module does in evaluation mode, and certificates of either hold for both up to rounding.
+        See :func:`~lightning_crmt.export.for_inference`, also for what it raises.
+
+        >>> import torch
+        >>> from lightning_crmt import CRMTModule
+        >>> from lightning_crmt.encoders import MLP
+        >>> deployed = CRMTModule({"audio": MLP(20, 16), "image": MLP(30, 16)}, num_classes=10).to_deploy()
+        >>> type(deployed.head).__name__, deployed.training
+        ('FixedFusion', False)
+        >>> deployed({"audio": torch.full((1, 20), torch.nan), "image": torch.zeros(1, 30)}).logits.isnan().all()
+        tensor(True)
+        """
+        deployed = cast(Self, for_inference(self))
+        deployed.checks_values = False
+        return deployed
+
+    @override
+    def to_onnx(self, file_path: Any = None, input_sample: Any = None, **kwargs: Any) -> Any:
+        """The model in ONNX, for batches of any size: :func:`~lightning_crmt.export.export_onnx`.
+
+        Args:
+            file_path: where to save it, if anywhere.
+            input_sample: one batch of inputs by name; ``example_input_array`` by default, also in a tuple.
+            kwargs: of ``torch.onnx.export``.
+
+        Raises:
+            TypeError: if there is no such batch.
+        """
+        inputs = self.example_input_array if input_sample is None else input_sample
+        if isinstance(inputs, tuple | list) and len(inputs) == 1:
+            (inputs,) = inputs
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"`input_sample` must be one batch of inputs by name, got {describe(inputs)}")
+        return export_onnx(self, inputs, file_path, **kwargs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch; logs ``train/loss``, or under the name of a stage's own objective."""

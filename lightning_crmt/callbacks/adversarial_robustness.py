@@ -124,6 +124,11 @@ class AdversarialRobustness(Observer):
         return f"{type(self).__qualname__}[{', '.join(self.attacks)}]"
 
     @property
+    @override
+    def parts(self) -> int:
+        return len(self.attacks)
+
+    @property
     def threats(self) -> dict[str, str]:
         """What each attack that has a budget perturbs: ``"joint"`` or modalities joined by ``+``, and the norm.
 
@@ -190,7 +195,9 @@ class _Withstood(Measurement):
         target = check_answers(target, clean.shape[1], len(clean))
         right = right_answers(clean, target)
         values = {}
-        for name, attack in self.settings.attacks.items():
+        for number, (name, attack) in enumerate(self.settings.attacks.items()):
+            if number > 0:
+                self.part_done()
             values[Key("", "clean_accuracy", name)] = right
             factors = self.settings.factors[name]
             if isinstance(attack, MinimumNormAttack):

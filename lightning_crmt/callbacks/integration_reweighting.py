@@ -35,7 +35,7 @@ from lightning_crmt.reweighting import (
     reweight,
 )
 from lightning_crmt.soundness import Soundness
-from lightning_crmt.training import TrainingPass, callbacks_of, crmt_module, progress_bar
+from lightning_crmt.training import ProgressBar, TrainingPass, callbacks_of, crmt_module
 
 #: Callbacks of Lightning that put averaged weights into the module when a fit ends, after step 2.
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
@@ -203,7 +203,7 @@ class IntegrationReweighting(Callback):
         self.kept = self._of_all_processes(kept, data)
         if kept.target.dim() == 1:
             self.kept = of_samples(self.kept, self.kept.target >= 0)
-        with progress_bar(trainer, "Integration reweighting", self.epochs) as bar:
+        with ProgressBar(trainer, "Integration reweighting", self.epochs) as bar:
             self.reweighted = self.reweight(check_reweightable(module.head), self.kept, lambda *_: bar.update())
         state = trainer.strategy.broadcast(self.reweighted.head.state_dict())
         module.head.load_state_dict(state)

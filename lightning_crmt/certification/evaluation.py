@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -48,6 +49,7 @@ from lightning_crmt.lipschitz import (
 from lightning_crmt.modality import (
     FusionOutput,
     Inputs,
+    continuous_of,
     in_double,
     logits_of,
     modalities_of,
@@ -75,7 +77,8 @@ def certify_late_fusion(
             ``head({m: encoders[m](inputs[m])})``, which is what is certified. Its own answer, if it has a
             ``forward``, must be the same for these samples, nearby, and with a modality at 0; elsewhere it is not seen.
         inputs: one batch by modality; run on the device and in the precision of the model's parameters. With
-            ``"audio.present"`` the certificate of a sample without audio is that of the fusion without its score.
+            ``"audio.present"`` the certificate of a sample without audio is that of the fusion without its score. A
+            modality of integers, such as tokens, stays clean, at level sound; its encoder begins with an embedding.
         lipschitz: estimated constants, for radii that are estimates. Bounds by
             :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
             computed anyway, once for weights as they are.
@@ -155,13 +158,14 @@ class Evaluation:
             given, inputs = inputs, as_taken_by(model, inputs)
             present = {name: here.to(device_of(model)) for name, here in present.items()}
             examine(dict(encoders.items()), head)
-            _refuse_integers(given)
+            _refuse_integers(given, self.level)
             refuse_flushed_numbers()
             #: A copy: certificates without some modalities may be asked for later.
             self.head = copy.deepcopy(head)
             fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
-            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            _refuse_other(lipschitz, self.level, fingerprints, shapes)
+            # Tokens stay clean.
+            shapes = {name: tuple(value.shape[1:]) for name, value in continuous_of(inputs).items()}
+            _refuse_other(lipschitz, self.level, {name: fingerprints[name] for name in shapes}, shapes)
             # Before anything runs: in half precision, which is refused, some convolutions end the process.
             if self.level is Soundness.RIGOROUS:
                 if present:
@@ -183,7 +187,8 @@ class Evaluation:
                 return
             twin = ExactTwin.of(dict(encoders.items()), head, fingerprints)
             try:
-                self.constants = twin.bounds(shapes)
+                clean = tuple(name for name in inputs if name not in shapes)
+                self.constants = replace(twin.bounds(shapes), clean=clean)
             except NoBoundError as error:
                 raise NoBoundError(
                     f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
@@ -197,7 +202,7 @@ class Evaluation:
                 exact[name], self._feature_errors[name] = running_error(
                     encoder,
                     twin.encoders[name],
-                    in_double(given[name].detach()).to(device_of(twin.head)),
+                    (in_double(given[name].detach()) if name in shapes else given[name]).to(device_of(twin.head)),
                     _coarsest(precisions[name]),
                     twin.layer_bound,
                     _cast_error(given[name], inputs[name]).to(device_of(twin.head)),
@@ -275,7 +280,7 @@ class Evaluation:
         """
         noise = torch.Generator().manual_seed(0)
         near = dict(inputs)
-        for name, value in modalities_of(inputs).items():
+        for name, value in continuous_of(inputs).items():
             wide = value.detach().cpu().double()
             moved = wide + wide.std(correction=0).clamp(min=1) * torch.randn(wide.shape, generator=noise).double()
             near[name] = moved.to(value)
@@ -342,8 +347,9 @@ class Evaluation:
         return slack
 
 
-def _refuse_integers(inputs: Inputs) -> None:
-    if whole := [name for name, value in inputs.items() if not value.is_floating_point()]:
+def _refuse_integers(inputs: Inputs, level: Soundness) -> None:
+    whole = [name for name, value in inputs.items() if not value.is_floating_point()]
+    if whole and (level is Soundness.RIGOROUS or len(whole) == len(inputs)):
         raise ValueError(
             f"`inputs[{whole[0]!r}]` must be floating point to be certified, as radii are distances of real numbers, "
             f"got {inputs[whole[0]].dtype}; cast what is a measurement, such as pixels"
@@ -403,7 +409,7 @@ def _precisions(tensors: Iterable[Tensor]) -> list[Precision]:
 
 def _precisions_of(encoder: nn.Module, x: Tensor) -> list[Precision]:
     """Those of its weights and of what it is given: single numbers do not widen what they multiply."""
-    return _precisions([x, *(tensor for tensor in encoder.parameters() if tensor.is_floating_point())])
+    return _precisions([tensor for tensor in (x, *encoder.parameters()) if tensor.is_floating_point()])
 
 
 def _coarsest(precisions: Iterable[Precision]) -> Precision:

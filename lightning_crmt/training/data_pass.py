@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import (
@@ -32,13 +31,7 @@ from lightning_crmt.data import EpochShuffle
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
-
-
-def progress_bar(trainer: Trainer, description: str, total: int | None) -> Tqdm:
-    """A bar that vanishes at the end; none where the Trainer shows none."""
-    bar = trainer.progress_bar_callback
-    shown = trainer.is_global_zero and bar is not None and getattr(bar, "is_enabled", True)
-    return Tqdm(desc=description, total=total, disable=not shown, leave=False, dynamic_ncols=True)
+from lightning_crmt.training.progress import ProgressBar
 
 
 class TrainingPass:
@@ -79,7 +72,7 @@ class TrainingPass:
         total = self.limit
         if total is None and isinstance(self.loader, Sized) and not _is_stream(self.loader):
             total = len(self.loader)
-        with progress_bar(self.trainer, description, total) as progress:
+        with ProgressBar(self.trainer, description, total) as progress:
             for batch in islice(self.loader, self.limit):
                 # As Lightning's own loop does: to the precision of the parameters, then to the device.
                 batch = self.trainer.precision_plugin.convert_input(batch)

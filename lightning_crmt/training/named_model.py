@@ -58,6 +58,8 @@ class NamedModel(nn.Module):
     (['image', 'audio', '.mask'], tensor([11., 11., 10.]))
     """
 
+    _call: ForwardCall
+
     def __init__(
         self, module: LightningModule, names: Sequence[str] | None, split_batch: SplitBatch | str | None = None
     ) -> None:
@@ -76,11 +78,12 @@ class NamedModel(nn.Module):
         check_modality_names("inputs", self.names)
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"`inputs` must be different names, got {self.names}")
-        self._call = None if isinstance(module, CRMTMixin) else ForwardCall(module, self.names)
+        if not isinstance(module, CRMTMixin):
+            self._call = ForwardCall(module, self.names)
 
     def forward(self, inputs: Inputs) -> Any:
         """The module's output for inputs by name."""
-        return self.module(inputs) if self._call is None else self._call(inputs)
+        return self.module(inputs) if isinstance(self.module, CRMTMixin) else self._call(inputs)
 
     def split_batch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs by name, ``(B, ...)`` each, with their context, and the target as the batch has it.
@@ -94,12 +97,12 @@ class NamedModel(nn.Module):
             batch = self._split(batch)
             if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Mapping):
                 raise TypeError(f"`split_batch` must return (inputs, target), inputs by name, got {describe(batch)}")
-        if self._call is not None:
-            parts = take_apart(batch, self.names)
-            return self._call.inputs_of(parts), parts.target
-        inputs, target = batch if self._split is not None else self.module.split_batch(batch)
-        parts = take_apart((flattened(inputs), target), self.names)
-        return {**parts.inputs, **context_of(parts.beside)}, target
+        if isinstance(self.module, CRMTMixin):
+            inputs, target = batch if self._split is not None else self.module.split_batch(batch)
+            parts = take_apart((flattened(inputs), target), self.names)
+            return {**parts.inputs, **context_of(parts.beside)}, target
+        parts = take_apart(batch, self.names)
+        return self._call.inputs_of(parts), parts.target
 
     def judged_batch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs and target of the samples that predictions are judged by, which may be none.
