@@ -12,11 +12,8 @@ from lightning_crmt.certification import (
     certify,
     verify_certificate,
 )
-<<<<<<< HEAD
 from lightning_crmt.criterion import Criterion
-=======
 from lightning_crmt.export import export_onnx, export_program, for_inference
->>>>>>> main
 from lightning_crmt.fusion import FixedFusion, LinearFusion, OrthogonalFusion
 from lightning_crmt.layers import with_fixed_weights
 from lightning_crmt.lipschitz import (
