@@ -295,6 +295,8 @@ def test_certified_numbers_of_labels_are_those_of_the_certificate(make_trainer):
     right = certificate.prediction == y
     label = right & (certificate.label_radii() > 0.02)
     assert numbers["val/certified_label_accuracy/joint@0.02"] == pytest.approx(label.double().mean().item(), rel=1e-5)
+    alone = right & (certificate.label_radii(["a"]) > 0.02)
+    assert numbers["val/certified_label_accuracy/a@0.02"] == pytest.approx(alone.double().mean().item(), rel=1e-5)
     of_label = label.double().mean(dim=0).tolist()
     for k, share in enumerate(of_label):
         assert numbers[f"val/certified_label_accuracy_of_class/{k}@0.02"] == pytest.approx(share, rel=1e-5)
