@@ -31,7 +31,7 @@ from lightning_crmt.evaluation import Key
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
 from lightning_crmt.losses import smooth_margins
-from lightning_crmt.modality import FusionOutput, Inputs, answer, encoded, present_of
+from lightning_crmt.modality import FusionOutput, Inputs, answer, encoded, flattened, present_of
 from lightning_crmt.random_state import random_state, set_random_state
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
@@ -119,7 +119,7 @@ class CRMTMixin(LightningModule):
                 f"a batch must be (inputs, target) with inputs by modality, got {describe(batch)}; "
                 "override `split_batch` for another form"
             )
-        return batch[0], batch[1]
+        return flattened(batch[0]), batch[1]
 
     def training_batch(self, batch: Any) -> tuple[Inputs, Target]:
         """``split_batch``, then the changes of training methods, such as adversarial inputs or mixtures of samples."""
