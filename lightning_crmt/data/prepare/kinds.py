@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,8 @@ from lightning_crmt.data.read.spectrogram import log_mel
 
 _FRAME, _SHIFT = 0.025, 0.010
 _QUALITY = 95
+#: Seconds by which the times that a file states for its sound may be wrong: formats round them, recorders are late.
+_JITTER = 0.1
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Method: TypeAlias = Literal["dis", "tvl1"]
@@ -49,18 +52,18 @@ class Frames:
         """
         target.mkdir()
         try:
-            self._write(ffmpeg, video, target, f"fps=fps={self.fps!r}")
+            self._write(ffmpeg, video, target, f"{_at_rate(self.fps)},")
         except BrokenVideoError:
             if any(target.iterdir()):
                 raise
         if not any(target.iterdir()):
             # Shorter than half of 1 / fps, or broken: decoding all of it tells which.
-            self._write(ffmpeg, video, target, "select=eq(n\\,0)")
+            self._write(ffmpeg, video, target, "select=eq(n\\,0),")
         if not any(target.iterdir()):
             raise BrokenVideoError("no picture")
 
     def _write(self, ffmpeg: FFmpeg, video: Path, target: Path, choice: str) -> None:
-        form = ["-vf", f"{choice},{_scale(self.size)}", "-q:v", "2", "%06d.jpg"]
+        form = ["-vf", f"{choice}{_scale(self.size)}", *ffmpeg.every_picture, "-q:v", "2", "%06d.jpg"]
         with ffmpeg.decode(video, "video", form, folder=target) as pipe:
             pipe.read()
 
@@ -91,12 +94,16 @@ class Spectrograms:
             BrokenVideoError: if the video is broken, has no sound, or less than a frame of it.
         """
         most = round(self.sample_rate * (_FRAME + (self.longest - 1) * _SHIFT))
-        # 16 bits, because of floating point channels ffmpeg makes a sum, 3 dB louder, and not a mean
-        form = ["-ac", "1", "-ar", str(self.sample_rate), "-t", str(most / self.sample_rate), "-f", "s16le", "pipe:1"]
-        with ffmpeg.decode(video, "audio", form) as pipe:
-            samples = np.frombuffer(pipe.read(), dtype="<i2")[:most]
-        if len(samples) < self.sample_rate * _FRAME:
-            length = 1000 * len(samples) / self.sample_rate
+        # 16 bits, because of floating point channels ffmpeg makes a sum, 3 dB louder, and not a mean. The table says
+        # when each piece is heard.
+        form = ["-ac", "1", "-ar", str(self.sample_rate), "-c:a", "pcm_s16le"]
+        form += ["-f", "tee", "[f=s16le]pipe:1|[f=framecrc]times"]
+        with tempfile.TemporaryDirectory() as folder:
+            with ffmpeg.decode(video, "audio", form, Path(folder), seconds=most / self.sample_rate + 1) as pipe:
+                sound = np.frombuffer(pipe.read(), dtype="<i2")
+            samples, heard = _in_time(sound, _times(Path(folder, "times")), most, self.sample_rate)
+        if heard < self.sample_rate * _FRAME:
+            length = 1000 * heard / self.sample_rate
             raise BrokenVideoError(f"{length:g} ms of sound, less than a frame of 25 ms")
         waveform = torch.from_numpy(samples.astype(np.float32) / 32768)
         np.save(target, log_mel(waveform, self.sample_rate, n_mels=self.bands).half().numpy())
@@ -136,23 +143,49 @@ class Flow:
             BrokenVideoError: if the video is broken, or has a single picture.
         """
         cv2, estimate = _opencv(), flow_estimator(self.method)
-        chosen = "" if self.fps is None else f"fps=fps={self.fps!r},"
-        # Pictures are numbered evenly, so that ffmpeg repeats or drops none; its own option for that has changed its
-        # name. They are a second apart, since a picture shown for longer than it lasts here would be repeated.
-        form = ["-vf", f"{chosen}settb=1,setpts=N,{_scale(self.size)}", "-r", "1", "-pix_fmt", "gray", "-c:v", "pgm"]
+        chosen = "" if self.fps is None else f"{_at_rate(self.fps)},"
+        # Far apart, since some versions refuse pictures of one time, which broken recorders make.
+        chosen += f"settb=1000,setpts=N,{_scale(self.size)}"
+        form = ["-vf", chosen, *ffmpeg.every_picture, "-pix_fmt", "gray", "-c:v", "pgm"]
         for name in ("u", "v"):
             (target / name).mkdir(parents=True)
         number = 0
         with ffmpeg.decode(video, "video", [*form, "-f", "image2pipe", "pipe:1"]) as pipe:
             for number, (before, after) in enumerate(pairwise(_pictures(pipe)), start=1):
-                if before.shape != after.shape:
-                    raise BrokenVideoError(f"pictures change from {before.shape[::-1]} to {after.shape[::-1]} pixels")
                 levels = flow_levels(estimate(before, after), self.bound)
                 for axis, name in enumerate(("u", "v")):
                     _, jpeg = cv2.imencode(".jpg", levels[..., axis], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
                     (target / name / f"{number:06d}.jpg").write_bytes(jpeg.tobytes())
         if not number:
             raise BrokenVideoError("less than two pictures")
+
+
+def _times(table: Path) -> Iterator[tuple[int, int]]:
+    """Start and length, in samples, of each piece of a sound, by lines ``stream, dts, pts, length, ...``."""
+    for line in table.read_text("ascii").splitlines():
+        if not line.startswith("#"):
+            _, _, start, length, *_ = line.split(",")
+            yield int(start), int(length)
+
+
+def _in_time(sound: Array, pieces: Iterable[tuple[int, int]], most: int, rate: int) -> tuple[Array, int]:
+    """The first ``most`` samples from the start of time on, silence where no sound is; and how many are heard.
+
+    >>> samples, heard = _in_time(np.array([1, 2, 3, 4]), [(3, 2), (7, 2)], most=8, rate=10)
+    >>> samples.tolist(), heard
+    ([0, 0, 0, 1, 2, 0, 0, 3], 3)
+    """
+    track, taken, end, last, heard = np.zeros(most, sound.dtype), 0, 0, 0, 0
+    for start, length in pieces:
+        if abs(start - end) > _JITTER * rate:
+            end = start
+        piece = sound[taken : taken + length][max(0, -end) : max(0, most - end)]
+        place = max(0, end)
+        track[place : place + len(piece)] = piece
+        heard += len(piece)
+        last = max(last, place + len(piece))
+        taken, end = taken + length, end + length
+    return track[:last], heard
 
 
 def flow_levels(flow: Array, bound: float) -> Array:
@@ -187,9 +220,17 @@ def _opencv() -> Any:
     return require_package("cv2", "optical flow needs OpenCV", "video")
 
 
+def _at_rate(fps: float) -> str:
+    """The filter of ffmpeg that gives so many pictures per second, from the start of time on.
+
+    Where pictures begin after the sound, the first one also stands for the time before it.
+    """
+    return f"fps=fps={fps!r}:start_time=0"
+
+
 def _scale(size: int) -> str:
-    """The filter of ffmpeg that makes the shorter side ``size`` pixels long."""
-    return f"scale={size}:{size}:force_original_aspect_ratio=increase:flags=bicubic"
+    """The filter of ffmpeg that makes the shorter side ``size`` pixels long, as displayed: pixels become square."""
+    return f"scale='if(gt(dar,1),round({size}*dar),{size})':'if(gt(dar,1),{size},round({size}/dar))':flags=bicubic"
 
 
 def _pictures(pipe: IO[bytes]) -> Iterator[Array]:

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import inspect
 import json
 import os
 import shutil
+import sys
 import tempfile
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
@@ -102,11 +104,22 @@ class Report:
         for video, kind, reason in self.skipped:
             reasons.setdefault((video, reason), []).append(kind)
         if reasons:
-            lines.append(f"skipped, see {self.path}:")
-            shown = [f"  {video}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()]
+            lines.append(f"skipped, see {printable(str(self.path))}:")
+            shown = [
+                f"  {printable(video)}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()
+            ]
             lines += shown[:_MOST_LINES]
             lines += [f"  and {len(shown) - _MOST_LINES} more"] if len(shown) > _MOST_LINES else []
         return "\n".join(lines)
+
+
+def printable(name: str) -> str:
+    r"""A name of a file, which may hold anything, in a line of text: escaped where it is not printable.
+
+    >>> print(printable("caf\udce9\nü"))
+    caf\udce9\nü
+    """
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
 
 
 def prepare(
@@ -168,7 +181,7 @@ def prepare(
         flow_estimator(flow_method)  # at once, if it is not installed
     clips = find_videos(videos, leave_out=output)
     _keep_settings(output, makers)
-    lacking = [(clip, maker) for clip in clips for maker in makers if not _target(output, maker, clip).exists()]
+    lacking = [(clip, maker) for clip in clips for maker in makers if not os.path.exists(_target(output, maker, clip))]
     already = {each.kind: len(clips) - sum(maker is each for _, maker in lacking) for each in makers}
     report = Report(output, len(clips), already)
     with ExitStack() as stack:
@@ -209,10 +222,14 @@ def _make(maker: Maker, ffmpeg: FFmpeg, video: Path, target: Path, unfinished: P
         part = Path(folder, target.name)
         try:
             maker.make(ffmpeg, video, part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.rename(target)
         except BrokenVideoError as error:
             return str(error)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.rename(target)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return f"{error.strerror}, {len(os.fsencode(target.name))} bytes"
         return None
 
 
@@ -248,8 +265,16 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the lines of the description."""
 
 
-def prepare_command(words: Sequence[str]) -> int:
+def _place(name: str) -> Path:
+    return Path(name)
+
+
+def prepare_command(words: Sequence[str], kind: type[ArgumentParser] = ArgumentParser) -> int:
     """Prepare videos as the words of a command line say, and print a summary.
+
+    Args:
+        words: those after ``lightning-crmt prepare``.
+        kind: of the parser, which says how errors are told.
 
     Returns:
         The exit status: 1 if some kind could be made of no video at all, else 0.
@@ -258,7 +283,7 @@ def prepare_command(words: Sequence[str]) -> int:
         SystemExit: with status 2 and an explanation, if a word is wrong; with status 130, if interrupted.
     """
     what, _, _ = inspect.cleandoc(prepare.__doc__ or "").partition("\n\nArgs:")
-    parser = ArgumentParser(
+    parser = kind(
         prog="lightning-crmt prepare",
         description=what,
         epilog="Exit status: 0 if there is something of each kind, even if videos were skipped; 1 if there is nothing "
@@ -266,7 +291,10 @@ def prepare_command(words: Sequence[str]) -> int:
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    parser.add_function_arguments(prepare, as_group=False, as_positional=True, skip={"kinds"})
+    # By a function, since the type Path of jsonargparse refuses names that are not UTF-8.
+    parser.add_argument("videos", type=_place, help="folder of videos; those in folders below it count too.")
+    parser.add_argument("output", type=_place, help="folder to write to.")
+    parser.add_function_arguments(prepare, as_group=False, as_positional=True, skip={"videos", "output", "kinds"})
     parser.add_argument(
         "--kinds",
         nargs="+",  # which jsonargparse does not derive from a sequence
@@ -281,5 +309,7 @@ def prepare_command(words: Sequence[str]) -> int:
         parser.error(str(error))
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command again goes on from here\n")
-    print(report)  # noqa: T201
+    # What the terminal cannot show must not fail what is done.
+    encoding = sys.stdout.encoding or "utf-8"
+    print(str(report).encode(encoding, "backslashreplace").decode(encoding))  # noqa: T201
     return 1 if report.nothing else 0
