@@ -73,7 +73,8 @@ def pairs(video, folder):
 
 @pytest.mark.parametrize("suffix", SOUND)
 @pytest.mark.parametrize(
-    "heard", ["gte(t,3)", "gte(t,0.5)", "lt(t,1)+gt(t,4)", "lt(t,1)+between(t,2,2.4)+between(t,3,3.3)+gt(t,4.2)"]
+    "heard",
+    ["gte(t,3)", "gte(t,0.5)", "gte(t,0.07)", "lt(t,1)+gt(t,4)", "lt(t,1)+between(t,2,2.4)+between(t,3,3.3)+gt(t,4.2)"],
 )
 def test_sound_that_begins_late_or_has_gaps_stays_with_the_pictures(parts, tmp_path, suffix, heard):
     join(parts, tmp_path / f"a{suffix}", options=["-af", f"aselect='{heard}'"])

@@ -183,7 +183,7 @@ def _in_time(sound: Array, pieces: Iterable[tuple[int, int]], most: int, rate: i
     """
     track, taken, end, last, heard = np.zeros(most, sound.dtype), 0, 0, 0, 0
     for start, length in pieces:
-        if abs(start - end) > _JITTER * rate:
+        if not taken or abs(start - end) > _JITTER * rate:
             end = start
         piece = sound[taken : taken + length][max(0, -end) : max(0, most - end)]
         place = max(0, end)

@@ -307,6 +307,6 @@ def prepare_command(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command again goes on from here\n")
     # What the terminal cannot show must not fail what is done.
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(str(report).encode(encoding, "backslashreplace").decode(encoding))  # noqa: T201
     return 1 if report.nothing else 0
