@@ -11,12 +11,22 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.certification import margins_of, own_class, sensitivities, signed_radii
-from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive, check_target
+from lightning_crmt.certification import margins_of, own_class, sensitivities_of, signed_radii
+from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
 from lightning_crmt.modality import FusionOutput, Inputs, mean_over, where_present
-from lightning_crmt.targets import MixedTarget, Target, check_classes
+from lightning_crmt.targets import (
+    MixedTarget,
+    Target,
+    check_answers,
+    check_probabilities,
+    each_target,
+    has_labels,
+    has_probabilities,
+    mixed_loss,
+    signed_scores,
+)
 
 #: How step 2 averages the bound over samples.
 Objective: TypeAlias = Literal["mean", "clipped"]
@@ -37,11 +47,20 @@ def margin_regularization(
     For mixed samples (CRMT-Mix) the score to beat is :math:`\lambda s_{y_a}^m + (1 - \lambda) s_{y_b}^m`, and k runs
     over the classes that are neither :math:`y_a` nor :math:`y_b`. A sample without any such class does not count.
 
+    Probabilities :math:`p_k` of classes weigh the terms of the classes: :math:`\sum_k p_k \, \ell(k)`, where
+    :math:`\ell(y)` is that of class y above. Labels are each decided against 0 in place of rivals:
+
+    .. math:: L_1 = \frac 1 N \sum_i \log \sum_m \sum_k \exp\left( -T \sigma_{ik} s_k^m(x_i) \right)
+
+    with the sign :math:`\sigma_{ik}` of the label, 1 for a yes and -1 for a no. In mixed samples k runs over the labels
+    that both have or lack; a sample without any such label does not count.
+
     The sum is over the modalities that a sample has; one without any does not count.
 
     Args:
         scores: uni-modal scores by modality, each ``(B, K)``.
-        target: classes, ``(B,)``, or those of mixed samples.
+        target: classes ``(B,)``, labels ``(B, K)`` of bools or integers, or probabilities ``(B, K)``; or those of mixed
+            samples.
         temperature: T, above 0.
         present: which samples have a modality, ``(B,)`` bool, for those that may be absent.
 
@@ -49,20 +68,27 @@ def margin_regularization(
         A scalar; negative when every margin is large.
 
     Raises:
-        ValueError: if scores are not finite or differ in shape, or a class is out of range.
-        TypeError: if ``target`` does not hold integers.
+        ValueError: if scores are not finite or differ in shape, a class is out of range, or probabilities do not sum
+            to 1.
+        TypeError: if ``target`` holds no numbers of these kinds.
 
     >>> scores = {"audio": torch.tensor([[1.0, 0.0]]), "image": torch.tensor([[3.0, 0.0]])}
     >>> margin_regularization(scores, torch.tensor([0]))  # log(e^-1 + e^-3)
     tensor(-0.8731)
+    >>> margin_regularization(scores, torch.tensor([[True, False]]))  # of labels: log(e^-1 + e^-3 + 1 + 1)
+    tensor(0.8828)
     """
     check_positive(temperature=temperature)
     check_modality_names("scores", scores)
     for name, score in scores.items():
         check_logits(score, f"scores[{name!r}]")
     shape = _one_shape(scores)
-    check_classes(target, shape[1], shape[0])
-    return smooth_margins(scores, target, temperature, present)
+
+    def checked(part: Tensor) -> Tensor:
+        soft = isinstance(part, Tensor) and part.dim() == 2 and part.is_floating_point()
+        return (check_probabilities if soft else check_answers)(part, shape[1], shape[0])
+
+    return smooth_margins(scores, each_target(checked, target), temperature, present)
 
 
 def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None) -> Tensor:
@@ -80,6 +106,10 @@ def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0, pre
     stacked = torch.stack(list(scores.values()), dim=1)
     everywhere = torch.ones(len(stacked), dtype=torch.bool, device=stacked.device)
     here = torch.stack([present.get(name, everywhere) for name in scores], dim=1) if present else None
+    if has_probabilities(target):
+        return mixed_loss(lambda part: _expected_margins(stacked, part, temperature, here), target)
+    if has_labels(target):
+        return _label_margins(stacked, target, temperature, here)
     if isinstance(target, MixedTarget):
         return _mixed_margins(stacked, target, temperature, here)
     own = target[:, None, None].expand(-1, stacked.shape[1], 1)
@@ -87,6 +117,36 @@ def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0, pre
     if here is None:
         return rivals.flatten(1).logsumexp(dim=1).mean()
     return _mean_over_present(rivals, here)
+
+
+def _label_margins(stacked: Tensor, target: Target, temperature: float, here: Tensor | None) -> Tensor:
+    """Of scores ``(B, M, K)`` and labels ``(B, K)``."""
+    if not isinstance(target, MixedTarget):
+        rivals = -temperature * signed_scores(stacked, target[:, None])
+        return rivals.flatten(1).logsumexp(dim=1).mean() if here is None else _mean_over_present(rivals, here)
+    decided = target.first == target.second
+    counted = decided.any(dim=1)
+    rivals = -temperature * signed_scores(stacked, target.first[:, None])
+    # A sample without any is computed as if it had all, so that it has finite gradients, and left out.
+    rivals = rivals.masked_fill(~(decided | ~counted[:, None])[:, None], -math.inf)
+    if here is None:
+        return mean_over(rivals.flatten(1).logsumexp(dim=1), counted)
+    here = here & counted[:, None]
+    return _mean_over_present(rivals, here)
+
+
+def _expected_margins(stacked: Tensor, target: Tensor, temperature: float, here: Tensor | None) -> Tensor:
+    """Of scores ``(B, M, K)`` and probabilities ``(B, K)``: the term of each class, times its probability."""
+    scaled = temperature * stacked
+    least = torch.full_like(scaled[..., :1], -math.inf)
+    below = torch.cat([least, scaled[..., :-1].logcumsumexp(dim=2)], dim=2)
+    above = torch.cat([least, scaled.flip(2)[..., :-1].logcumsumexp(dim=2)], dim=2).flip(2)
+    rivals = torch.logaddexp(below, above) - scaled  # of all classes but the own one, (B, M, K)
+    counted = torch.ones(len(stacked), dtype=torch.bool, device=stacked.device)
+    if here is not None:
+        counted = here.any(dim=1)
+        rivals = rivals.masked_fill(~(here | ~counted[:, None])[:, :, None], -math.inf)
+    return mean_over((target.to(rivals.dtype) * rivals.logsumexp(dim=1)).sum(dim=1), counted)
 
 
 def _mean_over_present(rivals: Tensor, here: Tensor) -> Tensor:
@@ -160,13 +220,14 @@ def integration_objective(
         r(x) = \min_{j \ne y} \frac{h_y - h_j}{\sqrt{\sum_m (D_{yj}^m)^2}}
 
     with :math:`D` from the Lipschitz constants (see :func:`~lightning_crmt.certification.inequality.sensitivities`)
-    and y the true class, so that r is negative where the model errs. ``"clipped"`` replaces r by
+    and y the true class, so that r is negative where the model errs; of labels the least
+    :math:`\pm h_k / \sqrt{\sum_m (D_k^m)^2}`, with the sign of the label. ``"clipped"`` replaces r by
     :math:`\max(-c, \min(r, c))`: samples that are safe, or hopeless, no longer contribute gradients. Samples
     that have no modality that could change, whose bound is infinite, do not count.
 
     Args:
         output: output of ``head``, its logits with a graph back to the integration weights.
-        target: classes, ``(B,)``.
+        target: classes ``(B,)``, or labels ``(B, K)`` of bools or integers.
         head: the head; gradients flow to its ``integration_parameters()``.
         lipschitz: constants of encoders or scores, which do not change with the integration weights.
         objective: ``"clipped"`` or ``"mean"``, the paper's.
@@ -189,8 +250,10 @@ def integration_objective(
         clip = math.inf
     if clip is None or not clip > 0:
         raise ValueError(f"`clip` must be above 0 for the clipped objective, got {clip}")
-    if lipschitz.of == "margins":
-        raise ValueError("`lipschitz` must be of 'encoder' or 'scores'; constants of 'margins' contain the weights")
+    if lipschitz.of in ("margins", "labels"):
+        raise ValueError(
+            f"`lipschitz` must be of 'encoder' or 'scores'; constants of {lipschitz.of!r} contain the weights"
+        )
     radii = true_class_radii(output, target, head, lipschitz)
     return -mean_over(radii.clamp(-clip, clip), ~radii.isinf())
 
@@ -204,7 +267,7 @@ def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lip
 
     Args:
         output: output of ``head``, logits ``(B, K)``, and which modalities are present.
-        target: classes, ``(B,)``.
+        target: classes ``(B,)``, or labels ``(B, K)`` of bools or integers.
         head: the head.
         lipschitz: constants of encoders, scores or margins.
 
@@ -220,10 +283,10 @@ def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lip
     tensor([ 1.4142, -1.4142])
     """
     check_logits(output.logits)
-    check_target(target, output.logits.shape[1], output.logits.shape[0])
-    pairs = sensitivities(lipschitz, head)
-    radii = _radii_to_rivals(output.logits, target, pairs, output.present).amin(dim=1)
-    fixed = ~_changeable(pairs, output)
+    target = check_answers(target, output.logits.shape[1], output.logits.shape[0])
+    slopes = sensitivities_of(lipschitz, head, target)
+    radii = _radii_to_rivals(output.logits, target, slopes, output.present).amin(dim=1)
+    fixed = ~_changeable(slopes, output)
     return torch.where(fixed, torch.copysign(radii.new_tensor(math.inf), radii.detach()), radii)
 
 
@@ -250,7 +313,7 @@ def radius_loss(
 
     Args:
         output: output of ``head``.
-        target: classes, ``(B,)``.
+        target: classes ``(B,)``, or labels ``(B, K)`` of bools or integers.
         head: the head; gradients flow to all of its parameters.
         lipschitz: constants of encoders or scores. For encoders that are 1-Lipschitz by construction they do not change
             in training; with others this loss trains the head well, but encoders without a view of their constants.
@@ -270,19 +333,19 @@ def radius_loss(
     check_positive(radius=radius, temperature=temperature)
     check_at_least(0, rho=rho)
     check_logits(output.logits)
-    check_target(target, output.logits.shape[1], output.logits.shape[0])
+    target = check_answers(target, output.logits.shape[1], output.logits.shape[0])
 
-    def soft(logits: Tensor, pairs: Mapping[str, Tensor], wanted: float) -> Tensor:
-        radii = _radii_to_rivals(logits, target, pairs, output.present)
+    def soft(logits: Tensor, slopes: Mapping[str, Tensor], wanted: float) -> Tensor:
+        radii = _radii_to_rivals(logits, target, slopes, output.present)
         hinges = nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1))
-        return mean_over(hinges, _changeable(pairs, output))
+        return mean_over(hinges, _changeable(slopes, output))
 
-    pairs = sensitivities(lipschitz, head)
-    loss = soft(output.logits, pairs, radius)
+    slopes = sensitivities_of(lipschitz, head, target)
+    loss = soft(output.logits, slopes, radius)
     if rho > 0:
-        for name, pair in pairs.items():
+        for name, slope in slopes.items():
             alone = head.integration_weights[name] * output.scores[name]
-            loss = loss + rho * soft(alone, {name: pair}, radius / 2)
+            loss = loss + rho * soft(alone, {name: slope}, radius / 2)
     return loss
 
 
@@ -292,11 +355,11 @@ def _changeable(names: Iterable[str], output: FusionOutput) -> Tensor:
     return torch.stack([output.present.get(name, everywhere) for name in names]).any(dim=0)
 
 
-def _radii_to_rivals(logits: Tensor, target: Tensor, pairs: Mapping[str, Tensor], present: Inputs) -> Tensor:
-    """Signed radii of the true class against every other, ``(B, K)``; infinite in its own column."""
+def _radii_to_rivals(logits: Tensor, target: Tensor, slopes: Mapping[str, Tensor], present: Inputs) -> Tensor:
+    """Signed radii of the true class against every other, ``(B, K)``, infinite in its own column; or of labels."""
     margins = margins_of(logits, target)
     own = own_class(target, logits.shape[1])
-    slopes = {name: where_present(pair[target].to(logits), present.get(name)) for name, pair in pairs.items()}
+    slopes = {name: where_present(slope.to(logits), present.get(name)) for name, slope in slopes.items()}
     # Where all weights of a pair are 0 its margin is the bias alone and its slope 0: keep the quotient finite.
     tiny = torch.finfo(logits.dtype).eps
     slopes = {name: slope.masked_fill(own, 1.0).clamp(min=tiny) for name, slope in slopes.items()}

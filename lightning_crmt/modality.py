@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from lightning_crmt.checks import describe
 
@@ -40,6 +41,13 @@ class FusionOutput(NamedTuple):
     scores: dict[str, Tensor]
     features: dict[str, Tensor] = {}  # noqa: RUF012
     present: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+# Programs of torch.export that return one can be saved. torch has no public name for this; without it they still run.
+if hasattr(_pytree, "_register_namedtuple"):
+    _pytree._register_namedtuple(FusionOutput, serialized_type_name="lightning_crmt.FusionOutput")
+# `torch.load` reads one as it is.
+torch.serialization.add_safe_globals([FusionOutput])
 
 
 def modalities_of(inputs: Inputs) -> dict[str, Tensor]:
@@ -167,9 +175,10 @@ def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:
     changed = dict(inputs)
     for owner, here in present.items():
         # Those that have it come first: no number of them need be known, which would wait for the device.
-        order = (~here).to(torch.uint8).argsort(stable=True)
+        place = torch.arange(here.shape[0], device=here.device)
+        order = torch.where(here, place, place + here.shape[0]).argsort()
         turn = ((~here).cumsum(0) - 1) % here.sum().clamp(min=1)
-        rows = torch.where(here, torch.arange(len(here), device=here.device), order[turn])
+        rows = torch.where(here, place, order[turn])
         for name in inputs:
             if name.partition(".")[0] == owner and name != f"{owner}.{PRESENT}":
                 changed[name] = inputs[name][rows.to(inputs[name].device)]
@@ -184,11 +193,24 @@ def encoded(encoders: Mapping[str, Any] | nn.ModuleDict, inputs: Inputs) -> dict
         inputs: one batch; where samples lack a modality, the features are those of stand-ins, see
             :func:`with_stand_ins`.
 
+    Raises:
+        RuntimeError, ValueError, IndexError: what an encoder raises, with the name of its modality and the shape of
+            what it was given before the message.
+
     >>> encoded({"audio": lambda x, gain: gain * x}, {"audio": torch.ones(1, 2), "audio.gain": torch.tensor([[3.0]])})
     {'audio': tensor([[3., 3.]])}
     """
     taken = with_stand_ins(inputs, present_of(inputs))
-    return {name: encoder(taken[name], **context_of(taken, name)) for name, encoder in encoders.items()}
+    return {name: _encode(name, encoder, taken[name], context_of(taken, name)) for name, encoder in encoders.items()}
+
+
+def _encode(name: str, encoder: Callable[..., Tensor], value: Tensor, context: Inputs) -> Tensor:
+    try:
+        return encoder(value, **context)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if type(error) not in (RuntimeError, ValueError, IndexError):  # out of memory, the compiler's own
+            raise
+        raise type(error)(f"the encoder of {name!r} failed on {describe(value)}: {error}") from error
 
 
 def answer(head: Callable[..., FusionOutput], features: Inputs, present: Inputs) -> FusionOutput:
@@ -227,6 +249,16 @@ def select(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
     {'audio': tensor([[4, 5]])}
     """
     return {name: value[rows.to(value.device)] for name, value in inputs.items()}
+
+
+def samples_of(output: FusionOutput, rows: Tensor) -> FusionOutput:
+    """The output for the samples ``rows``, indices ``(n,)`` on any device.
+
+    >>> samples_of(FusionOutput(torch.zeros(3, 2), {"audio": torch.zeros(3, 2)}), torch.tensor([0, 2])).logits.shape
+    torch.Size([2, 2])
+    """
+    parts = {name: select(getattr(output, name), rows) for name in ("scores", "features", "present")}
+    return output._replace(logits=output.logits[rows.to(output.logits.device)], **parts)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -18,7 +18,6 @@ from lightning_crmt.checks import (
     check_batch,
     check_positive,
     check_same_modalities,
-    check_target,
     require_finite,
 )
 from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
@@ -33,6 +32,7 @@ from lightning_crmt.lipschitz import (
 from lightning_crmt.losses import Objective, integration_objective, true_class_radii
 from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, modalities_of, present_of, where_present
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.targets import check_answers
 
 #: The levels that the constants of step 2 can have.
 CONSTANTS_LEVELS = (Soundness.ESTIMATED, Soundness.SOUND)
@@ -89,7 +89,7 @@ def reweight(
         head: late fusion with integration weights, such as ``OrthogonalFusion``.
         scores: uni-modal scores of the training samples by modality, each ``(N, K)``, in evaluation mode; see
             :func:`keep_scores`.
-        target: classes, ``(N,)``.
+        target: classes, ``(N,)``, or labels, ``(N, K)`` of bools or integers.
         constants: of encoders or scores, of the same weights.
         present: which samples have a modality, ``(N,)`` bool, for those that may be absent. Only what a sample has can
             change in its bound.
@@ -122,7 +122,7 @@ def reweight(
     check_positive(lr=lr, clip=clip)
     check_reweightable(head)
     check_same_modalities("scores", scores, head.in_features)
-    check_target(target, head.num_classes, check_batch("scores", scores))
+    target = check_answers(target, head.num_classes, check_batch("scores", scores))
     require_finite("scores", scores)
     new = copy.deepcopy(head).cpu().requires_grad_(False)
     if new.bias.dtype not in (torch.float32, torch.float64):
@@ -209,7 +209,7 @@ class KeptScores(NamedTuple):
 
     Attributes:
         scores: by modality, each ``(N, K)``, on the CPU.
-        target: classes, ``(N,)``, on the CPU.
+        target: classes, ``(N,)``, or labels, ``(N, K)``, on the CPU.
         constants: Lipschitz constants of the same weights.
         present: which samples have a modality, ``(N,)`` bool on the CPU, for those that may be absent.
     """
@@ -218,6 +218,12 @@ class KeptScores(NamedTuple):
     target: Tensor
     constants: LipschitzConstants
     present: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+def of_samples(kept: KeptScores, rows: Tensor) -> KeptScores:
+    """What was kept of the samples ``rows``, indices or a mask ``(N,)``."""
+    scores, present = ({n: value[rows] for n, value in each.items()} for each in (kept.scores, kept.present))
+    return kept._replace(scores=scores, target=kept.target[rows], present=present)
 
 
 def keep_scores(
@@ -234,7 +240,7 @@ def keep_scores(
 
     Args:
         model: gives a ``FusionOutput``; bounds are those of its ``encoders``.
-        batches: inputs by modality and classes ``(B,)``; wrap the iterable to show progress.
+        batches: inputs by modality and classes ``(B,)`` or labels ``(B, K)``; wrap the iterable to show progress.
         constants: ``"estimated"``, of the scores on these batches, as in the paper; or ``"sound"``, upper bounds for
             encoders all of whose layers have one, such as ``LipschitzMLP``, over all shapes of samples that come. A
             :class:`~lightning_crmt.ProbeSearch` estimates without taking all gradients: for many classes.

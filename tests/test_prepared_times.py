@@ -129,13 +129,13 @@ def test_the_first_of_several_sound_tracks_counts_wherever_the_others_begin(part
 
 def test_a_short_sound_that_begins_late_is_too_short_all_the_same(parts, tmp_path):
     join(parts, tmp_path / "a.mkv", sound=["-itsoffset", "3", "-t", "0.02"])
-    with pytest.raises(program.BrokenVideoError, match="^20 ms of sound, less than a frame of 25 ms"):
+    with pytest.raises(program.BrokenVideoError, match=r"^20 ms of sound, less than a frame of 25 ms"):
         beep(tmp_path / "a.mkv", tmp_path)
 
 
 def test_sound_after_the_end_of_the_spectrogram_is_no_sound(parts, tmp_path):
     join(parts, tmp_path / "a.mkv", sound=["-itsoffset", "20"])
-    with pytest.raises(program.BrokenVideoError, match="^0 ms of sound"):
+    with pytest.raises(program.BrokenVideoError, match=r"^0 ms of sound"):
         beep(tmp_path / "a.mkv", tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_flow_sees_each_picture_once_whatever_its_time(tmp_path, times, suffix):
     Flow(48).make(program.FFmpeg(), tmp_path / f"a{suffix}", tmp_path / "flow")
     found = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "flow" / "u").iterdir())])
     found = np.median((found - 128) / 127.5 * 20, axis=(1, 2))
-    assert found == pytest.approx(np.ones(19), abs=0.4), "a picture that is repeated does not move, a lost one makes two"
+    assert found == pytest.approx(np.ones(19), abs=0.4), "a repeated picture does not move, a lost one makes two"
 
 
 def test_frames_of_a_varying_rate_are_those_of_their_time(tmp_path):
@@ -193,7 +193,9 @@ def test_pictures_that_change_their_size_are_refused(tmp_path, sizes):
     (tmp_path / "videos").mkdir()
     with (tmp_path / "videos" / "a.mpg").open("wb") as joined:
         for height, width in sizes:
-            clips.encode(tmp_path / "part.m2v", np.zeros((30, height, width, 3), np.uint8), options=["-c:v", "mpeg2video"])
+            clips.encode(
+                tmp_path / "part.m2v", np.zeros((30, height, width, 3), np.uint8), options=["-c:v", "mpeg2video"]
+            )
             joined.write((tmp_path / "part.m2v").read_bytes())
     report = prepare(tmp_path / "videos", tmp_path / "output", ["frames", "flow"], size=32)
     (h, w), (height, width) = sizes

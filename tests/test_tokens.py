@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modalities of integers beside continuous ones: they train, count and can be missing; radii are about the others."""
 
+import copy
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from lightning_crmt import (
     estimate_lipschitz,
     keep_scores,
     reweight,
+    verify_certificate,
 )
 from lightning_crmt.attacks import APGD, PGD, Budget, EmbeddedModel, MinimumNorm
 from lightning_crmt.callbacks import (
@@ -30,7 +33,9 @@ from lightning_crmt.callbacks import (
     MissingModalities,
     RadiusTraining,
 )
+from lightning_crmt.certification import certify_late_fusion
 from lightning_crmt.encoders import MLP, LipschitzMLP
+from lightning_crmt.lipschitz import NoBoundError
 from lightning_crmt.losses import integration_objective, radius_loss
 from lightning_crmt.modality import FusionOutput
 
@@ -356,3 +361,103 @@ def test_an_embedding_layer_must_be_called_once():
     said = {**inputs, "text.present": torch.ones(4, dtype=torch.bool)}
     with pytest.raises(ValueError, match="must have 'text' in every sample to be embedded"):
         EmbeddedModel(model_of("image", "text"), {"text": "encoders.text"}).embed(said)
+
+
+# Sound certificates beside tokens.
+
+
+def certified_model(text, **settings):
+    seed_everything(0, verbose=False)
+    encoders = {"image": LipschitzMLP(12, 8), "text": text}
+    return CRMTModule(encoders, CLASSES, in_features={"text": 8}, **settings).eval()
+
+
+TEXTS = {
+    "embedding": lambda: nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(28, 8)),
+    "mean": lambda: nn.EmbeddingBag(50, 8),
+    "sum": lambda: nn.Sequential(nn.EmbeddingBag(50, 6, mode="sum", padding_idx=0), nn.ReLU(), nn.Linear(6, 8)),
+    "max": lambda: nn.EmbeddingBag(50, 8, mode="max"),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("shift", [0.0, 1e5])
+def test_a_sound_certificate_is_that_of_the_image_with_the_text_fixed(kind, shift):
+    model = certified_model(TEXTS[kind]())
+    inputs, _ = samples("image", "text")
+    if shift:  # the rounding of a sum of large numbers counts
+        with torch.no_grad():
+            for layer in model.encoders["text"].modules():
+                if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+                    layer.weight.add_(shift)
+    certificate = model.certify(inputs)
+    assert certificate.soundness is Soundness.SOUND
+    assert list(certificate.sensitivities) == ["image"]
+    exact = copy.deepcopy(model).double()
+    with torch.no_grad():
+        logits = exact({"image": inputs["image"].double(), "text": inputs["text"]}).logits
+    running = model(inputs).logits.double().detach()
+    for row in range(60):
+        p, radii = int(certificate.prediction[row]), []
+        assert p == int(running[row].argmax())
+        for j in range(CLASSES):
+            if j != p:
+                rows = exact.head.class_weights["image"].detach()
+                radii.append(float((logits[row, p] - logits[row, j]) / (rows[p] - rows[j]).norm()))
+        assert float(certificate.radius()[row]) <= max(min(radii), 0.0) * (1 + 1e-9)
+        if not shift:
+            assert float(certificate.radius()[row]) == pytest.approx(max(min(radii), 0.0), rel=1e-3, abs=1e-5)
+    # What rounds as it runs is within what was allowed for.
+    vouched = certificate.radius() > 0
+    assert (running.argmax(1) == logits.argmax(1))[vouched].all()
+    assert certificate.radius().max() > 0 or shift
+
+
+def test_sound_radii_beside_tokens_are_logged(make_trainer):
+    loader = loader_of(*samples("image", "text"))
+    trainer = make_trainer(CertifiedRobustness([0.1], budgets=[{"image": 0.05}]))
+    (logged,) = trainer.validate(certified_model(TEXTS["mean"]()), loader, verbose=False)
+    assert logged["val/certified_radius/image"] > 0
+    assert logged["val/certified_accuracy_dropped/text@0.1"] >= 0
+    assert not [key for key in logged if "certified" in key and "joint" in key]
+
+
+def test_a_certificate_beside_tokens_is_verified():
+    model = certified_model(TEXTS["embedding"]())
+    inputs, _ = samples("image", "text")
+    certificate = model.certify(inputs)
+    assert verify_certificate(model, certificate, inputs).samples > 0
+    longer = replace(certificate, sensitivities={"image": certificate.sensitivities["image"] / 3})
+    with pytest.raises(AssertionError, match="image"):
+        verify_certificate(model, longer, inputs)
+
+
+def test_what_is_certified_beside_tokens_and_what_not():
+    inputs, _ = samples("image", "text")
+    refused = {
+        "LSTM": nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(28, 8), nn.Softmax(1)),
+        "max_norm": nn.EmbeddingBag(50, 8, max_norm=1.0),
+        "nn.Embedding": nn.Sequential(Cast(), nn.Linear(7, 8)),
+    }
+    for text in refused.values():
+        with pytest.raises(NoBoundError):
+            certified_model(text).certify(inputs)
+    with pytest.raises(ValueError, match="must be floating point to be certified"):
+        certified_model(TEXTS["mean"]()).certify(inputs, level="rigorous")
+    hooked = certified_model(TEXTS["mean"]())
+    hooked.encoders["text"].register_forward_hook(lambda *_: None)
+    with pytest.raises(NoBoundError, match="text"):
+        hooked.certify(inputs)
+
+
+def test_samples_without_text_or_image_are_certified_alike():
+    model = certified_model(TEXTS["mean"]())
+    inputs, _ = samples("image", "text")
+    present = torch.arange(60) % 3 != 0
+    said = {**inputs, "text.present": present}
+    certificate, whole = model.certify(said), model.certify(inputs)
+    torch.testing.assert_close(certificate.radius()[present], whole.radius()[present])
+    dropped = certify_late_fusion(model, inputs, missing=["text"])
+    torch.testing.assert_close(certificate.radius()[~present], dropped.radius()[~present])
+    said = {**inputs, "image.present": present}
+    assert model.certify(said).radius()[~present].isinf().all()

@@ -449,6 +449,36 @@ def test_names_in_lists_may_have_spaces_and_be_those_of_videos(suffix, tmp_path)
     assert names_of(data(), "train") == ["flat"]
 
 
+@pytest.mark.parametrize(("suffix", "label"), [(".txt", "1"), (".csv", "1"), (".txt", "playing guitar")])
+def test_lists_that_were_released_with_ogm_ge(suffix, label, tmp_path):
+    """Lines of name, number and label; the clips alone or in a folder named like the part, as released with others."""
+    for part in ("train", "test"):
+        write_clip(tmp_path, f"-3Mwkq, 7TV4_{part}")
+        write_clip(tmp_path, f"{part}/-w6sZ-nutlA_{part}")
+        clips = f'"-3Mwkq, 7TV4_{part}"', f"-w6sZ-nutlA_{part}"
+        (tmp_path / f"{part}{suffix}").write_text("".join(f"{clip},10,{label}\r\n" for clip in clips))
+    parts = {part: f"{part}{suffix}" for part in ("train", "test")}
+    data = KineticsSounds(str(tmp_path), parts=parts, classes=["singing", "playing guitar"], val_share=0)
+    assert "have none" in message_of(ValueError, data), "singing"
+    data = KineticsSounds(str(tmp_path), parts=parts, classes=["playing guitar"], val_share=0)
+    if label == "1":
+        assert f"train{suffix}:1 must have a class from 0 to 0, got 1" in message_of(ValueError, data)
+    else:
+        assert names_of(data, "train") == ["-3Mwkq, 7TV4_train", "train/-w6sZ-nutlA_train"]
+
+
+@pytest.mark.parametrize("name", ["{id}_{start:06d}", "{id}_{start}", "{part}/{id}_{start:06d}", "{part}/{id}_{start}"])
+def test_names_that_clips_of_vggsound_have_in_other_works(name, tmp_path):
+    lines = []
+    for part in ("train", "test"):
+        for i in range(3):
+            lines.append(f"{part}{i},{30 + i},singing,{part}\n")
+            write_clip(tmp_path, name.format(id=f"{part}{i}", start=30 + i, part=part))
+    (tmp_path / "vggsound.csv").write_text("".join(lines))
+    data = VGGSound(str(tmp_path), val_share=0)
+    assert names_of(data, "test") == [name.format(id=f"test{i}", start=30 + i, part="test") for i in range(3)]
+
+
 def test_a_clip_that_is_called_as_its_video_is_found_too(tmp_path):
     for part in ("train", "test"):
         write_frames(tmp_path / "frames" / f"{part}.mp4", 1)
@@ -606,6 +636,9 @@ def test_what_is_not_there_is_named_with_how_to_make_it(tmp_path):
     ("text", "words"),
     [
         ("a 0\nb\n", ":2 must be `name label`, got 'b'"),
+        ("a,10,0\nb,10,31\n", ":2 must have a class from 0 to 30, got 31"),
+        ("a,10,singing\nb,10,singin\n", ":2 must name one of the 31 classes 'blowing nose', "),
+        ("a 0\n\0", " must be text in UTF-8, got bytes that are 0"),
         ("a 0\n\nb 31\n", ":3 must have a class from 0 to 30, got 31"),
         ("a singing\nb singin\n", ":2 must name one of the 31 classes 'blowing nose', "),
         ("a 0\nb singing\n", ":2 must have a label of the same kind"),

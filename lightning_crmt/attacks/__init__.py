@@ -19,7 +19,6 @@ from lightning_crmt.attacks.search.attacked_model import (
     AttackedModel,
     Model,
     public_logits,
-    right_answers,
     under_attack,
 )
 from lightning_crmt.attacks.survival import check_fits, distance_by, surviving
@@ -27,6 +26,7 @@ from lightning_crmt.attacks.threat.box import Box
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.norms import Norm
 from lightning_crmt.attacks.threat.per_sample import Perturbation, like
+from lightning_crmt.targets import right_answers
 
 __all__ = [
     "APGD",

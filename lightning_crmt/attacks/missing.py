@@ -16,10 +16,11 @@ from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.search.attacked_model import Model, lent
 from lightning_crmt.attacks.search.loss import Objective, lead
 from lightning_crmt.attacks.threat.per_sample import choose
-from lightning_crmt.checks import check_at_least, check_batch, check_logits, check_target, describe, require_finite
+from lightning_crmt.checks import check_at_least, check_batch, check_logits, describe, require_finite
 from lightning_crmt.deprecation import renamed_argument
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.modality import FusionOutput, Inputs, logits_of, widened
+from lightning_crmt.targets import check_answers
 
 #: What replaces a missing input: one number for all entries, or a value with the shape of one sample.
 Fill: TypeAlias = float | Sequence[float] | Tensor
@@ -167,8 +168,7 @@ class MissingModality(Attack):
         with lent(model, inputs) as taken, torch.no_grad():
             answers = torch.stack([self.logits_without(model, taken, subset) for subset in subsets])
             check_logits(answers[0], "the logits of clean inputs")  # without some, no answer is a broken model
-            check_target(target, answers.shape[2], size)
-            margin = Objective("margin", target.to(answers.device))
+            margin = Objective("margin", check_answers(target, answers.shape[2], size).to(answers.device))
             worst = torch.stack([lead(margin, each) for each in answers]).argmax(dim=0)  # the first among equals
             missing = {
                 name: torch.tensor([name in subset for subset in subsets], device=worst.device)[worst]

@@ -61,7 +61,7 @@ def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name
         attack: settings of the attack.
         model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         name: what an error calls the attack; its class by default.
 
     Raises:
@@ -95,7 +95,7 @@ def distance_by(
         attack: settings of the attack.
         model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality, ``(B, ...)``.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         name: what an error calls the attack; its class by default.
 
     Raises:
@@ -132,7 +132,7 @@ def surviving(
         attack: settings of the attack.
         model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         factors: at least 0, in any order; without effect where the attack has no budget.
         among: the samples to attack, ``(B,)`` bool, those predicted correctly; all others count as fooled.
         name: what an error calls the attack; its class by default.

@@ -25,9 +25,10 @@ from lightning_crmt.attacks import (
     suspicions,
 )
 from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
-from lightning_crmt.checks import check_target, describe
+from lightning_crmt.checks import describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
 from lightning_crmt.modality import select, widest
+from lightning_crmt.targets import check_answers
 from lightning_crmt.training import NamedModel, SplitBatch, callbacks_of
 
 #: Number of samples on which an attack is checked.
@@ -38,9 +39,9 @@ class AdversarialRobustness(Observer):
     r"""Logs how many predictions withstand attacks: upper bounds of the robustness, whatever the attacks are.
 
     Takes any classifier, in evaluation mode and the precision of its parameters. A prediction counts as robust if it is
-    right on the clean input and on the attacked one; the size of the attacked input is measured again, and a plain
-    forward pass predicts it. With several radii, samples that fall at one are not attacked at larger ones, so a curve
-    never rises.
+    right on the clean input and on the attacked one, one of several labels where all are; the size of the attacked
+    input is measured again, and a plain forward pass predicts it. With several radii, samples that fall at one are not
+    attacked at larger ones, so a curve never rises.
 
     Logged under ``val/`` and ``test/``, for an attack called *name*:
 
@@ -123,6 +124,11 @@ class AdversarialRobustness(Observer):
         return f"{type(self).__qualname__}[{', '.join(self.attacks)}]"
 
     @property
+    @override
+    def parts(self) -> int:
+        return len(self.attacks)
+
+    @property
     def threats(self) -> dict[str, str]:
         """What each attack that has a budget perturbs: ``"joint"`` or modalities joined by ``+``, and the norm.
 
@@ -186,10 +192,12 @@ class _Withstood(Measurement):
         # First, and in the sanity check too: an untrained model may be right nowhere, and then no attack is called.
         check_fits(self.settings.attacks.values(), self.model, inputs)
         clean = public_logits(self.model, inputs)
-        check_target(target, clean.shape[1], len(clean))
+        target = check_answers(target, clean.shape[1], len(clean))
         right = right_answers(clean, target)
         values = {}
-        for name, attack in self.settings.attacks.items():
+        for number, (name, attack) in enumerate(self.settings.attacks.items()):
+            if number > 0:
+                self.part_done()
             values[Key("", "clean_accuracy", name)] = right
             factors = self.settings.factors[name]
             if isinstance(attack, MinimumNormAttack):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,15 +15,16 @@ from typing_extensions import override
 
 from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
 from lightning_crmt.certification import Certificate, certify
-from lightning_crmt.checks import check_target, describe
+from lightning_crmt.checks import describe
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, margin_speeds
-from lightning_crmt.metrics import credited_radius
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, label_speeds, margin_speeds
+from lightning_crmt.metrics import credited_label_radii, credited_radius
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, logits_of
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.targets import check_answers, has_labels, least_margin
 from lightning_crmt.training import NamedModel, SplitBatch, crmt_module
 
 #: The most classes that get a key each; with more, only the worst class does.
@@ -53,6 +54,9 @@ class CertifiedRobustness(Observer):
     - ``sure_accuracy/m@r``: share of samples that are right and whose radius exceeds r;
     - ``sure_accuracy_worst_class/joint@r``: the same for the class where it is lowest: what a mean can hide;
     - ``sure_accuracy_of_class/k@r``: the same for each class, where there are at most 32;
+    - ``sure_label_accuracy/m@r``: with several labels per sample, whose accuracy is about all labels of a sample at
+      once, the share of labels that are right and whose own radius exceeds r; ``sure_label_accuracy_worst_class``
+      and ``sure_label_accuracy_of_class`` as above;
     - ``certified_accuracy_dropped/m@r``, ``certified_radius_dropped/m``: the same when m is missing and its score is
       dropped from the fusion; with bounds only;
     - ``sure_accuracy/m=r+n=s``: share that is right and tolerates these radii of m and n at once;
@@ -154,22 +158,30 @@ class _Certificates(Measurement):
 
     def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
         """Add a batch."""
-        target = target.to(certificate.prediction.device)
+        target = check_answers(target, *certificate.margins.shape[::-1]).to(certificate.prediction.device)
+        labels = has_labels(target)
         perturbed = self.perturbed(certificate)
         everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
         present = {name: output.present.get(name, everywhere).to(target.device) for name in self.model.names}
         together = "joint" if len(perturbed) == len(self.model.names) else "+".join(perturbed)
         values = self.of_radius(certificate, target, together, modalities=perturbed)
-        classes = torch.arange(certificate.margins.shape[1], device=target.device)
-        self.by_class.add({key: values[key] for key in values if key.radius is not None}, target[:, None] == classes)
+        if labels:
+            hits = self.of_label_radii(certificate, target, together, perturbed)
+            values |= {key: each.float().mean(dim=1) for key, each in hits.items()}
+            self.by_class.add(hits, torch.ones_like(target))
+        else:
+            classes = torch.arange(certificate.margins.shape[1], device=target.device)
+            by_radius = {key: each for key, each in values.items() if key.radius is not None}
+            self.by_class.add(by_radius, target[:, None] == classes)
         # A radius is infinite where nothing could be perturbed: no part of a mean.
         mean = values.pop(Key("", "radius", together, sure=certificate.soundness.label))
         changeable = torch.stack([present[name] for name in perturbed]).any(dim=0)
         self.means.add({Key("", "radius", together, sure=certificate.soundness.label): mean}, changeable[:, None])
         for budget in self.settings.budgets:
             key = Key("", "accuracy", budget=tuple(budget.items()), sure=certificate.soundness.label)
-            values[key] = (certificate.prediction == target) & certificate.tolerates(budget)
-        values[Key("", "margin", "joint")] = _margin(output.logits.to(target.device), target)
+            right = certificate.prediction == target
+            values[key] = (right.all(dim=1) if labels else right) & certificate.tolerates(budget)
+        values[Key("", "margin", "joint")] = least_margin(output.logits.to(target.device), target)
         self.means.add(values)
         rival = certificate.nearest_class(perturbed)
         for name, here in present.items():
@@ -179,10 +191,11 @@ class _Certificates(Measurement):
             if name in perturbed:
                 own[Key("", "vulnerability", name)] = certificate.sensitivities[name].gather(1, rival[:, None])[:, 0]
             if name in output.scores:
-                own[Key("", "margin", name)] = _margin(output.scores[name].to(target.device), target)
+                own[Key("", "margin", name)] = least_margin(output.scores[name].to(target.device), target)
             if self.head is not None:
                 rows = self.head.class_weights[name].detach().to(target.device)
-                own[Key("", "integration_factor", name)] = (rows[certificate.prediction] - rows[rival]).norm(dim=1)
+                factors = rows[rival] if labels else rows[certificate.prediction] - rows[rival]
+                own[Key("", "integration_factor", name)] = factors.norm(dim=1)
             self.means.add(own, here[:, None])
 
     def perturbed(self, certificate: Certificate) -> list[str]:
@@ -205,14 +218,21 @@ class _Certificates(Measurement):
         accuracy = {Key("", f"accuracy{when}", of, r, sure=sure): radius > r for r in self.settings.radii}
         return {Key("", f"radius{when}", of, sure=sure): radius, **accuracy}
 
+    def of_label_radii(
+        self, certificate: Certificate, target: Tensor, of: str, modalities: list[str]
+    ) -> dict[Key, Tensor]:
+        """Which labels are right and have a radius above each of those asked for, ``(B, K)``."""
+        radii, sure = credited_label_radii(certificate, target, modalities), certificate.soundness.label
+        return {Key("", "label_accuracy", of, r, sure=sure): radii > r for r in self.settings.radii}
+
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         numbers = super().compute(reduce)
         for key, shares in self.by_class.compute(reduce).items() if self.settings.radii else ():
             present = {str(k): share for k, share in enumerate(shares) if not math.isnan(share)}
-            numbers[replace(key, what="accuracy_worst_class")] = min(present.values())
+            numbers[replace(key, what=f"{key.what}_worst_class")] = min(present.values())
             if len(shares) <= _MOST_CLASSES:
-                numbers |= {replace(key, what="accuracy_of_class", of=k): share for k, share in present.items()}
+                numbers |= {replace(key, what=f"{key.what}_of_class", of=k): share for k, share in present.items()}
         return numbers
 
 
@@ -230,7 +250,7 @@ class _Bounded(_Certificates):
                 dropped = evaluation.certificate([name])
                 values = self.of_radius(dropped, target, name, modalities=others, when="_dropped")
                 present = {n: here for n, here in output.present.items() if n in others}
-                changeable = torch.ones_like(dropped.prediction, dtype=torch.bool)
+                changeable = torch.ones(len(target), dtype=torch.bool, device=dropped.margins.device)
                 if len(present) == len(others):
                     changeable = torch.stack(list(present.values())).any(dim=0).to(changeable.device)
                 self.means.add(values, changeable[:, None])
@@ -257,13 +277,13 @@ class _Estimated(_Certificates):
                 leaf.requires_grad_(leaf.requires_grad and name in (self.settings.modalities or leaves))
             output = self.model(leaves)
             logits = logits_of(output)
-            check_target(target, logits.shape[1], len(logits))
+            target = check_answers(target, logits.shape[1], len(logits))
             if not logits.requires_grad:
                 raise RuntimeError(
                     f"the logits of {describe(self.model.module)} carry no gradient to its inputs: "
                     "something in `forward` detaches them, so their sensitivity cannot be measured"
                 )
-            batch = margin_speeds(logits, leaves)
+            batch = (label_speeds if has_labels(target) else margin_speeds)(logits, leaves)
             self.clean = tuple(name for name in self.model.names if not leaves[name].requires_grad)
         for name, speeds in batch.items():
             # A gradient that is not finite bounds nothing: an infinite constant makes every radius 0.
@@ -274,9 +294,11 @@ class _Estimated(_Certificates):
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         speeds = {name: reduce(value, "max") for name, value in self.speeds.items()}
-        constants = LipschitzConstants(speeds, of="margins", soundness=Soundness.ESTIMATED, clean=self.clean)
+        labels = has_labels(self.seen[0][1])
+        of: Literal["margins", "labels"] = "labels" if labels else "margins"
+        constants = LipschitzConstants(speeds, of=of, soundness=Soundness.ESTIMATED, clean=self.clean)
         for output, target in self.seen:
-            self.add(certify(output, None, constants), output, target)
+            self.add(certify(output, None, constants, multi_label=labels), output, target)
         return super().compute(reduce)
 
 
@@ -286,8 +308,3 @@ def _detached(output: Any) -> FusionOutput:
         return FusionOutput(logits, {})
     scores = {name: each.detach() for name, each in output.scores.items()}
     return FusionOutput(logits, scores, present=output.present)
-
-
-def _margin(scores: Tensor, target: Tensor) -> Tensor:
-    of_target = scores.gather(1, target[:, None]).squeeze(1)
-    return of_target - scores.scatter(1, target[:, None], -torch.inf).amax(dim=1)

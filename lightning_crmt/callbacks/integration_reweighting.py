@@ -31,10 +31,11 @@ from lightning_crmt.reweighting import (
     Reweighted,
     check_reweightable,
     keep_scores,
+    of_samples,
     reweight,
 )
 from lightning_crmt.soundness import Soundness
-from lightning_crmt.training import TrainingPass, callbacks_of, crmt_module, progress_bar
+from lightning_crmt.training import ProgressBar, TrainingPass, callbacks_of, crmt_module
 
 #: Callbacks of Lightning that put averaged weights into the module when a fit ends, after step 2.
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
@@ -200,7 +201,9 @@ class IntegrationReweighting(Callback):
         with isolate_rng():
             kept = keep_scores(module, self._batches(data, module), self.constants)
         self.kept = self._of_all_processes(kept, data)
-        with progress_bar(trainer, "Integration reweighting", self.epochs) as bar:
+        if kept.target.dim() == 1:
+            self.kept = of_samples(self.kept, self.kept.target >= 0)
+        with ProgressBar(trainer, "Integration reweighting", self.epochs) as bar:
             self.reweighted = self.reweight(check_reweightable(module.head), self.kept, lambda *_: bar.update())
         state = trainer.strategy.broadcast(self.reweighted.head.state_dict())
         module.head.load_state_dict(state)
@@ -249,7 +252,13 @@ class IntegrationReweighting(Callback):
 
     def _batches(self, data: TrainingPass, module: CRMTMixin) -> Iterator[tuple[Inputs, Tensor]]:
         for _ in range(self.passes):
-            yield from map(module.split_batch, data.batches("Scores and Lipschitz constants"))
+            for batch in data.batches("Scores and Lipschitz constants"):
+                inputs, target = module.split_batch(batch)
+                criterion = module.crmt_criterion
+                criterion.check(target, module.head.num_classes, len(next(iter(inputs.values()))))
+                right, counted = criterion.answers(target).long(), criterion.counted(target)
+                # All samples, as processes put theirs together by their number; those that do not count are -1.
+                yield inputs, right if counted is None else torch.where(counted, right, -1)
 
     @property
     def lipschitz(self) -> LipschitzConstants | None:

@@ -15,12 +15,13 @@ from typing_extensions import override
 
 from lightning_crmt.attacks import Fill, MissingModality
 from lightning_crmt.callbacks.observer import Measurement, Observer
-from lightning_crmt.checks import check_target, describe
+from lightning_crmt.checks import describe
 from lightning_crmt.deprecation import renamed_argument
 from lightning_crmt.evaluation import Key, Means, Reduce
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.modality import modalities_of, present_of
+from lightning_crmt.targets import answers, check_answers, has_labels
 from lightning_crmt.training import NamedModel, SplitBatch
 
 #: The most patterns of presence that get a key each.
@@ -33,7 +34,8 @@ class MissingModalities(Observer):
     The key says what replaces a missing modality: ``val/accuracy_zeroed/audio`` zeros, ``val/accuracy_imputed/audio`` a
     value that you give, ``val/accuracy_dropped/audio`` nothing, as its score is left out of the fusion. Several names
     are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples with nothing missing,
-    ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing.
+    ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing. A sample with several labels
+    is right where all of them are.
 
     Where samples lack modalities of their own (``"audio.present"`` in the inputs), a sample counts where something is
     left of it, and ``val/accuracy_present/image`` is the accuracy of samples that have the image and nothing else, for
@@ -118,8 +120,9 @@ class _Accuracies(Measurement):
         subsets = self.attack.subsets(modalities_of(inputs))
         with frozen_eval(self.model), torch.no_grad():
             logits = [self.attack.logits_without(self.model, inputs, subset) for subset in subsets]
-        check_target(target, logits[0].shape[1], len(logits[0]))
-        right = [each.argmax(dim=1) == target for each in logits]
+        target = check_answers(target, logits[0].shape[1], len(logits[0])).to(logits[0].device)
+        hits = [answers(each, has_labels(target)) == target for each in logits]
+        right = [each.all(dim=1) if each.dim() == 2 else each for each in hits]
         here = self._here(inputs, target)
         # Samples that have a modality besides those that are missing.
         left = [here[:, [n not in subset for n in self.model.names]].any(dim=1) for subset in subsets]
@@ -132,7 +135,8 @@ class _Accuracies(Measurement):
 
     def _here(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
         """Which sample has which modality, ``(B, M)``."""
-        present, everywhere = present_of(inputs), torch.ones_like(target, dtype=torch.bool)
+        present = present_of(inputs)
+        everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
         return torch.stack([present.get(name, everywhere).to(target.device) for name in self.model.names], dim=1)
 
     def _add_patterns(self, right: Tensor, here: Tensor) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_at_least, check_positive
+from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants, bounds_for
 from lightning_crmt.losses import radius_loss
@@ -19,7 +19,7 @@ from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import StageObjective
-from lightning_crmt.targets import Target, mixed_loss
+from lightning_crmt.targets import Target, has_probabilities, mixed_loss, parts_of
 from lightning_crmt.training import ReleasingCallback, crmt_module, late_fusion
 
 
@@ -86,6 +86,11 @@ class RadiusTraining(ReleasingCallback):
             raise RuntimeError(
                 "RadiusTraining needs to see the batch: a `training_step` of your own must begin with "
                 "`inputs, target = self.training_batch(batch)`"
+            )
+        if has_probabilities(target):
+            raise ValueError(
+                "RadiusTraining raises the radius of what is right, so targets must be classes (B,) or labels (B, K), "
+                f"got probabilities of classes, {describe(parts_of(target)[0])}"
             )
         settings = {"radius": self.radius, "temperature": self.temperature, "rho": self.rho}
         # Those of a checkpoint do not say it.

@@ -3,6 +3,7 @@
 """Multi-modal data: one base module, and one file per data set."""
 
 from lightning_crmt.data.arrays import ArrayData
+from lightning_crmt.data.audio_video import AudioVideoFolder
 from lightning_crmt.data.collate import collate_samples
 from lightning_crmt.data.digits import SpokenWrittenDigits
 from lightning_crmt.data.kinetics_sounds import KineticsSounds
@@ -19,6 +20,7 @@ __all__ = [
     "UCF101",
     "ArrayData",
     "ArrayFile",
+    "AudioVideoFolder",
     "EpochShuffle",
     "FileReader",
     "ImageFile",

@@ -11,9 +11,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_crmt.data.prepare.videos import SUFFIXES
 from lightning_crmt.data.read.spectrogram import SpectrogramReader
-from lightning_crmt.data.video.lists import Listed, class_index, entries, lines_of, plain
+from lightning_crmt.data.video.lists import Listed, class_index, entries, lines_of, named, names_of, plain
 from lightning_crmt.data.video.module import ClipDataModule, Folder
 
 #: The classes as papers on 31 of them spell them out.
@@ -40,10 +39,11 @@ class KineticsSounds(ClipDataModule):
     - ``audio``, ``(1, 1024, 128)``: log-mel energies, padded with zeros, then :math:`(x - \mu) / 2\sigma`.
 
     ``parts`` says what is in each part: a folder, whose clips lie in ``<folder>/<class>/<clip>``; a list file
-    ``*.txt`` of lines ``name label``, the label a number or the name of a class, as released with several papers (the
-    numbers are taken as they are: the lists do not say which class is which); or a ``*.csv`` of Kinetics, whose clips
-    are called ``<class>/<id>_<start>_<end>``, alone or in a folder named like the file. Without a ``val`` part a share
-    of ``train`` is split off, so that models are never chosen on test clips.
+    ``*.txt`` of lines ``name label`` or ``name,number,label``, the label a number or the name of a class, as released
+    with several papers (the numbers are taken as they are: the lists do not say which class is which), whose clips may
+    also lie in a folder named like the part; or a ``*.csv`` of Kinetics with its header, whose clips are called
+    ``<class>/<id>_<start>_<end>``, alone or in a folder named like the file. Without a ``val`` part a share of
+    ``train`` is split off, so that models are never chosen on test clips.
 
     Args:
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.
@@ -93,10 +93,11 @@ class KineticsSounds(ClipDataModule):
 
     def _clips(self, part: str, source: str) -> list[Listed]:
         hint = f"`parts` must name folders or lists below `root`, got {source!r} for {part!r}"
-        if source.endswith(".csv"):
-            return _csv(self.root / source, hint)
-        if source.endswith(".txt"):
-            return self._named(self.root / source, hint)
+        if source.endswith((".csv", ".txt")):
+            _, first = next(lines_of(self.root / source, hint), ("", ""))
+            if source.endswith(".csv") and ("youtube_id" in first or not first):
+                return _csv(self.root / source, hint)
+            return self._named(self.root / source, hint, part)
         folders = [reader.folder for reader in self.readers_of(part).values()]
         if not any((folder / source).is_dir() for folder in folders):
             raise FileNotFoundError(
@@ -111,21 +112,14 @@ class KineticsSounds(ClipDataModule):
         }
         return [Listed((clip,), name) for clip, name in sorted(clips.items())]
 
-    def _named(self, path: Path, hint: str) -> list[Listed]:
-        """Clips by lines ``name label``, the label a number or the name of a class.
-
-        A name may have spaces before a number, and none before the name of a class. It may end as a video's does.
-        """
+    def _named(self, path: Path, hint: str, part: str) -> list[Listed]:
+        """Clips by lines of name and label, the label a number or the name of a class."""
         classes = self.all_classes()
         others = [name for name in CLASSES if name not in classes]
+        spelt = {plain(name) for name in (*classes, *others)}
         clips, numbered = [], set()
         for where, line in lines_of(path, hint):
-            words = line.rsplit(maxsplit=1)
-            if not words[-1].isdecimal():
-                words = line.split(maxsplit=1)
-            if len(words) < 2:
-                raise ValueError(f"{where} must be `name label`, got {line!r}")
-            name, label = (word.strip() for word in words)
+            name, label = named(where, line, lambda label: label.isdecimal() or plain(label) in spelt)
             numbered.add(label.isdecimal())
             if len(numbered) > 1:
                 raise ValueError(f"{where} must have a label of the same kind as the lines before it, got {label!r}")
@@ -135,8 +129,7 @@ class KineticsSounds(ClipDataModule):
                 label = str(int(label)) if self.chosen_classes is None else classes[int(label)]
             else:
                 raise ValueError(f"{where} must have a class from 0 to {len(classes) - 1}, got {label}")
-            names = (name, name.rpartition(".")[0]) if name.lower().endswith(SUFFIXES) else (name,)
-            clips.append(Listed(names, label))
+            clips.append(Listed(names_of(name, part), label))
         if self.chosen_classes is None and True in numbered:
             self.classes = [str(number) for number in range(len(CLASSES))]  # which is which the list does not say
         return clips

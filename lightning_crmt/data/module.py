@@ -21,7 +21,7 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
 
     Args:
         inputs: one tensor per modality, ``(N, ...)``, and context, such as ``"audio.present"``, ``(N,)`` or more.
-        target: class of each sample, ``(N,)``.
+        target: class of each sample, ``(N,)``, or its labels or probabilities of classes, ``(N, K)``.
 
     Raises:
         TypeError: if an input is not a tensor.
@@ -35,8 +35,8 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
 
     def __init__(self, inputs: Inputs, target: Tensor) -> None:
         size = check_batch("inputs", inputs)
-        if target.shape != (size,):
-            raise ValueError(f"`target` must have shape ({size},), one class per sample, got {describe(target)}")
+        if target.dim() not in (1, 2) or len(target) != size:
+            raise ValueError(f"`target` must have shape ({size},), or ({size}, K) for labels, got {describe(target)}")
         self.inputs = dict(inputs)
         self.target = target
 
@@ -126,7 +126,8 @@ class MultimodalDataModule(LightningDataModule, ABC):
     @property
     def parts(self) -> dict[str, Dataset[Any]]:
         """The parts by name, loaded when they are first asked for."""
-        self.setup()
+        if not self._parts:
+            self.setup()
         return self._parts
 
     def setup(self, stage: str | None = None) -> None:

@@ -95,5 +95,5 @@ class UCF101(ClipDataModule):
             number = str(class_index(label, classes, where) + 1)
             if len(fields) == 2 and fields[1] != number:
                 raise ValueError(f"{where} must have the number {number} of {label!r}, got {fields[1]!r}")
-            clips.append(Listed((clip,), label, group))
+            clips.append(Listed((clip,), label, f"{label}/{label}_{group}"))
         return clips

@@ -19,8 +19,9 @@ class VGGSound(ClipDataModule):
 
     Chen et al., ICASSP 2020. The list ``vggsound.csv``, released with the data, has lines ``id,start,label,part`` and
     says what is in ``train`` and ``test``; a share of the former is split off for validation. Clips are called
-    ``<id>_<start>``, the start six digits; videos that are no longer available are left out with a warning. Samples are
-    those of :class:`~lightning_crmt.data.KineticsSounds`.
+    ``<id>_<start>``, the start with or without zeros before it to make six digits, alone or in a folder named like the
+    part; videos that are no longer available are left out with a warning. Samples are those of
+    :class:`~lightning_crmt.data.KineticsSounds`.
 
     Args:
         root: the folder that ``lightning-crmt prepare`` made of the videos, or one like it.
@@ -67,5 +68,6 @@ class VGGSound(ClipDataModule):
             row = [field.strip() for field in next(csv.reader([line]))]
             if len(row) != 4 or not row[1].isdecimal() or row[3] not in parts:
                 raise ValueError(f"{where} must be `id,start,label,train` or `...,test`, got {line!r}")
-            parts[row[3]].append(Listed((f"{row[0]}_{int(row[1]):06d}",), row[2]))
+            names = [f"{row[0]}_{start}" for start in (f"{int(row[1]):06d}", str(int(row[1])))]
+            parts[row[3]].append(Listed((*names, *(f"{row[3]}/{name}" for name in names)), row[2]))
         return parts

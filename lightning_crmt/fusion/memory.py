@@ -104,6 +104,10 @@ class MemoryFusion(FusionHead):
     @override
     def forward(self, features: Inputs, present: Inputs | None = None) -> FusionOutput:
         features = self.checked(features)
+        if torch.compiler.is_exporting():
+            raise TypeError(
+                "`head` must not be a MemoryFusion to be exported: its codes take as many steps as their values need"
+            )
         filled = bool(self.filled)
         recalled = {n: self._recall(n, value) for n, value in features.items()} if filled else features
         return answer(self.head, recalled, present or {})._replace(features=features)

@@ -14,7 +14,7 @@ from lightning_crmt.lipschitz.bounds import (
     rule_for,
 )
 from lightning_crmt.lipschitz.constants import LipschitzConstants
-from lightning_crmt.lipschitz.estimate import estimate_and_show, estimate_lipschitz, margin_speeds
+from lightning_crmt.lipschitz.estimate import estimate_and_show, estimate_lipschitz, label_speeds, margin_speeds
 from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.gate import (
     Encoders,
@@ -62,6 +62,7 @@ __all__ = [
     "fixed_head",
     "forward_error",
     "gamma",
+    "label_speeds",
     "lipschitz_bound",
     "lipschitz_rule",
     "margin_speeds",

@@ -23,7 +23,7 @@ def estimate_lipschitz(
     model: nn.Module,
     batches: Iterable[Inputs],
     *,
-    of: Literal["scores", "margins"] = "scores",
+    of: Literal["scores", "margins", "labels"] = "scores",
     search: ProbeSearch | None = None,
 ) -> LipschitzConstants:
     r"""Estimate Lipschitz constants by the largest gradient over data, in evaluation mode.
@@ -37,6 +37,8 @@ def estimate_lipschitz(
     include the weights of the head and hold the gradients of all classes in memory at once, ``(B, K, size of x^m)``:
 
     .. math:: \max_i \left\| \partial (h_p - h_j) / \partial x^m \,(x_i) \right\|_2
+
+    ``of="labels"``, the same of each logit alone, for models of several labels per sample.
 
     Modalities of integers, such as tokens, have no gradient: they are ``clean`` in the constants, and radii are about
     the others. Samples that lack a modality count as 0 there.
@@ -60,7 +62,7 @@ def estimate_lipschitz(
     Raises:
         ValueError: if ``batches`` is empty, holds NaN or Inf, or a gradient is not finite; for ``of="scores"`` if the
             scores of one modality depend on the input of another in the first batch; if ``search`` is given for
-            ``of="margins"``.
+            other constants.
         TypeError: if no modality is floating point, or the model returns no scores where they are needed.
 
     >>> from lightning_crmt.fusion import LinearFusion
@@ -76,7 +78,7 @@ def estimate_and_show(
     model: nn.Module,
     batches: Iterable[Inputs],
     *,
-    of: Literal["scores", "margins"] = "scores",
+    of: Literal["scores", "margins", "labels"] = "scores",
     search: ProbeSearch | None = None,
     show: Callable[[Inputs], object] | None = None,
 ) -> LipschitzConstants:
@@ -89,8 +91,8 @@ def estimate_and_show(
         search: see there.
         show: called with the scores of each batch by modality, ``(B, K)``, detached; for ``of="scores"``.
     """
-    if of not in ("scores", "margins"):
-        raise ValueError(f"`of` must be 'scores' or 'margins', got {of!r}")
+    if of not in ("scores", "margins", "labels"):
+        raise ValueError(f"`of` must be 'scores' or 'margins', got {of!r}; or 'labels', where a model has several")
     if search is not None and of != "scores":
         raise ValueError(f"`search` must be None for of={of!r}, where every gradient is needed; got {search}")
     if search is not None and not isinstance(search, ProbeSearch):
@@ -140,7 +142,7 @@ def estimate_and_show(
             for x in leaves():
                 with frozen_batch_norm(model):
                     logits = logits_of(model(x))
-                keep_largest(largest, margin_speeds(logits, x))
+                keep_largest(largest, (margin_speeds if of == "margins" else label_speeds)(logits, x))
     if not largest:
         raise ValueError("`batches` must hold at least one batch, got none")
     return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED, clean=kinds.pop())
@@ -167,6 +169,20 @@ def margin_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
         # Subtract, then square: the faster expansion by inner products can give nearly equal classes a distance of 0.
         speeds[name] = torch.cdist(stacked, stacked, compute_mode="donot_use_mm_for_euclid_dist")
     return speeds
+
+
+def label_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+    r"""Gradient norms of each logit at each sample, by modality, ``(B, K)``: those of the margins of labels.
+
+    Args:
+        logits: ``(B, K)``, computed from ``inputs`` with gradients enabled; the graph is used up.
+        inputs: by name, of which those that require a gradient are the leaves.
+
+    >>> leaf = torch.ones(1, 2, requires_grad=True)
+    >>> label_speeds(leaf @ torch.tensor([[3.0, 0.0], [4.0, 2.0]]), {"audio": leaf})["audio"]
+    tensor([[5., 2.]])
+    """
+    return _score_speeds({"": logits}, inputs)
 
 
 def _score_speeds(scores: Inputs, inputs: Inputs) -> dict[str, Tensor]:

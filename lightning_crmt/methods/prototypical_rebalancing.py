@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_at_least
+from lightning_crmt.checks import check_at_least, describe
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, as_vectors, at_least_single
-from lightning_crmt.targets import MixedTarget, Target, mixed_loss, rows_of
+from lightning_crmt.targets import MixedTarget, Target, has_probabilities, mixed_loss, rows_of
 from lightning_crmt.training import Method, Needs, TrainingPass
 
 
@@ -106,7 +106,7 @@ class PrototypicalRebalancing(Method):
     """
 
     source = "recalled"
-    needs = Needs.MODALITIES | Needs.TRAINING_PASS
+    needs = Needs.MODALITIES | Needs.TRAINING_PASS | Needs.CLASSES
 
     weight: float = 1.0
     _: KW_ONLY
@@ -178,6 +178,11 @@ class PrototypicalRebalancing(Method):
         sums = {name: counts[name].new_zeros(classes, size) for name, size in sizes.items()}
         with TrainingPass(module.trainer, self.dataloader).samples(module, "Prototypes") as samples:
             for inputs, target in samples:
+                if has_probabilities(target):
+                    raise ValueError(
+                        "PrototypicalRebalancing has prototypes of classes, so targets must be classes (B,), got "
+                        f"probabilities of them, {describe(target)}"
+                    )
                 output = module(inputs)
                 for name, value in as_vectors(self.features_of(output)).items():
                     here = output.present.get(name, slice(None))

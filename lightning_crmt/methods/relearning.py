@@ -19,6 +19,7 @@ from lightning_crmt.methods.parts.clustering import purity
 from lightning_crmt.methods.parts.modality_parts import encoder_parameters
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import as_vectors
+from lightning_crmt.targets import most_probable
 from lightning_crmt.training import Method, Needs, TrainingPass, ValidationPass
 
 
@@ -61,7 +62,7 @@ class Relearning(Method):
     """
 
     source = "authors' code"
-    needs = Needs.STEPS | Needs.VALIDATION | Needs.TRAINING_PASS
+    needs = Needs.STEPS | Needs.VALIDATION | Needs.TRAINING_PASS | Needs.CLASSES
     saved = ("first",)
 
     epochs: Sequence[int] = (20, 40, 60)
@@ -121,7 +122,7 @@ class Relearning(Method):
                 for name, features in as_vectors(self.features_of(output)).items():
                     here = output.present.get(name, slice(None))
                     parts[name].append(features[here].float())
-                    targets[name].append(target[here])
+                    targets[name].append(most_probable(target)[here])
         purities = {}
         for name, each in parts.items():
             features, classes = (_of_all_processes(data.trainer, torch.cat(rows)) for rows in (each, targets[name]))

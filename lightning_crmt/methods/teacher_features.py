@@ -109,9 +109,11 @@ class TeacherFeatures(Method):
             raise ValueError(
                 "TeacherFeatures must come after Mixup: its teachers must see the samples that are trained on"
             )
-        features = self.features_of(output)
+        features, counted = self.features_of(output), module.training_stage.counted
         losses = []
         for name, wanted in self._wanted.items():
+            if isinstance(wanted, Tensor) and counted is not None:
+                wanted = wanted[counted]
             if not isinstance(wanted, Tensor) or wanted.shape != features[name].shape:
                 raise ValueError(
                     f"the teacher of {name!r} must give features of shape {tuple(features[name].shape)}, as the "

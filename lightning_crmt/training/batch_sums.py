@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_crmt.modality import Inputs, at_least_single, where_present
-from lightning_crmt.targets import Target, mixed_loss
+from lightning_crmt.targets import Target, has_labels, mixed_loss, signed_scores
 
 
 class BatchSums:
@@ -84,31 +85,42 @@ def check_all_measured(trainer: Trainer, loaders: int) -> None:
 def confidences(logits: Inputs, target: Target, present: Inputs | None = None) -> dict[str, Tensor]:
     r"""Confidence of each modality in the true classes, summed over the batch: :math:`\sum_i \mathrm{softmax}(h_m)_y`.
 
-    For mixed samples :math:`\lambda p_{y_a} + (1 - \lambda) p_{y_b}`. Samples that lack the modality do not count.
+    For mixed samples :math:`\lambda p_{y_a} + (1 - \lambda) p_{y_b}`; where targets are probabilities the mean over
+    them; where they are labels the mean over labels of the probability of each. Samples that lack the modality do not
+    count.
 
     >>> confidences({"audio": torch.tensor([[0.0, 0.0], [0.0, 100.0]])}, torch.tensor([0, 1]))
     {'audio': tensor(1.5000)}
     """
     here = present or {}
-    return {name: _sum_at(each.softmax(dim=1), target, here.get(name)) for name, each in logits.items()}
+    return {name: _right(each, target, here.get(name), torch.exp).sum() for name, each in logits.items()}
 
 
 def losses(logits: Inputs, target: Target, least: float = 0.0, present: Inputs | None = None) -> dict[str, Tensor]:
     r"""Cross-entropy of each modality, summed over the batch; probabilities count as at least ``least``.
 
-    Samples that lack the modality do not count.
+    It is plain, without class weights and smoothing; of labels the mean over labels of the binary one. Samples that
+    lack the modality do not count.
 
     >>> losses({"audio": torch.tensor([[0.0, 0.0], [0.0, 100.0]])}, torch.tensor([0, 1]))
     {'audio': tensor(0.6931)}
     """
     most, here = -math.log(least) if least > 0 else math.inf, present or {}
     return {
-        name: _sum_at(-each.log_softmax(dim=1).clamp(min=-most), target, here.get(name))
+        name: _right(each, target, here.get(name), lambda log: -log.clamp(min=-most)).sum()
         for name, each in logits.items()
     }
 
 
-def _sum_at(values: Tensor, target: Target, present: Tensor | None) -> Tensor:
-    """The sum of the values ``(B, K)`` in the columns of the true classes, over the samples that are present."""
-    values = where_present(values, present)
-    return mixed_loss(lambda classes: values.gather(1, classes[:, None]).sum(), target)
+def _right(logits: Tensor, target: Target, present: Tensor | None, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of the log-probability of what is right, ``(B,)``; 0 for samples that lack the modality."""
+
+    def values(part: Tensor) -> Tensor:
+        if has_labels(part):
+            return of(nn.functional.logsigmoid(signed_scores(logits, part))).mean(dim=1)
+        each = of(logits.log_softmax(dim=1))
+        if part.is_floating_point():
+            return (part.to(each.dtype) * each).sum(dim=1)
+        return each.gather(1, part[:, None]).squeeze(1)
+
+    return where_present(mixed_loss(values, target), present)

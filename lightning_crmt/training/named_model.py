@@ -11,11 +11,15 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
+from lightning_crmt.criterion import Criterion
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import Inputs, context_of, flattened
+from lightning_crmt.modality import Inputs, context_of, flattened, select
 from lightning_crmt.training.batch_forms import SplitBatch, as_split_batch, take_apart
 from lightning_crmt.training.forward_call import ForwardCall
+
+#: Stands for a number of classes that is not known before the model has answered.
+_MANY = 2**31
 
 
 class NamedModel(nn.Module):
@@ -54,6 +58,8 @@ class NamedModel(nn.Module):
     (['image', 'audio', '.mask'], tensor([11., 11., 10.]))
     """
 
+    _call: ForwardCall
+
     def __init__(
         self, module: LightningModule, names: Sequence[str] | None, split_batch: SplitBatch | str | None = None
     ) -> None:
@@ -72,14 +78,15 @@ class NamedModel(nn.Module):
         check_modality_names("inputs", self.names)
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"`inputs` must be different names, got {self.names}")
-        self._call = None if isinstance(module, CRMTMixin) else ForwardCall(module, self.names)
+        if not isinstance(module, CRMTMixin):
+            self._call = ForwardCall(module, self.names)
 
     def forward(self, inputs: Inputs) -> Any:
         """The module's output for inputs by name."""
-        return self.module(inputs) if self._call is None else self._call(inputs)
+        return self.module(inputs) if isinstance(self.module, CRMTMixin) else self._call(inputs)
 
     def split_batch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs by name, ``(B, ...)`` each, with their context, and the target, ``(B,)``.
+        """Inputs by name, ``(B, ...)`` each, with their context, and the target as the batch has it.
 
         Raises:
             ValueError: if a dict lacks a modality, the target or what ``forward`` requires, or something that
@@ -90,12 +97,37 @@ class NamedModel(nn.Module):
             batch = self._split(batch)
             if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Mapping):
                 raise TypeError(f"`split_batch` must return (inputs, target), inputs by name, got {describe(batch)}")
-        if self._call is not None:
-            parts = take_apart(batch, self.names)
-            return self._call.inputs_of(parts), parts.target
-        inputs, target = batch if self._split is not None else self.module.split_batch(batch)
-        parts = take_apart((flattened(inputs), target), self.names)
-        return {**parts.inputs, **context_of(parts.beside)}, target
+        if isinstance(self.module, CRMTMixin):
+            inputs, target = batch if self._split is not None else self.module.split_batch(batch)
+            parts = take_apart((flattened(inputs), target), self.names)
+            return {**parts.inputs, **context_of(parts.beside)}, target
+        parts = take_apart(batch, self.names)
+        return self._call.inputs_of(parts), parts.target
+
+    def judged_batch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs and target of the samples that predictions are judged by, which may be none.
+
+        A module that learns other targets than one class per sample, or not all samples, says so by its attribute
+        ``crmt_criterion``, see :class:`~lightning_crmt.criterion.Criterion`: samples that it ignores are left out, and
+        what is right is given as classes ``(B,)`` or labels ``(B, K)``.
+
+        Raises:
+            ValueError, TypeError: as :meth:`split_batch` does, and if the target is not of the kind that the module
+                says.
+        """
+        inputs, target = self.split_batch(batch)
+        criterion = getattr(self.module, "crmt_criterion", None)
+        if not isinstance(criterion, Criterion) or not isinstance(target, Tensor):
+            return inputs, target
+        num_classes = target.shape[1] if target.dim() == 2 else _MANY
+        if isinstance(self.module, CRMTMixin):
+            num_classes = self.module.head.num_classes
+        criterion.check(target, num_classes, len(next(iter(inputs.values()))))
+        right, counted = criterion.answers(target), criterion.counted(target)
+        if counted is None or bool(counted.all()):
+            return inputs, right
+        rows = counted.nonzero().squeeze(1)
+        return select(inputs, rows), right[rows]
 
 
 def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:

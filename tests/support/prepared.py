@@ -5,7 +5,7 @@
 import numpy as np
 from PIL import Image
 
-from lightning_crmt.data import UCF101, KineticsSounds, VGGSound
+from lightning_crmt.data import UCF101, AudioVideoFolder, KineticsSounds, VGGSound
 
 CLASSES = ["singing", "playing guitar"]
 
@@ -78,3 +78,18 @@ def ucf101(root, groups=4, clips=2, **settings):
         (lists / f"{part}list01.txt").write_text("\n".join(listed) + "\n")
     (lists / "classInd.txt").write_text("1 Archery\n2 Bowling\n")
     return UCF101(str(root), **({"size": 32, "batch_size": 2, "num_workers": 0} | settings))
+
+
+#: What names of CREMA-D say: the person, the sentence, the emotion, how strongly.
+CREMA_D = r"(.*/)?(?P<group>\d+)_[A-Z]+_(?P<label>[A-Z]+)_[A-Z]+"
+EMOTIONS = ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
+
+
+def crema_d(root, people=10, emotions=EMOTIONS, **settings):
+    """Each person says two sentences in each emotion."""
+    for person in range(1001, 1001 + people):
+        for emotion in emotions:
+            for sentence in ("DFA", "IEO"):
+                write_clip(root, f"{person}_{sentence}_{emotion}_XX", count=1)
+    given = {"pattern": CREMA_D, "classes": list(emotions), "size": 16, "batch_size": 2, "num_workers": 0}
+    return AudioVideoFolder(str(root), **(given | settings))

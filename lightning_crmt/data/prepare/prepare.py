@@ -105,7 +105,9 @@ class Report:
             reasons.setdefault((video, reason), []).append(kind)
         if reasons:
             lines.append(f"skipped, see {printable(str(self.path))}:")
-            shown = [f"  {printable(video)}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()]
+            shown = [
+                f"  {printable(video)}: {reason} ({', '.join(kinds)})" for (video, reason), kinds in reasons.items()
+            ]
             lines += shown[:_MOST_LINES]
             lines += [f"  and {len(shown) - _MOST_LINES} more"] if len(shown) > _MOST_LINES else []
         return "\n".join(lines)
@@ -263,8 +265,16 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the lines of the description."""
 
 
-def prepare_command(words: Sequence[str]) -> int:
+def _place(name: str) -> Path:
+    return Path(name)
+
+
+def prepare_command(words: Sequence[str], kind: type[ArgumentParser] = ArgumentParser) -> int:
     """Prepare videos as the words of a command line say, and print a summary.
+
+    Args:
+        words: those after ``lightning-crmt prepare``.
+        kind: of the parser, which says how errors are told.
 
     Returns:
         The exit status: 1 if some kind could be made of no video at all, else 0.
@@ -273,7 +283,7 @@ def prepare_command(words: Sequence[str]) -> int:
         SystemExit: with status 2 and an explanation, if a word is wrong; with status 130, if interrupted.
     """
     what, _, _ = inspect.cleandoc(prepare.__doc__ or "").partition("\n\nArgs:")
-    parser = ArgumentParser(
+    parser = kind(
         prog="lightning-crmt prepare",
         description=what,
         epilog="Exit status: 0 if there is something of each kind, even if videos were skipped; 1 if there is nothing "
@@ -281,7 +291,10 @@ def prepare_command(words: Sequence[str]) -> int:
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    parser.add_function_arguments(prepare, as_group=False, as_positional=True, skip={"kinds"})
+    # By a function, since the type Path of jsonargparse refuses names that are not UTF-8.
+    parser.add_argument("videos", type=_place, help="folder of videos; those in folders below it count too.")
+    parser.add_argument("output", type=_place, help="folder to write to.")
+    parser.add_function_arguments(prepare, as_group=False, as_positional=True, skip={"videos", "output", "kinds"})
     parser.add_argument(
         "--kinds",
         nargs="+",  # which jsonargparse does not derive from a sequence

@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
+import csv
 import os
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from lightning_crmt.data.prepare.videos import SUFFIXES
 from lightning_crmt.data.read.looks import Reader
 
 
@@ -22,7 +23,8 @@ class Listed(NamedTuple):
     Attributes:
         names: what it may be called on the disk, path and name without suffix; the first that exists counts.
         label: the name of its class.
-        group: clips of one group come from one recording, and no split separates them; by default each is alone.
+        group: clips of one group come from one recording or show one person, and no split separates them, whatever
+            their classes; by default each is alone.
     """
 
     names: tuple[str, ...]
@@ -33,17 +35,76 @@ class Listed(NamedTuple):
 def lines_of(path: Path, hint: str) -> Iterator[tuple[str, str]]:
     """``("file:line", text)`` of each line that is not empty.
 
+    Names of files need not be UTF-8: what is not is read as Python names such files.
+
     Raises:
         FileNotFoundError: naming the file and, by ``hint``, where it comes from.
         ValueError: if it is not text.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFoundError(f"there is no list {path}: {hint}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8, got {error}") from error
-    return ((f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+    if "\0" in text:
+        raise ValueError(f"{path} must be text in UTF-8, got bytes that are 0")
+    quoted = path.suffix.lower() == ".csv"
+    return ((f"{path}:{number}", line) for number, line in _records(text, quoted) if line.strip())
+
+
+def _records(text: str, quoted: bool) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; if quoted, a line in the middle of a quoted field goes on with the next one."""
+    held: list[str] = []
+    inside = False
+    # Not splitlines(): it takes characters for ends of lines that names may have.
+    for number, line in enumerate(text.split("\n"), 1):
+        held.append(line)
+        inside ^= quoted and line.count('"') % 2 == 1
+        if not inside:
+            yield number + 1 - len(held), "\n".join(held)
+            held = []
+    if held:
+        yield number + 1 - len(held), "\n".join(held)
+
+
+def named(where: str, line: str, is_label: Callable[[str], bool] = lambda label: True) -> tuple[str, str]:
+    """Name and label of a clip that a line of a list names.
+
+    The line is ``name,label`` or ``name,number,label``, as in the lists that were released with OGM-GE (Peng et al.,
+    CVPR 2022), or ``name label``, where a name may have spaces before a number, and none before another label.
+
+    Args:
+        where: file and line, for messages.
+        line: the line.
+        is_label: whether something is a label, which decides where a comma may be a part of a name.
+
+    Raises:
+        ValueError: if the line has none of these forms.
+
+    >>> named("list.txt:1", "-3Mwkq-7TV4_2,10,23"), named("list.txt:2", "1001_DFA_ANG_XX,ANG")
+    (('-3Mwkq-7TV4_2', '23'), ('1001_DFA_ANG_XX', 'ANG'))
+    >>> named("list.txt:3", "train/playing guitar/a 12")
+    ('train/playing guitar/a', '12')
+    """
+    fields = [field.strip() for field in next(csv.reader([line]))]
+    commas = len(fields) == 2 or (len(fields) == 3 and fields[1].isdecimal())
+    if commas and fields[0] and (is_label(fields[-1]) or len(line.split()) == 1):
+        return fields[0], fields[-1]
+    words = line.rsplit(maxsplit=1)
+    if not words[-1].isdecimal():
+        words = line.split(maxsplit=1)
+    if len(words) < 2:
+        raise ValueError(f"{where} must be `name label`, got {line!r}")
+    return words[0].strip(), words[1].strip()
+
+
+def names_of(name: str, part: str) -> tuple[str, ...]:
+    """What a clip that a list names may be called: without the suffix of a video, or in a folder named like the part.
+
+    >>> names_of("a.mp4", "train")
+    ('a.mp4', 'a', 'train/a.mp4', 'train/a')
+    """
+    names = (name, name.rpartition(".")[0]) if name.lower().endswith(SUFFIXES) else (name,)
+    return (*names, *(f"{part}/{each}" for each in names))
 
 
 def plain(name: str) -> str:
@@ -72,26 +133,39 @@ def restrict(listed: Iterable[Listed], classes: Sequence[str]) -> list[Listed]:
 def hold_out(listed: Sequence[Listed], share: float, seed: int) -> tuple[list[Listed], list[Listed]]:
     """Split clips in two, the second with ``share`` of each class, whole groups at a time.
 
-    A class with two groups or more has at least one in either part. What is on the disk makes no difference, nor which
-    other classes there are, so that the split is the same for everyone who has the list.
+    A class with two groups or more has at least one in the first part and, unless that takes the last group of another
+    class, in the second. What is on the disk makes no difference, nor, where no group is in two classes, which other
+    classes there are: the split is the same for everyone who has the list.
 
     Args:
         listed: the clips.
         share: of each class's groups, in the second.
-        seed: decides which; together with the name of the class and nothing else.
+        seed: decides which; together with the names of the groups and nothing else.
     """
-    groups: dict[str, dict[str, None]] = {}
+    groups: dict[str, set[str]] = {}
+    classes: dict[str, set[str]] = {}
     for clip in listed:
-        groups.setdefault(clip.label, {})[clip.group or clip.names[0]] = None
-    held: set[tuple[str, str]] = set()
-    for label, names in groups.items():
-        count = min(max(1, round(share * len(names))), len(names) - 1)
-        order = np.random.default_rng((seed, zlib.crc32(plain(label).encode()))).permutation(len(names))
-        held.update((label, list(names)[i]) for i in order[:count])
+        groups.setdefault(clip.label, set()).add(clip.group or clip.names[0])
+        classes.setdefault(clip.group or clip.names[0], set()).add(clip.label)
+    kept = Counter({label: len(names) for label, names in groups.items()})
+    held: set[str] = set()
+    for names in groups.values():
+        wanted = max(1, round(share * len(names))) - len(names & held)
+        for name in sorted(names - held, key=lambda name: (_draw(name, seed), name)):
+            if wanted > 0 and all(kept[each] > 1 for each in classes[name]):
+                held.add(name)
+                kept.subtract(classes[name])
+                wanted -= 1
     parts: tuple[list[Listed], list[Listed]] = ([], [])
     for clip in listed:
-        parts[(clip.label, clip.group or clip.names[0]) in held].append(clip)
+        parts[(clip.group or clip.names[0]) in held].append(clip)
     return parts
+
+
+def _draw(group: str, seed: int) -> bytes:
+    """A number that the last part of a name and the seed decide, whatever the folders above are called."""
+    name = plain(group.rpartition("/")[2]).encode("utf-8", "surrogateescape")
+    return blake2b(name, key=str(seed).encode(), digest_size=8).digest()
 
 
 def look_up(listed: Iterable[Listed], readers: Collection[Reader]) -> tuple[list[Listed], list[Listed]]:
@@ -112,6 +186,16 @@ def look_up(listed: Iterable[Listed], readers: Collection[Reader]) -> tuple[list
         else:
             missing.append(clip)
     return there, missing
+
+
+def clips_below(folder: Path, suffix: str) -> list[str]:
+    """Names of the clips whose files, with a suffix, are in a folder or below it; sorted, hidden ones left out."""
+    names = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        above = Path(place).relative_to(folder)
+        names += [(above / file).as_posix().removesuffix(suffix) for file in files if file.endswith(suffix)]
+    return sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
 
 
 def entries(folder: Path) -> set[str]:

@@ -54,11 +54,13 @@ class ValidatedMethod(Method):
         if trainer.sanity_checking or dataloader_idx > 0 or not self.active(pl_module):
             return
         module = crmt_module(pl_module, self)
-        inputs, target = module.split_batch(batch)
+        inputs, target = module.counted_batch(batch)
+        if len(target) == 0:
+            return
         with torch.no_grad():
             output = module(inputs)
             for name, logits in module.head.unimodal_logits(output.scores).items():
-                here = output.present.get(name, torch.ones_like(target, dtype=torch.bool))
+                here = output.present.get(name, torch.ones(len(target), dtype=torch.bool, device=target.device))
                 sums = self.measure({name: logits[here]}, target[here])
                 self.validation.add(sums, len(target), output.present)
 
