@@ -134,16 +134,18 @@ IN_THE_CONFIG = {
     # the fifteen
     "key at the top": (lambda c: c.update(modell=1), "there is no key `modell`; did you mean `model`?", "modell"),
     "key of a model": (
-        lambda c: model(c).update(rhoo=1), "CRMTModule takes no `rhoo`; did you mean `rho`?", "model.init_args.rhoo"
+        lambda c: model(c).update(rhoo=1),
+        "CRMTModule: 'rhoo' is not accepted; did you mean `rho`?",
+        "model.init_args.rhoo",
     ),
     "key of an encoder": (
         lambda c: encoder(c)["init_args"].update(hiden=[8]),
-        "MLP takes no `hiden`; did you mean `hidden`?",
+        "MLP: 'hiden' is not accepted; did you mean `hidden`?",
         f"{AT_FOU}.init_args.hiden",
     ),
     "key five classes deep": (
         lambda c: attack(c)["init_args"]["budget"].update(modality=1),
-        "Budget takes no `modality`; did you mean `modalities`?",
+        "Budget: 'modality' is not accepted; did you mean `modalities`?",
         "trainer.callbacks[3].init_args.attacks.pgd.init_args.budget.modality",
     ),
     "class name": (
@@ -235,12 +237,12 @@ IN_THE_CONFIG = {
     ),
     "class of another kind": (
         lambda c: model(c).update(head="torch.nn.ReLUU"),
-        "there is no class `ReLUU` in torch.nn; did you mean `ReLU`?",
+        "module 'torch.nn' has no attribute 'ReLUU'; did you mean `ReLU`?",
         "model.init_args.head",
     ),
     "argument of the optimizer": (
         lambda c: model(c)["optimizer"]["init_args"].update(lrr=1.0),
-        "AdamW takes no `lrr`; did you mean `lr`?",
+        "AdamW: 'lrr' is not accepted; did you mean `lr`?",
         "model.init_args.optimizer.init_args.lrr",
     ),
     "number of the optimizer": (
@@ -265,7 +267,7 @@ IN_THE_CONFIG = {
     ),
     "unknown class of one's own": (
         lambda c: encoder(c).update(class_path="own.Min"),
-        "there is no class `Min` in own; did you mean `Mine`?",
+        "module 'own' has no attribute 'Min'; did you mean `Mine`?",
         f"{AT_FOU}.class_path",
     ),
     "refused by a constructor of one's own": (
@@ -331,7 +333,7 @@ ON_THE_COMMAND_LINE = {
     "no such config": (["--config", "nothing.yaml"], "there is no file "),
     "not YAML": (["--config", "half.yaml"], "half.yaml, line 2, column 1: not YAML: "),
     "no such checkpoint": (["--ckpt_path", "no.ckpt"], "`ckpt_path` must be a checkpoint, got no.ckpt: there is no"),
-    "files that contradict": (["--config", "other_data.yaml"], "WatchMotion takes no `views`"),
+    "files that contradict": (["--config", "other_data.yaml"], "WatchMotion: 'views' is not accepted"),
     # more of them
     "files of other modalities": (["--config", "other_class.yaml"], "`inputs` must hold exactly the modalities"),
     "tabs": (["--config", "tabs.yaml"], "tabs.yaml, line 2, column 1: not YAML: "),
@@ -345,7 +347,7 @@ ON_THE_COMMAND_LINE = {
     "option without dashes": (["trainer.max_epochs=1"], "`trainer.max_epochs` belongs to no option"),
     "option without value": (["--trainer.max_epochs"], "argument --trainer.max_epochs: expected one argument"),
     "value": (["--model.init_args.rho=abc"], "`rho` must be a number, got 'abc'"),
-    "key": (["--model.init_args.rhoo=1"], "CRMTModule takes no `rhoo`; did you mean `rho`?"),
+    "key": (["--model.init_args.rhoo=1"], "CRMTModule: 'rhoo' is not accepted; did you mean `rho`?"),
     "class to be explained": (
         ["--model.help", "CRMTModul"],
         "there is no class `CRMTModul`; did you mean `CRMTModule`",
@@ -406,7 +408,7 @@ def test_a_file_that_a_file_names_is_looked_into(monkeypatch, capsys):
     Path("parts/optimizer.yaml").write_text("class_path: torch.optim.SGD\ninit_args:\n  momentun: 0.9\n")
     written(lambda c: model(c).update(optimizer="parts/optimizer.yaml"))
     lines = told(monkeypatch, capsys, "fit", "--config", "run.yaml")
-    assert lines[0] == "error: SGD takes no `momentun`; did you mean `momentum`?"
+    assert lines[0] == "error: SGD: 'momentun' is not accepted; did you mean `momentum`?"
     assert lines[1] == "  at model.init_args.optimizer.init_args.momentun (parts/optimizer.yaml, line 3)"
 
 

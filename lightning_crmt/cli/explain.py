@@ -68,6 +68,8 @@ def explain(report: str, parser: ArgumentParser, words: Sequence[str]) -> str:
         return _missing(finding, found[1], parser, words)
     if found := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (.*)", finding.reason):
         return _unknown_class(finding, found[1], words)
+    if found := re.match(r"Import path (\S+) does not correspond to a subclass of \w+", finding.reason):
+        return _unknown_class(finding, found[1], words)
     if finding.owner and re.search("No module named|has no attribute|to (be )?a subclass of|import", finding.reason):
         return _unknown_class(finding, finding.owner, words)
     return _wrong_value(finding, words)
@@ -168,7 +170,7 @@ def _unknown_key(finding: Finding, key: str, parser: ArgumentParser, words: Sequ
     name = finding.owner.rpartition(".")[2]
     near = did_you_mean(key, known)
     takes = f"  {name} takes {', '.join(known)}" if not near and 0 < len(known) <= _MOST_NAMES else ""
-    return few_lines(f"{name} takes no `{key}`{near}", at(find_place(words, finding.steps, key)), takes)
+    return few_lines(f"{name}: '{key}' is not accepted{near}", at(find_place(words, finding.steps, key)), takes)
 
 
 def _missing(finding: Finding, keys: str, parser: ArgumentParser, words: Sequence[str]) -> str:
@@ -197,14 +199,15 @@ def _unknown_class(finding: Finding, path: str, words: Sequence[str]) -> str:
     room = path.rpartition(".")[0]
     reason, hint = finding.reason, ""
     if found := re.search(r"to (?:be )?a subclass of (?:<class ')?(?:\w+\.)*(\w+)", reason):
-        return few_lines(f"{path} is no {found[1]}, and cannot be `{finding.key}`", at(place))
+        what = f"{path} does not correspond to a subclass of {found[1]}"
+        return few_lines(f"{what}, and cannot be `{finding.key}`", at(place))
     if f"No module named {room.partition('.')[0]!r}" in reason:
         file = f"{room.partition('.')[0]}.py"
         hint = f"  looked for {file} in {Path.cwd()}, beside the configs, and among what is installed"
         reason = f"`{path}` cannot be imported: {reason}"
     elif f"module {room!r} has no attribute" in reason:
         classes = [each for each, value in vars(importlib.import_module(room)).items() if inspect.isclass(value)]
-        reason = f"there is no class `{name}` in {room}{did_you_mean(name, classes)}"
+        reason = f"module {room!r} has no attribute {name!r}{did_you_mean(name, classes)}"
     else:
         reason = f"`{path}` cannot be imported: {reason}"
     return few_lines(reason, at(place), hint)
