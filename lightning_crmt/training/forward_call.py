@@ -53,8 +53,8 @@ class ForwardCall:
             self._called_module = _inner(module)
             if self._called_module is module:
                 raise ValueError(
-                    f"{type(module).__name__} must have a `forward` that gives logits, or a classifier as `self.model`; "
-                    "it has neither"
+                    f"{type(module).__name__} must have a `forward` that gives logits, or a classifier as `self.model`"
+                    ", and has neither"
                 )
         parameters = list(inspect.signature(_told(module).forward).parameters.values())
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
