@@ -12,6 +12,7 @@ from lightning_crmt.certification import (
     certify,
     verify_certificate,
 )
+from lightning_crmt.export import export_onnx, export_program, for_inference
 from lightning_crmt.fusion import FixedFusion, LinearFusion, OrthogonalFusion
 from lightning_crmt.layers import with_fixed_weights
 from lightning_crmt.lipschitz import (
@@ -57,6 +58,9 @@ __all__ = [
     "encoder_bounds",
     "encoder_errors",
     "estimate_lipschitz",
+    "export_onnx",
+    "export_program",
+    "for_inference",
     "forward_error",
     "integration_objective",
     "keep_scores",

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
 
 def describe(value: Any) -> str:
     """``value`` in a few words, for error messages.
@@ -124,14 +122,36 @@ def check_inputs(inputs: Any, modalities: Iterable[str]) -> None:
         ...
     ValueError: `inputs` must hold exactly the modalities ['audio', 'image']; got ['audio']: missing ['image']
     """
-    if isinstance(inputs, Mapping):
-        check_same_modalities("inputs", inputs, modalities)
-    check_batch("inputs", inputs)
+    check_named_batch(inputs, modalities)
     require_finite("inputs", inputs)
+
+
+def check_named_batch(inputs: Any, modalities: Iterable[str]) -> None:
+    """The part of :func:`check_inputs` that does not look at values, and so does not wait for the device.
+
+    Raises:
+        TypeError: if it is not a mapping of tensors, or ``"….present"`` is not bool.
+        ValueError: if a modality is missing or unknown, context is of an unknown modality, a tensor has no batch
+            dimension, batch sizes differ, or the batch is empty.
+    """
+    if isinstance(inputs, Mapping):
+        modalities = list(modalities)
+        check_same_modalities("inputs", [name for name in inputs if "." not in name], modalities)
+        for name, value in inputs.items():
+            owner, _, key = name.partition(".")
+            if key and owner not in modalities:
+                raise ValueError(
+                    f"`inputs[{name!r}]` must begin with one of the modalities {modalities}, whose context it is"
+                )
+            if key == "present" and not (isinstance(value, Tensor) and value.dtype is torch.bool and value.dim() == 1):
+                raise TypeError(f"`inputs[{name!r}]` must be a bool tensor of shape (B,), got {describe(value)}")
+    check_batch("inputs", inputs)
 
 
 def check_batch(argument: str, tensors: Any) -> int:
     """Check that ``tensors`` map names to tensors of one batch, ``(B, ...)`` each, and return B.
+
+    Only entries whose name has a dot, which are context, may be ``(B,)``.
 
     Raises:
         TypeError: if it is not a mapping of tensors.
@@ -143,14 +163,14 @@ def check_batch(argument: str, tensors: Any) -> int:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"`{argument}[{name!r}]` must be a tensor, got {describe(value)}")
-        if value.dim() < 2:
+        if value.dim() < (1 if "." in name else 2):
             raise ValueError(
                 f"`{argument}[{name!r}]` must have a batch dimension and at least one more, got {describe(value)}"
             )
         sizes[name] = value.shape[0]
-    if len(set(sizes.values())) != 1:
+    size, *others = sizes.values()
+    if any(other != size for other in others):  # compared, as sizes that torch.export leaves open have no hash
         raise ValueError(f"`{argument}` must have one batch size, got {sizes}")
-    size = next(iter(sizes.values()))
     if size == 0:
         raise ValueError(f"`{argument}` must hold at least one sample, got an empty batch")
     return size
@@ -158,6 +178,8 @@ def check_batch(argument: str, tensors: Any) -> int:
 
 def require_finite(argument: str, tensors: Mapping[str, Tensor]) -> None:
     """Check that floating point tensors are finite; one synchronisation with the device for all of them.
+
+    Code that ``torch.compile`` or ``torch.export`` makes does not have this check: it knows shapes, not values.
 
     Args:
         argument: what an error calls ``tensors``.
@@ -171,6 +193,8 @@ def require_finite(argument: str, tensors: Mapping[str, Tensor]) -> None:
         ...
     ValueError: `inputs` must be finite: `inputs['audio']` has 1 NaN and 0 Inf among 2 values
     """
+    if torch.compiler.is_compiling():
+        return
     finite = {name: value.isfinite().all() for name, value in tensors.items() if value.is_floating_point()}
     if finite and not torch.stack(list(finite.values())).all():
         bad = [name for name, ok in finite.items() if not ok]
@@ -178,29 +202,41 @@ def require_finite(argument: str, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"`{argument}` must be finite: {where}")
 
 
-def usable(values: Iterable[Tensor], classes: Iterable[Tensor], num_classes: int) -> bool:
-    """Whether all values are finite and all classes in range, found with one wait for the device.
+def usable(
+    values: Iterable[Tensor], ranges: Iterable[tuple[Tensor, float, float]], count: Tensor | None = None
+) -> tuple[bool, int]:
+    """Whether values are finite and others in their ranges, found with one wait for the device.
 
     For a training step: where it is False, the other checks say what is wrong, and wait as often as they like. It may
     be False for sound values too, such as those beyond single precision.
 
     Args:
         values: floating point tensors; others pass.
-        classes: tensors of integers.
-        num_classes: K.
+        ranges: tensors, each with the least and the largest number that it may hold.
+        count: bools ``(B,)`` to be counted in the same wait.
 
-    >>> usable([torch.ones(2, 3)], [torch.tensor([0, 2])], 3), usable([torch.ones(2) / 0], [], 3)
+    Returns:
+        Whether all is well, and how many of ``count`` are True.
+
+    >>> usable([torch.ones(2, 3)], [(torch.tensor([0, 2]), 0, 2)])[0], usable([torch.ones(2) / 0], [])[0]
     (True, False)
     """
-    bounds = [value.detach().aminmax() for value in values if value.is_floating_point() and value.numel()]
-    ranges = [each.aminmax() for each in classes if each.numel()]
-    extremes = [extreme for pair in [*bounds, *ranges] for extreme in pair]
+    found = [value.detach() for value in values if value.is_floating_point() and value.numel()]
+    limited = [(value.detach(), low, high) for value, low, high in ranges if value.numel()]
+    extremes = [extreme for value in [*found, *(value for value, *_ in limited)] for extreme in value.aminmax()]
+    if count is not None:
+        extremes.append(count.sum())
     if not extremes:
-        return True
+        return True, 0
     device = extremes[0].device
-    found = torch.stack([extreme.to(device, torch.float32) for extreme in extremes]).tolist()
-    in_range = found[2 * len(bounds) :]
-    return all(map(math.isfinite, found)) and all(0 <= each < num_classes for each in in_range)
+    numbers = torch.stack([extreme.to(device, torch.float32) for extreme in extremes]).tolist()
+    counted = int(numbers.pop()) if count is not None else 0
+    least, most = numbers[2 * len(found) :: 2], numbers[2 * len(found) + 1 :: 2]
+    inside = all(
+        low <= smallest and largest <= high
+        for (_, low, high), smallest, largest in zip(limited, least, most, strict=True)
+    )
+    return inside and all(map(math.isfinite, numbers)), counted
 
 
 def _count_non_finite(value: Tensor) -> str:
@@ -224,36 +260,52 @@ def check_logits(logits: Any, argument: str = "logits") -> None:
         )
 
 
-def check_target(target: Any, num_classes: int, batch_size: int, argument: str = "target") -> None:
+def check_target(target: Any, num_classes: int, batch_size: int, argument: str = "target") -> Tensor:
     """Check that ``target``, called ``argument`` in errors, holds one class index in [0, K) per sample.
 
+    Returns:
+        The classes, ``(B,)`` int64, whatever integers they came as.
+
     Raises:
-        TypeError: if it does not hold integers.
+        TypeError: if it holds neither integers nor, with two classes, bools.
         ValueError: if it does not have shape ``(batch_size,)``, is empty, or a class is out of range.
 
+    >>> check_target(torch.tensor([0, 2], dtype=torch.uint8), num_classes=3, batch_size=2)
+    tensor([0, 2])
     >>> check_target(torch.tensor([0, 3]), num_classes=3, batch_size=2)
     Traceback (most recent call last):
         ...
     ValueError: `target` must hold class indices from 0 to 2, got values from 0 to 3
     """
-    check_target_form(target, batch_size, argument)
-    low, high = torch.stack(target.aminmax()).tolist()
+    classes = as_classes(target, num_classes, batch_size, argument)
+    low, high = torch.stack(classes.aminmax()).tolist()
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"`{argument}` must hold class indices from 0 to {num_classes - 1}, got values from {low} to {high}"
         )
+    return classes
 
 
-def check_target_form(target: Any, batch_size: int, argument: str = "target") -> None:
+def as_classes(target: Any, num_classes: int, batch_size: int, argument: str = "target") -> Tensor:
     """The part of :func:`check_target` that does not look at the classes, and so does not wait for the device.
 
     Raises:
-        TypeError: if ``target`` does not hold integers.
+        TypeError: if ``target`` holds neither integers nor, with two classes, bools.
         ValueError: if it does not have shape ``(batch_size,)``, or is empty.
     """
-    if not isinstance(target, Tensor) or target.dtype not in _INTEGERS:
+    if not isinstance(target, Tensor) or not (is_integer(target) or (target.dtype is torch.bool and num_classes == 2)):
         raise TypeError(f"`{argument}` must be a tensor of integer class indices, got {describe(target)}")
     if target.shape != (batch_size,):
         raise ValueError(f"`{argument}` must have shape ({batch_size},), one class per sample, got {describe(target)}")
     if batch_size == 0:
         raise ValueError(f"`{argument}` must hold at least one sample, got an empty batch")
+    return target.long()
+
+
+def is_integer(value: Tensor) -> bool:
+    """Whether a tensor holds integers of any size; bools are none.
+
+    >>> is_integer(torch.tensor([1], dtype=torch.uint8)), is_integer(torch.tensor([True]))
+    (True, False)
+    """
+    return not value.dtype.is_floating_point and not value.dtype.is_complex and value.dtype is not torch.bool

@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, continuous_of, modalities_of
 
 
 @contextmanager
@@ -97,10 +97,11 @@ def differentiable(inputs: Inputs, model: nn.Module) -> dict[str, Tensor]:
         model: the module that is to take them.
 
     Returns:
-        Leaves with ``requires_grad``, by modality, of the same shapes.
+        Tensors of the same shapes by name. Modalities of real numbers are leaves with ``requires_grad``; there is no
+        gradient with respect to tokens and context.
 
     Raises:
-        TypeError: for an integer modality: there is no gradient with respect to token ids.
+        TypeError: if no modality is of real numbers.
 
     >>> layer, x = nn.Linear(2, 1), {"audio": torch.ones(3, 2, dtype=torch.float64)}
     >>> leaves = differentiable(x, layer)
@@ -108,10 +109,11 @@ def differentiable(inputs: Inputs, model: nn.Module) -> dict[str, Tensor]:
     >>> gradient.shape, gradient.dtype, x["audio"].requires_grad
     (torch.Size([3, 2]), torch.float32, False)
     """
-    for name, value in inputs.items():
-        if not value.is_floating_point():
-            raise TypeError(
-                f"`inputs[{name!r}]` must be floating point to be differentiated, got {value.dtype}; "
-                "for tokens, make the embedded sequence the input"
-            )
-    return {name: value.requires_grad_(True) for name, value in as_taken_by(model, inputs).items()}
+    taken, leaves = as_taken_by(model, inputs), continuous_of(inputs)
+    if not leaves:
+        name, value = next(iter(modalities_of(inputs).items()))
+        raise TypeError(
+            f"`inputs[{name!r}]` must be floating point to be differentiated, got {value.dtype}, and so must at least "
+            "one modality; for tokens, make the embedded sequence the input"
+        )
+    return {name: value.requires_grad_(name in leaves) for name, value in taken.items()}

@@ -5,25 +5,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_crmt.certification import margins_of, own_class, sensitivities, signed_radii
-from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive, check_target
+from lightning_crmt.certification import margins_of, own_class, sensitivities_of, signed_radii
+from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import FusionOutput, Inputs
-from lightning_crmt.targets import MixedTarget, Target, check_classes
+from lightning_crmt.modality import FusionOutput, Inputs, mean_over, where_present
+from lightning_crmt.targets import (
+    MixedTarget,
+    Target,
+    check_answers,
+    check_probabilities,
+    each_target,
+    has_labels,
+    has_probabilities,
+    mixed_loss,
+    signed_scores,
+)
 
 #: How step 2 averages the bound over samples.
 Objective: TypeAlias = Literal["mean", "clipped"]
 OBJECTIVES = get_args(Objective)
 
 
-def margin_regularization(scores: Inputs, target: Target, temperature: float = 1.0) -> Tensor:
+def margin_regularization(
+    scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None
+) -> Tensor:
     r"""Margin regularisation, step 1 of CRMT (Yang et al., ICLR 2024): a smooth maximum of negative uni-modal margins.
 
     .. math:: L_1 = \frac 1 N \sum_i \log \sum_m \sum_{k \ne y_i} \exp\left( T (s_k^m(x_i) - s_{y_i}^m(x_i)) \right)
@@ -35,32 +47,51 @@ def margin_regularization(scores: Inputs, target: Target, temperature: float = 1
     For mixed samples (CRMT-Mix) the score to beat is :math:`\lambda s_{y_a}^m + (1 - \lambda) s_{y_b}^m`, and k runs
     over the classes that are neither :math:`y_a` nor :math:`y_b`. A sample without any such class does not count.
 
+    Probabilities :math:`p_k` of classes weigh the terms of the classes: :math:`\sum_k p_k \, \ell(k)`, where
+    :math:`\ell(y)` is that of class y above. Labels are each decided against 0 in place of rivals:
+
+    .. math:: L_1 = \frac 1 N \sum_i \log \sum_m \sum_k \exp\left( -T \sigma_{ik} s_k^m(x_i) \right)
+
+    with the sign :math:`\sigma_{ik}` of the label, 1 for a yes and -1 for a no. In mixed samples k runs over the labels
+    that both have or lack; a sample without any such label does not count.
+
+    The sum is over the modalities that a sample has; one without any does not count.
+
     Args:
         scores: uni-modal scores by modality, each ``(B, K)``.
-        target: classes, ``(B,)``, or those of mixed samples.
+        target: classes ``(B,)``, labels ``(B, K)`` of bools or integers, or probabilities ``(B, K)``; or those of mixed
+            samples.
         temperature: T, above 0.
+        present: which samples have a modality, ``(B,)`` bool, for those that may be absent.
 
     Returns:
         A scalar; negative when every margin is large.
 
     Raises:
-        ValueError: if scores are not finite or differ in shape, or a class is out of range.
-        TypeError: if ``target`` does not hold integers.
+        ValueError: if scores are not finite or differ in shape, a class is out of range, or probabilities do not sum
+            to 1.
+        TypeError: if ``target`` holds no numbers of these kinds.
 
     >>> scores = {"audio": torch.tensor([[1.0, 0.0]]), "image": torch.tensor([[3.0, 0.0]])}
     >>> margin_regularization(scores, torch.tensor([0]))  # log(e^-1 + e^-3)
     tensor(-0.8731)
+    >>> margin_regularization(scores, torch.tensor([[True, False]]))  # of labels: log(e^-1 + e^-3 + 1 + 1)
+    tensor(0.8828)
     """
     check_positive(temperature=temperature)
     check_modality_names("scores", scores)
     for name, score in scores.items():
         check_logits(score, f"scores[{name!r}]")
     shape = _one_shape(scores)
-    check_classes(target, shape[1], shape[0])
-    return smooth_margins(scores, target, temperature)
+
+    def checked(part: Tensor) -> Tensor:
+        soft = isinstance(part, Tensor) and part.dim() == 2 and part.is_floating_point()
+        return (check_probabilities if soft else check_answers)(part, shape[1], shape[0])
+
+    return smooth_margins(scores, each_target(checked, target), temperature, present)
 
 
-def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0) -> Tensor:
+def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0, present: Inputs | None = None) -> Tensor:
     """:func:`margin_regularization` of scores that are known to be finite, and of classes in range.
 
     It never waits for the device, except for mixed samples.
@@ -73,11 +104,57 @@ def smooth_margins(scores: Inputs, target: Target, temperature: float = 1.0) -> 
     """
     _one_shape(scores)
     stacked = torch.stack(list(scores.values()), dim=1)
+    everywhere = torch.ones(len(stacked), dtype=torch.bool, device=stacked.device)
+    here = torch.stack([present.get(name, everywhere) for name in scores], dim=1) if present else None
+    if has_probabilities(target):
+        return mixed_loss(lambda part: _expected_margins(stacked, part, temperature, here), target)
+    if has_labels(target):
+        return _label_margins(stacked, target, temperature, here)
     if isinstance(target, MixedTarget):
-        return _mixed_margins(stacked, target, temperature)
+        return _mixed_margins(stacked, target, temperature, here)
     own = target[:, None, None].expand(-1, stacked.shape[1], 1)
     rivals = (temperature * (stacked - stacked.gather(2, own))).scatter(2, own, -math.inf)
-    return rivals.flatten(1).logsumexp(dim=1).mean()
+    if here is None:
+        return rivals.flatten(1).logsumexp(dim=1).mean()
+    return _mean_over_present(rivals, here)
+
+
+def _label_margins(stacked: Tensor, target: Target, temperature: float, here: Tensor | None) -> Tensor:
+    """Of scores ``(B, M, K)`` and labels ``(B, K)``."""
+    if not isinstance(target, MixedTarget):
+        rivals = -temperature * signed_scores(stacked, target[:, None])
+        return rivals.flatten(1).logsumexp(dim=1).mean() if here is None else _mean_over_present(rivals, here)
+    decided = target.first == target.second
+    counted = decided.any(dim=1)
+    rivals = -temperature * signed_scores(stacked, target.first[:, None])
+    # A sample without any is computed as if it had all, so that it has finite gradients, and left out.
+    rivals = rivals.masked_fill(~(decided | ~counted[:, None])[:, None], -math.inf)
+    if here is None:
+        return mean_over(rivals.flatten(1).logsumexp(dim=1), counted)
+    here = here & counted[:, None]
+    return _mean_over_present(rivals, here)
+
+
+def _expected_margins(stacked: Tensor, target: Tensor, temperature: float, here: Tensor | None) -> Tensor:
+    """Of scores ``(B, M, K)`` and probabilities ``(B, K)``: the term of each class, times its probability."""
+    scaled = temperature * stacked
+    least = torch.full_like(scaled[..., :1], -math.inf)
+    below = torch.cat([least, scaled[..., :-1].logcumsumexp(dim=2)], dim=2)
+    above = torch.cat([least, scaled.flip(2)[..., :-1].logcumsumexp(dim=2)], dim=2).flip(2)
+    rivals = torch.logaddexp(below, above) - scaled  # of all classes but the own one, (B, M, K)
+    counted = torch.ones(len(stacked), dtype=torch.bool, device=stacked.device)
+    if here is not None:
+        counted = here.any(dim=1)
+        rivals = rivals.masked_fill(~(here | ~counted[:, None])[:, :, None], -math.inf)
+    return mean_over((target.to(rivals.dtype) * rivals.logsumexp(dim=1)).sum(dim=1), counted)
+
+
+def _mean_over_present(rivals: Tensor, here: Tensor) -> Tensor:
+    """Mean log-sum over the samples that have a modality, of scores ``(B, M, K)`` of the modalities that are here."""
+    counted = here.any(dim=1)
+    # A sample without any is computed as if it had all, so that it has finite gradients, and left out.
+    rivals = rivals.masked_fill(~(here | ~counted[:, None])[:, :, None], -math.inf)
+    return mean_over(rivals.flatten(1).logsumexp(dim=1), counted)
 
 
 def _one_shape(scores: Inputs) -> tuple[int, ...]:
@@ -87,13 +164,15 @@ def _one_shape(scores: Inputs) -> tuple[int, ...]:
     return next(iter(shapes.values()))
 
 
-def _mixed_margins(stacked: Tensor, target: MixedTarget, temperature: float) -> Tensor:
+def _mixed_margins(stacked: Tensor, target: MixedTarget, temperature: float, here: Tensor | None) -> Tensor:
     first, second, share = target
     own = own_class(first, stacked.shape[2]) | own_class(second, stacked.shape[2])
     counted = ~own.all(dim=1)
     stacked, first, second, own = stacked[counted], first[counted], second[counted], own[counted]
     of_target = share * _of_class(stacked, first) + (1 - share) * _of_class(stacked, second)
     rivals = (temperature * (stacked - of_target)).masked_fill(own[:, None, :], -math.inf)
+    if here is not None:
+        return _mean_over_present(rivals, here[counted])
     # An empty sum is 0, and keeps the graph.
     return rivals.flatten(1).logsumexp(dim=1).sum() / max(len(rivals), 1)
 
@@ -121,9 +200,9 @@ class MarginRegularization(nn.Module):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
-    def forward(self, scores: Inputs, target: Target) -> Tensor:
+    def forward(self, scores: Inputs, target: Target, present: Inputs | None = None) -> Tensor:
         """See :func:`margin_regularization`."""
-        return margin_regularization(scores, target, self.temperature)
+        return margin_regularization(scores, target, self.temperature, present)
 
 
 def integration_objective(
@@ -141,12 +220,14 @@ def integration_objective(
         r(x) = \min_{j \ne y} \frac{h_y - h_j}{\sqrt{\sum_m (D_{yj}^m)^2}}
 
     with :math:`D` from the Lipschitz constants (see :func:`~lightning_crmt.certification.inequality.sensitivities`)
-    and y the true class, so that r is negative where the model errs. ``"clipped"`` replaces r by
-    :math:`\max(-c, \min(r, c))`: samples that are safe, or hopeless, no longer contribute gradients.
+    and y the true class, so that r is negative where the model errs; of labels the least
+    :math:`\pm h_k / \sqrt{\sum_m (D_k^m)^2}`, with the sign of the label. ``"clipped"`` replaces r by
+    :math:`\max(-c, \min(r, c))`: samples that are safe, or hopeless, no longer contribute gradients. Samples
+    that have no modality that could change, whose bound is infinite, do not count.
 
     Args:
         output: output of ``head``, its logits with a graph back to the integration weights.
-        target: classes, ``(B,)``.
+        target: classes ``(B,)``, or labels ``(B, K)`` of bools or integers.
         head: the head; gradients flow to its ``integration_parameters()``.
         lipschitz: constants of encoders or scores, which do not change with the integration weights.
         objective: ``"clipped"`` or ``"mean"``, the paper's.
@@ -169,20 +250,24 @@ def integration_objective(
         clip = math.inf
     if clip is None or not clip > 0:
         raise ValueError(f"`clip` must be above 0 for the clipped objective, got {clip}")
-    if lipschitz.of == "margins":
-        raise ValueError("`lipschitz` must be of 'encoder' or 'scores'; constants of 'margins' contain the weights")
-    return -true_class_radii(output, target, head, lipschitz).clamp(-clip, clip).mean()
+    if lipschitz.of in ("margins", "labels"):
+        raise ValueError(
+            f"`lipschitz` must be of 'encoder' or 'scores'; constants of {lipschitz.of!r} contain the weights"
+        )
+    radii = true_class_radii(output, target, head, lipschitz)
+    return -mean_over(radii.clamp(-clip, clip), ~radii.isinf())
 
 
 def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lipschitz: LipschitzConstants) -> Tensor:
     """The bound r of :func:`integration_objective` for each sample, ``(B,)``, negative where the model errs.
 
     Differentiable, and in units of the inputs. Unlike :meth:`~lightning_crmt.Certificate.radius` it is about the true
-    classes, not those predicted.
+    classes, not those predicted. Infinite, with the sign of the margin, for samples that lack all modalities that the
+    constants are of.
 
     Args:
-        output: output of ``head``, logits ``(B, K)``.
-        target: classes, ``(B,)``.
+        output: output of ``head``, logits ``(B, K)``, and which modalities are present.
+        target: classes ``(B,)``, or labels ``(B, K)`` of bools or integers.
         head: the head.
         lipschitz: constants of encoders, scores or margins.
 
@@ -198,8 +283,11 @@ def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lip
     tensor([ 1.4142, -1.4142])
     """
     check_logits(output.logits)
-    check_target(target, output.logits.shape[1], output.logits.shape[0])
-    return _radii_to_rivals(output.logits, target, sensitivities(lipschitz, head)).amin(dim=1)
+    target = check_answers(target, output.logits.shape[1], output.logits.shape[0])
+    slopes = sensitivities_of(lipschitz, head, target)
+    radii = _radii_to_rivals(output.logits, target, slopes, output.present).amin(dim=1)
+    fixed = ~_changeable(slopes, output)
+    return torch.where(fixed, torch.copysign(radii.new_tensor(math.inf), radii.detach()), radii)
 
 
 def radius_loss(
@@ -225,7 +313,7 @@ def radius_loss(
 
     Args:
         output: output of ``head``.
-        target: classes, ``(B,)``.
+        target: classes ``(B,)``, or labels ``(B, K)`` of bools or integers.
         head: the head; gradients flow to all of its parameters.
         lipschitz: constants of encoders or scores. For encoders that are 1-Lipschitz by construction they do not change
             in training; with others this loss trains the head well, but encoders without a view of their constants.
@@ -245,25 +333,34 @@ def radius_loss(
     check_positive(radius=radius, temperature=temperature)
     check_at_least(0, rho=rho)
     check_logits(output.logits)
-    check_target(target, output.logits.shape[1], output.logits.shape[0])
+    target = check_answers(target, output.logits.shape[1], output.logits.shape[0])
 
-    def soft(radii: Tensor, wanted: float) -> Tensor:
-        return nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1)).mean()
+    def soft(logits: Tensor, slopes: Mapping[str, Tensor], wanted: float) -> Tensor:
+        radii = _radii_to_rivals(logits, target, slopes, output.present)
+        hinges = nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1))
+        return mean_over(hinges, _changeable(slopes, output))
 
-    pairs = sensitivities(lipschitz, head)
-    loss = soft(_radii_to_rivals(output.logits, target, pairs), radius)
+    slopes = sensitivities_of(lipschitz, head, target)
+    loss = soft(output.logits, slopes, radius)
     if rho > 0:
-        for name, weights in head.integration_weights.items():
-            alone = _radii_to_rivals(weights * output.scores[name], target, {name: pairs[name]})
-            loss = loss + rho * soft(alone, radius / 2)
+        for name, slope in slopes.items():
+            alone = head.integration_weights[name] * output.scores[name]
+            loss = loss + rho * soft(alone, {name: slope}, radius / 2)
     return loss
 
 
-def _radii_to_rivals(logits: Tensor, target: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:
-    """Signed radii of the true class against every other, ``(B, K)``; infinite in its own column."""
+def _changeable(names: Iterable[str], output: FusionOutput) -> Tensor:
+    """Which samples have one of the modalities, ``(B,)``."""
+    everywhere = torch.ones(len(output.logits), dtype=torch.bool, device=output.logits.device)
+    return torch.stack([output.present.get(name, everywhere) for name in names]).any(dim=0)
+
+
+def _radii_to_rivals(logits: Tensor, target: Tensor, slopes: Mapping[str, Tensor], present: Inputs) -> Tensor:
+    """Signed radii of the true class against every other, ``(B, K)``, infinite in its own column; or of labels."""
     margins = margins_of(logits, target)
     own = own_class(target, logits.shape[1])
+    slopes = {name: where_present(slope.to(logits), present.get(name)) for name, slope in slopes.items()}
     # Where all weights of a pair are 0 its margin is the bias alone and its slope 0: keep the quotient finite.
     tiny = torch.finfo(logits.dtype).eps
-    slopes = {name: pair[target].to(logits).masked_fill(own, 1.0).clamp(min=tiny) for name, pair in pairs.items()}
+    slopes = {name: slope.masked_fill(own, 1.0).clamp(min=tiny) for name, slope in slopes.items()}
     return signed_radii(margins, slopes, target)

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,25 +18,25 @@ from typing_extensions import Self, override
 from lightning_crmt.certification import Certificate, Evaluation, certify_late_fusion
 from lightning_crmt.checks import (
     check_at_least,
-    check_batch,
     check_inputs,
     check_logits,
+    check_named_batch,
     check_same_modalities,
-    check_target,
-    check_target_form,
     describe,
     require_finite,
     usable,
 )
+from lightning_crmt.criterion import Criterion
 from lightning_crmt.evaluation import Key
+from lightning_crmt.export import export_onnx, for_inference
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
 from lightning_crmt.losses import smooth_margins
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, answer, encoded, mean_over, present_of, samples_of, select
 from lightning_crmt.random_state import random_state, set_random_state
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
-from lightning_crmt.targets import Target, check_classes, classes_of, mixed_cross_entropy, size_of
+from lightning_crmt.targets import Target, answers, parts_of, rows_of, size_of
 
 #: Where a checkpoint holds the random states.
 _RANDOM_STATE = "random_state"
@@ -46,9 +47,10 @@ class CRMTMixin(LightningModule):
 
     The module must have three attributes, from ``__init__`` or from ``configure_model``: ``encoders``, a mapping of
     modality names to modules that give ``(B, d_m)`` features; ``head``, a fusion head on these features; and ``rho``,
-    the weight of the margin regularisation, by default 0.5. The mixin provides ``forward``, ``training_step``,
-    ``validation_step``, ``test_step`` and ``predict_step``, and replaces those of the classes after it; everything else
-    stays yours.
+    the weight of the margin regularisation, by default 0.5. A fourth, ``crmt_criterion``, may say which targets it
+    learns and by which loss, see :class:`~lightning_crmt.criterion.Criterion`. The mixin provides ``forward``,
+    ``training_step``, ``validation_step``, ``test_step`` and ``predict_step``, and replaces those of the classes after
+    it; everything else stays yours.
 
     Override ``split_batch`` for batches that are not ``(inputs, target)``. If you write a ``training_step`` in the
     class that has the mixin, begin with ``inputs, target = self.training_batch(batch)`` and return
@@ -76,7 +78,10 @@ class CRMTMixin(LightningModule):
     encoders: Mapping[str, nn.Module] | nn.ModuleDict
     head: FusionHead
     rho: float = 0.5
+    crmt_criterion: Criterion = Criterion()
 
+    #: Whether ``forward`` refuses NaN and Inf, for which it waits for the device; not in copies by ``to_deploy``.
+    checks_values = True
     #: The changes that callbacks have made for part of a fit.
     training_stage: Stage
 
@@ -98,16 +103,19 @@ class CRMTMixin(LightningModule):
     def forward(self, inputs: Inputs) -> FusionOutput:
         """Logits and uni-modal scores of a batch.
 
+        Args:
+            inputs: one tensor per modality, and what encoders or head must know besides, see
+                :func:`~lightning_crmt.modality.context_of`: with ``"audio.present"``, the scores of samples without
+                audio are dropped, and its encoder sees repetitions of samples that have it in their place.
+
         Raises:
             ValueError, TypeError: naming the modality, for inputs that are missing, unknown, ragged, NaN or Inf.
         """
-        if inputs is self.training_stage.unchecked:
-            check_same_modalities("inputs", inputs, self.encoders.keys())
-            check_batch("inputs", inputs)
+        if not self.checks_values or inputs is self.training_stage.unchecked:
+            check_named_batch(inputs, self.encoders.keys())
         else:
             check_inputs(inputs, self.encoders.keys())
-        output: FusionOutput = self.head({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
-        return output
+        return answer(self.head, encoded(self.encoders, inputs), present_of(inputs))
 
     def split_batch(self, batch: Any) -> tuple[Inputs, Tensor]:
         """``(inputs, target)`` of a batch as the data loader gives it; the one place to override for another form."""
@@ -117,6 +125,20 @@ class CRMTMixin(LightningModule):
                 "override `split_batch` for another form"
             )
         return batch[0], batch[1]
+
+    def counted_batch(self, batch: Any) -> tuple[Inputs, Tensor]:
+        """The samples of a batch that count, which may be none, and their checked target; see ``crmt_criterion``.
+
+        For evaluations and passes over data: it waits for the device.
+        """
+        inputs, target = self.split_batch(batch)
+        size = len(next(iter(inputs.values())))
+        checked = self.crmt_criterion.check(target, self.head.num_classes, size)
+        counted = self.crmt_criterion.counted(checked)
+        if counted is None or bool(counted.all()):
+            return inputs, parts_of(checked)[0]
+        rows = counted.nonzero().squeeze(1)
+        return select(inputs, rows), parts_of(checked)[0][rows]
 
     def training_batch(self, batch: Any) -> tuple[Inputs, Target]:
         """``split_batch``, then the changes of training methods, such as adversarial inputs or mixtures of samples."""
@@ -137,35 +159,50 @@ class CRMTMixin(LightningModule):
 
         .. math:: \mathrm{CE}(h, y) + \rho L_1
 
-        A callback, such as ``RadiusTraining``, may put an objective of its own in the place of the first two.
+        A callback, such as ``RadiusTraining``, may put an objective of its own in the place of the first two. Samples
+        that ``crmt_criterion`` ignores are left out of all terms; of a batch without others the loss is 0.
 
         Raises:
             ValueError: if logits, scores or the inputs of ``training_batch`` are not finite, or a class is out of
                 range.
-            TypeError: if classes are not integers.
+            TypeError: if the target is not of the kind that ``crmt_criterion`` says.
         """
         self.training_stage.calls.add("crmt_loss")
-        self._check_step(output, target)
+        output, target = self._check_step(output, target)
+        if size_of(target) == 0:
+            return torch.stack([each.sum() for each in (output.logits, *output.scores.values())]).sum()
         loss = self.stage_objective.loss(output, target)
         terms = [method.term(self, output, target) for method in self.training_stage.methods]
         return sum((term for term in terms if term is not None), start=loss)
 
-    def _check_step(self, output: FusionOutput, target: Target) -> None:
-        """Check what a step computed, and the inputs that ``forward`` left to this, in one wait for the device."""
+    def _check_step(self, output: FusionOutput, target: Target) -> tuple[FusionOutput, Target]:
+        """Check what a step computed, and the inputs that ``forward`` left to this, in one wait for the device.
+
+        Returns:
+            The output and the target, in the form of its kind, of the samples that count.
+        """
         inputs, self.training_stage.unchecked = self.training_stage.unchecked or {}, None
-        classes = classes_of(target)
-        for each in classes:
-            check_target_form(each, len(output.logits))
-        if not usable([output.logits, *output.scores.values(), *inputs.values()], classes, self.head.num_classes):
+        criterion, num_classes, size = self.crmt_criterion, self.head.num_classes, len(output.logits)
+        ranges = criterion.ranges(target, num_classes, size)
+        counted = criterion.counted(target)
+        sound, count = usable([output.logits, *output.scores.values(), *inputs.values()], ranges, counted)
+        if not sound:
             require_finite("inputs", inputs)
             check_logits(output.logits)
-            check_classes(target, self.head.num_classes, len(output.logits))
+            criterion.check(target, num_classes, size)
             for name, score in output.scores.items():
                 check_logits(score, f"scores[{name!r}]")
+        target, self.training_stage.counted = criterion.formed(target), None
+        if counted is None or count == size:
+            return output, target
+        # Those that count come first: as their number is known, taking them does not wait for the device again.
+        rows = (~counted).to(torch.uint8).argsort(stable=True)[:count]
+        self.training_stage.counted = rows
+        return samples_of(output, rows), rows_of(target, rows)
 
     def _step_1(self, output: FusionOutput, target: Target) -> Tensor:
-        loss = mixed_cross_entropy(output.logits, target)
-        return loss + self.rho * smooth_margins(output.scores, target) if self.rho > 0 else loss
+        loss = self.crmt_criterion.loss(output.logits, target)
+        return loss + self.rho * smooth_margins(output.scores, target, present=output.present) if self.rho > 0 else loss
 
     def certify(
         self, inputs: Inputs, lipschitz: LipschitzConstants | None = None, *, level: Soundness | str = Soundness.SOUND
@@ -186,7 +223,9 @@ class CRMTMixin(LightningModule):
         'certified'
         """
         if lipschitz is not None and not lipschitz.soundness.certified:
-            return certify_late_fusion(self, inputs, lipschitz, level=level)
+            return certify_late_fusion(
+                self, inputs, lipschitz, level=level, multi_label=self.crmt_criterion.multi_label
+            )
         return self.evaluation(inputs, lipschitz, level=level).certificate()
 
     def evaluation(
@@ -205,7 +244,45 @@ class CRMTMixin(LightningModule):
                 "`forward` must be that of CRMTMixin, without hooks, to be certified: bounds of the encoders say "
                 f"nothing about what {', '.join(changed)} does besides; estimated constants still give estimates"
             )
-        return Evaluation(self, inputs, lipschitz, level=level)
+        return Evaluation(self, inputs, lipschitz, level=level, multi_label=self.crmt_criterion.multi_label)
+
+    def to_deploy(self) -> Self:
+        """A copy that only predicts: in evaluation mode, weights stored, without gradients and checks of values.
+
+        It answers what this module does in evaluation mode, and certificates of either hold for both up to rounding.
+        See :func:`~lightning_crmt.export.for_inference`, also for what it raises.
+
+        >>> import torch
+        >>> from lightning_crmt import CRMTModule
+        >>> from lightning_crmt.encoders import MLP
+        >>> deployed = CRMTModule({"audio": MLP(20, 16), "image": MLP(30, 16)}, num_classes=10).to_deploy()
+        >>> type(deployed.head).__name__, deployed.training
+        ('FixedFusion', False)
+        >>> deployed({"audio": torch.full((1, 20), torch.nan), "image": torch.zeros(1, 30)}).logits.isnan().all()
+        tensor(True)
+        """
+        deployed = cast(Self, for_inference(self))
+        deployed.checks_values = False
+        return deployed
+
+    @override
+    def to_onnx(self, file_path: Any = None, input_sample: Any = None, **kwargs: Any) -> Any:
+        """The model in ONNX, for batches of any size: :func:`~lightning_crmt.export.export_onnx`.
+
+        Args:
+            file_path: where to save it, if anywhere.
+            input_sample: one batch of inputs by name; ``example_input_array`` by default, also in a tuple.
+            kwargs: of ``torch.onnx.export``.
+
+        Raises:
+            TypeError: if there is no such batch.
+        """
+        inputs = self.example_input_array if input_sample is None else input_sample
+        if isinstance(inputs, tuple | list) and len(inputs) == 1:
+            (inputs,) = inputs
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"`input_sample` must be one batch of inputs by name, got {describe(inputs)}")
+        return export_onnx(self, inputs, file_path, **kwargs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch; logs ``train/loss``, or under the name of a stage's own objective."""
@@ -215,7 +292,11 @@ class CRMTMixin(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs ``val/loss``, ``val/accuracy/joint`` and the accuracy of each modality's own scores."""
+        """Logs ``val/loss``, ``val/accuracy/joint`` and the accuracy of each modality's own scores, where present.
+
+        With several labels per sample accuracy is the share of samples all of whose labels are right, and
+        ``val/label_accuracy/joint`` that of labels.
+        """
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -223,16 +304,17 @@ class CRMTMixin(LightningModule):
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Class probabilities ``(B, K)``; takes a batch with or without target."""
+        """Probabilities of the classes, or of each label, ``(B, K)``; takes a batch with or without target."""
         inputs = batch if isinstance(batch, Mapping) else self.split_batch(batch)[0]
-        return self(inputs).logits.softmax(dim=1)
+        return self.crmt_criterion.probabilities(self(inputs).logits)
 
     def check_parts(self) -> None:
         """Check that the module has what the mixin needs.
 
         Raises:
             TypeError: naming ``encoders`` or ``head``, if it is missing or of another kind.
-            ValueError: if they do not have the same modalities, or ``rho`` is negative.
+            ValueError: if they do not have the same modalities, ``rho`` is negative, or there is not a class weight
+                for each class.
         """
         head, encoders = getattr(self, "head", None), getattr(self, "encoders", None)
         if not isinstance(encoders, Mapping | nn.ModuleDict):
@@ -247,6 +329,10 @@ class CRMTMixin(LightningModule):
             raise TypeError(f"`head` must be a fusion head such as OrthogonalFusion, got {describe(head)}")
         check_same_modalities("encoders", encoders.keys(), head.in_features)
         check_at_least(0, rho=self.rho)
+        criterion = self._modules.get("crmt_criterion", self.crmt_criterion)  # a module would not be found by its name
+        if not isinstance(criterion, Criterion):
+            raise TypeError(f"`crmt_criterion` must be a Criterion, got {describe(criterion)}")
+        self.crmt_criterion.check_settings(head.num_classes)
 
     @property
     def _compiler_ctx(self) -> None:
@@ -311,12 +397,21 @@ class CRMTMixin(LightningModule):
 
     def _evaluate(self, batch: Any, split: str) -> None:
         inputs, target = self.split_batch(batch)
-        output = self(inputs)
-        check_target(target, self.head.num_classes, output.logits.shape[0])
-        numbers = {Key(split, "loss"): nn.functional.cross_entropy(output.logits, target)}
+        output, criterion = self(inputs), self.crmt_criterion
+        criterion.check(target, self.head.num_classes, len(output.logits))
+        right, counted = criterion.answers(target), criterion.counted(target)
+        size = len(right) if counted is None else int(counted.sum())
+        numbers = {str(Key(split, "loss")): criterion.loss(output.logits, target)}
         for name, scores in {"joint": output.logits, **output.scores}.items():
-            numbers[Key(split, "accuracy", name)] = (scores.argmax(dim=1) == target).float().mean()
-        self.log_dict({str(key): value for key, value in numbers.items()}, batch_size=len(target), sync_dist=True)
+            hits = answers(scores, criterion.multi_label) == right
+            values = {"accuracy": hits.all(dim=1) if criterion.multi_label else hits}
+            if criterion.multi_label:
+                values["label_accuracy"] = hits.float().mean(dim=1)
+            here = output.present.get(name, counted)  # over the samples that have the modality, and count
+            here = here & counted if here is not None and counted is not None else here
+            means = {str(Key(split, what, name)): mean_over(each.float(), here) for what, each in values.items()}
+            self.log_dict(means, batch_size=len(right) if here is None else int(here.sum()), sync_dist=True)
+        self.log_dict(numbers, batch_size=size, sync_dist=True)
 
 
 remember_code(CRMTMixin)

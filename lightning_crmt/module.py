@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from typing_extensions import Self
 
 from lightning_crmt.checks import check_at_least, check_modality_names, check_same_modalities, describe
+from lightning_crmt.criterion import Criterion
 from lightning_crmt.fusion import FusionHead, OrthogonalFusion
 from lightning_crmt.mixin import CRMTMixin
 
@@ -34,9 +35,14 @@ class CRMTModule(CRMTMixin):
         optimizer: makes the optimizer from two parameter groups named ``body`` and ``integration``.
         lr_scheduler: makes a learning rate scheduler, stepped every epoch, from the optimizer; one that watches a
             metric watches ``val/loss``.
+        multi_label: any number of labels per sample, targets ``(B, K)`` of 0 and 1, in place of one class.
+        class_weights: weights of the classes, or labels, in the cross-entropy; all 1 by default.
+        label_smoothing: of the cross-entropy, at least 0 and below 1.
+        ignore_index: the class of samples that do not count; none by default.
 
     Raises:
-        ValueError: if ``rho`` is negative, a size of features cannot be found, or the head cannot be built.
+        ValueError: if a setting is out of range, weights are not one per class, a size of features cannot be found, or
+            the head cannot be built.
 
     >>> from lightning_crmt.encoders import MLP
     >>> model = CRMTModule({"audio": MLP(20, 16), "image": MLP(30, 16)}, num_classes=10, rho=0.5)
@@ -53,8 +59,13 @@ class CRMTModule(CRMTMixin):
         in_features: Mapping[str, int] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        multi_label: bool = False,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
+        self.crmt_criterion = Criterion(multi_label, class_weights, label_smoothing, ignore_index)
         if not isinstance(encoders, Mapping) or not all(isinstance(e, nn.Module) for e in encoders.values()):
             raise TypeError(f"`encoders` must map names of modalities to modules, got {describe(encoders)}")
         if not callable(head) or isinstance(head, nn.Module):
@@ -66,6 +77,7 @@ class CRMTModule(CRMTMixin):
         check_same_modalities("in_features", [*sizes, *given], encoders)
         self.encoders = nn.ModuleDict(encoders)
         self.head = head(sizes, num_classes)
+        self.crmt_criterion.check_settings(num_classes)
         self.rho = rho
         self.make_optimizer = _Maker(optimizer)
         self.make_lr_scheduler = None if lr_scheduler is None else _Maker(lr_scheduler)

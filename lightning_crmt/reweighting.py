@@ -18,7 +18,6 @@ from lightning_crmt.checks import (
     check_batch,
     check_positive,
     check_same_modalities,
-    check_target,
     require_finite,
 )
 from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
@@ -26,13 +25,14 @@ from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
     LipschitzConstants,
     ProbeSearch,
-    encoder_bounds,
+    bounds_for,
     encoders_and_head,
     estimate_and_show,
 )
 from lightning_crmt.losses import Objective, integration_objective, true_class_radii
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, modalities_of, present_of, where_present
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.targets import check_answers
 
 #: The levels that the constants of step 2 can have.
 CONSTANTS_LEVELS = (Soundness.ESTIMATED, Soundness.SOUND)
@@ -62,6 +62,7 @@ def reweight(
     scores: Inputs,
     target: Tensor,
     constants: LipschitzConstants,
+    present: Inputs | None = None,
     *,
     objective: Objective = "clipped",
     clip: float | None = None,
@@ -77,14 +78,21 @@ def reweight(
     Minimises :func:`~lightning_crmt.integration_objective` over the integration weights :math:`a \ge 0`, by the
     gradients of batches of kept scores; everything else, the head that is given too, stays as it is. The joint norm
     of all weights is kept: apart from the bias the bound does not depend on it, but the scale of the logits does.
+
+    Modalities that are ``clean`` in the constants, such as tokens, keep their weights, and the norm that is kept is
+    that of the others. In the bound a modality that cannot change costs nothing: its weights would grow at the expense
+    of the others, and accuracy with it. The bound, and the radius it raises, is about changes of the others alone.
+
     The same arguments give the same weights. Computed on the CPU, in single precision at least.
 
     Args:
         head: late fusion with integration weights, such as ``OrthogonalFusion``.
         scores: uni-modal scores of the training samples by modality, each ``(N, K)``, in evaluation mode; see
             :func:`keep_scores`.
-        target: classes, ``(N,)``.
+        target: classes, ``(N,)``, or labels, ``(N, K)`` of bools or integers.
         constants: of encoders or scores, of the same weights.
+        present: which samples have a modality, ``(N,)`` bool, for those that may be absent. Only what a sample has can
+            change in its bound.
         objective: ``"clipped"``, or ``"mean"`` as in the paper.
         clip: bound c of the clipped objective, in units of the inputs; by default the mean :math:`|r|` at the start.
         epochs: passes over the scores.
@@ -95,8 +103,8 @@ def reweight(
         on_epoch: called after each epoch with its objective and the mean weights, to show progress.
 
     Raises:
-        ValueError: if a setting is out of range, or scores, target, head and constants do not fit together or are not
-            finite.
+        ValueError: if a setting is out of range, scores, target, head and constants do not fit together or are not
+            finite, or no modality is left to reweight.
         TypeError: if the head has no integration weights.
 
     >>> from lightning_crmt import OrthogonalFusion
@@ -114,12 +122,12 @@ def reweight(
     check_positive(lr=lr, clip=clip)
     check_reweightable(head)
     check_same_modalities("scores", scores, head.in_features)
-    check_target(target, head.num_classes, check_batch("scores", scores))
+    target = check_answers(target, head.num_classes, check_batch("scores", scores))
     require_finite("scores", scores)
     new = copy.deepcopy(head).cpu().requires_grad_(False)
     if new.bias.dtype not in (torch.float32, torch.float64):
         new = new.float()
-    weights = new.integration_parameters()
+    weights = _weights_of_others(new, constants.clean)
     for weight in weights:
         weight.requires_grad_(True)
     scores = {name: value.detach().to(new.bias) for name, value in scores.items()}
@@ -127,20 +135,27 @@ def reweight(
         {name: value.detach().to(new.bias) for name, value in constants.values.items()},
         of=constants.of,
         soundness=constants.soundness,
+        clean=constants.clean,
     )
     target, size = target.cpu(), len(target)
+    here = {name: each.cpu() for name, each in (present or {}).items()}
+    scores = {name: where_present(value, here.get(name)) for name, value in scores.items()}
 
     def output(rows: Tensor) -> FusionOutput:
         some = {name: value[rows] for name, value in scores.items()}
-        return FusionOutput(new.fuse(some), some)
+        return FusionOutput(new.fuse(some), some, present={name: each[rows] for name, each in here.items()})
 
     if objective == "clipped" and clip is None:
         with torch.no_grad():
-            radii = [
-                true_class_radii(output(rows), target[rows], new, constants).abs().sum().double()
-                for rows in torch.split(torch.arange(size), 4096)
-            ]
-        clip = float(sum(radii)) / size
+            radii = torch.cat(
+                [
+                    true_class_radii(output(rows), target[rows], new, constants).abs().double()
+                    for rows in torch.split(torch.arange(size), 4096)
+                ]
+            )
+        if radii.isinf().all():
+            raise ValueError(f"`present` must leave samples that have one of the modalities {constants.modalities}")
+        clip = float(radii[~radii.isinf()].mean())
     norm = parameters_to_vector(weights).detach().norm()
     steps = optimizer(weights)
     for group in steps.param_groups:
@@ -167,6 +182,15 @@ def reweight(
     return Reweighted(new, objectives, means, clip)
 
 
+def _weights_of_others(head: LateFusion, clean: Collection[str]) -> list[nn.Parameter]:
+    """Integration parameters without those that the head keeps under the name of a modality that stays clean."""
+    kept = {id(p) for path, p in head.named_parameters() if not set(clean).isdisjoint(path.split("."))}
+    weights = [weight for weight in head.integration_parameters() if id(weight) not in kept]
+    if not weights:
+        raise ValueError(f"`constants` must be of a modality to reweight, and all stay clean: {list(clean)}")
+    return weights
+
+
 def check_reweightable(head: nn.Module) -> LateFusion:
     """``head``, checked to be late fusion with integration weights.
 
@@ -185,13 +209,21 @@ class KeptScores(NamedTuple):
 
     Attributes:
         scores: by modality, each ``(N, K)``, on the CPU.
-        target: classes, ``(N,)``, on the CPU.
+        target: classes, ``(N,)``, or labels, ``(N, K)``, on the CPU.
         constants: Lipschitz constants of the same weights.
+        present: which samples have a modality, ``(N,)`` bool on the CPU, for those that may be absent.
     """
 
     scores: dict[str, Tensor]
     target: Tensor
     constants: LipschitzConstants
+    present: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+def of_samples(kept: KeptScores, rows: Tensor) -> KeptScores:
+    """What was kept of the samples ``rows``, indices or a mask ``(N,)``."""
+    scores, present = ({n: value[rows] for n, value in each.items()} for each in (kept.scores, kept.present))
+    return kept._replace(scores=scores, target=kept.target[rows], present=present)
 
 
 def keep_scores(
@@ -208,7 +240,7 @@ def keep_scores(
 
     Args:
         model: gives a ``FusionOutput``; bounds are those of its ``encoders``.
-        batches: inputs by modality and classes ``(B,)``; wrap the iterable to show progress.
+        batches: inputs by modality and classes ``(B,)`` or labels ``(B, K)``; wrap the iterable to show progress.
         constants: ``"estimated"``, of the scores on these batches, as in the paper; or ``"sound"``, upper bounds for
             encoders all of whose layers have one, such as ``LipschitzMLP``, over all shapes of samples that come. A
             :class:`~lightning_crmt.ProbeSearch` estimates without taking all gradients: for many classes.
@@ -231,11 +263,13 @@ def keep_scores(
         search, level = None, Soundness.among(CONSTANTS_LEVELS, "constants", constants)
     scores: list[dict[str, Tensor]] = []
     targets: list[Tensor] = []
+    presences: list[dict[str, Tensor]] = []
     bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], LipschitzConstants] = {}
 
     def inputs() -> Iterator[Inputs]:
         for each, target in batches:
             targets.append(target.cpu())
+            presences.append({name: here.cpu() for name, here in present_of(each).items()})
             yield each
 
     def keep(of_batch: Inputs) -> None:
@@ -248,17 +282,27 @@ def keep_scores(
             for each in inputs():
                 with torch.no_grad():
                     keep(model(as_taken_by(model, each)).scores)
-                shapes = {name: tuple(value.shape[1:]) for name, value in each.items()}
-                if (key := tuple(shapes.items())) not in bounds:
-                    bounds[key] = encoder_bounds(encoders_and_head(model)[0], shapes)
+                key = tuple((name, tuple(value.shape[1:])) for name, value in modalities_of(each).items())
+                if key not in bounds:
+                    bounds[key] = bounds_for(encoders_and_head(model)[0], each)
             if not bounds:
                 raise ValueError("`batches` must hold at least one batch, got none")
             measured = _largest(bounds.values())
-    names = list(scores[0])
-    return KeptScores({n: torch.cat([each[n] for each in scores]) for n in names}, torch.cat(targets), measured)
+    names, maybe = list(scores[0]), dict.fromkeys(name for each in presences for name in each)
+    present = {
+        name: torch.cat(
+            [
+                each.get(name, torch.ones(len(target), dtype=torch.bool))
+                for each, target in zip(presences, targets, strict=True)
+            ]
+        )
+        for name in maybe
+    }
+    kept = {name: torch.cat([each[name] for each in scores]) for name in names}
+    return KeptScores(kept, torch.cat(targets), measured, present)
 
 
 def _largest(constants: Collection[LipschitzConstants]) -> LipschitzConstants:
     first = next(iter(constants))
     values = {name: torch.stack([each.values[name] for each in constants]).amax(0) for name in first.modalities}
-    return LipschitzConstants(values, of=first.of, soundness=first.soundness)
+    return LipschitzConstants(values, of=first.of, soundness=first.soundness, clean=first.clean)

@@ -70,6 +70,8 @@ class Stage:
         self.calls: set[str] = set()
         #: Inputs of ``training_batch`` that ``forward`` need not wait for: ``crmt_loss`` checks all at once.
         self.unchecked: Inputs | None = None
+        #: Indices ``(n,)`` of the samples that terms of the loss are of; None where they are of the whole batch.
+        self.counted: Tensor | None = None
         #: Goes on from the random states of a checkpoint, from its loading to the start of training.
         self.resume: Callable[[], None] | None = None
         #: Steps that were made before the present fit began or was resumed; -1 before the first.

@@ -59,9 +59,10 @@ def test_demo_makes_table_figure_and_csv(tmp_path, capsys, monkeypatch):
     assert after["estimated_radius/joint"] > before["estimated_radius/joint"]
 
 
-def test_python_in_the_readme_runs():
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+@pytest.mark.parametrize("page", ["README.md", "docs/your_data.md"])
+def test_python_on_the_page_runs(page):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 3
     names: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, page, "exec"), names)

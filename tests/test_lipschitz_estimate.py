@@ -369,9 +369,9 @@ def with_nan(value):
         ([digits(), with_nan(math.inf)], ValueError, "`inputs['mor']` has 0 NaN and 1 Inf among 36 values"),
         ([{"fou": digits()["fou"], "mor": digits(7)["mor"]}], ValueError, "one batch size, got {'fou': 6, 'mor': 7}"),
         (
-            [{"fou": torch.ones(2, 76), "mor": torch.ones(2, 6).long()}],
+            [{"fou": torch.ones(2, 76).long(), "mor": torch.ones(2, 6).long()}],
             TypeError,
-            "`inputs['mor']` must be floating point",
+            "`inputs['fou']` must be floating point",
         ),
     ],
 )

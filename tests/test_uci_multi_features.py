@@ -118,9 +118,15 @@ def test_settings_that_are_handed_on_are_known_to_the_command_line(kind, capsys)
     """They are read from the code of the constructors, with the defaults and the help of those they belong to."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "data")
-    root = ["--data.root=x"] if "root" in inspect.signature(kind).parameters else []
+    needed = {"root": "x", "inputs": "{a: a.npy}", "target": "y.npy", "table": "x.csv", "modalities": "[a]"}
+    required = [
+        name
+        for name, each in inspect.signature(kind).parameters.items()
+        if each.default is each.empty and each.kind is not each.VAR_KEYWORD
+    ]
+    root = [f"--data.{name}={needed[name]}" for name in required]
     settings = parser.parse_args([*root, "--data.seed=3"]).data
-    assert (settings.batch_size, settings.num_workers, settings.seed) == (64, 4 if root else 0, 3)
+    assert (settings.batch_size, settings.num_workers, settings.seed) == (64, 4 if "root" in required else 0, 3)
     assert "samples per batch and process" in " ".join(parser.format_help().split())
     for wrong in ("--data.batchsize=3", "--data.folders={}", "--data.batch_size=many"):
         with pytest.raises(Exception, match=re.escape(wrong.split("=")[0].removeprefix("--data."))):

@@ -4,6 +4,7 @@
 
 from lightning_crmt.attacks.apgd import APGD
 from lightning_crmt.attacks.attack import Attack, BudgetedAttack
+from lightning_crmt.attacks.embedded_model import EmbeddedModel
 from lightning_crmt.attacks.ensemble import Ensemble, MinimumNormEnsemble
 from lightning_crmt.attacks.external.autoattack import AutoAttack
 from lightning_crmt.attacks.external.foolbox import FoolboxDDN
@@ -18,7 +19,6 @@ from lightning_crmt.attacks.search.attacked_model import (
     AttackedModel,
     Model,
     public_logits,
-    right_answers,
     under_attack,
 )
 from lightning_crmt.attacks.survival import check_fits, distance_by, surviving
@@ -26,6 +26,7 @@ from lightning_crmt.attacks.threat.box import Box
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.norms import Norm
 from lightning_crmt.attacks.threat.per_sample import Perturbation, like
+from lightning_crmt.targets import right_answers
 
 __all__ = [
     "APGD",
@@ -39,6 +40,7 @@ __all__ = [
     "Box",
     "Budget",
     "BudgetedAttack",
+    "EmbeddedModel",
     "Ensemble",
     "Fill",
     "FoolboxDDN",

@@ -93,7 +93,8 @@ class _AutoDescent(Ascent):
         super().__init__(start)
         self.reviews, self.steps, self.reviewed = set(reviews), 0, 0
         self.before = self.best = self.uphill = self.delta  # the last place, the best one and the gradient there
-        lowest = torch.full_like(self.attacked.target, -torch.inf, dtype=widest(self.attacked.target.device))
+        size, device = len(self.attacked.target), self.attacked.target.device
+        lowest = torch.full((size,), -torch.inf, dtype=widest(device), device=device)
         self.best_loss = self.loss_reviewed = lowest  # the largest so far, and until the last review
         self.last_loss = -lowest
         self.rises = torch.zeros_like(lowest)  # since the last review

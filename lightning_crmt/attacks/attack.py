@@ -54,7 +54,8 @@ class Attack(ABC):
             model: a module, or any function from inputs by name to logits. Modules that a function calls must be in
                 evaluation mode already: they cannot be reached from here.
             inputs: one tensor per modality, ``(B, ...)``.
-            target: true class of each sample, ``(B,)``, which the attack leads away from.
+            target: true class of each sample, ``(B,)``, which the attack leads away from; or its labels, ``(B, K)`` of
+                bools or integers, of which the attack flips any one.
 
         Raises:
             ValueError: if the settings do not fit the inputs, or inputs or the logits of clean inputs are not finite.
@@ -90,10 +91,11 @@ class BudgetedAttack(Attack):
         steps: number of steps, at least ``least_steps``.
         restarts: number of starts.
         loss: the loss to maximise, see :class:`~lightning_crmt.attacks.search.loss.Objective`.
-        targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost.
+        targeted: raise the logit of each wrong class in turn, ``K - 1`` times the cost; or flip each label in turn.
         classes: how many wrong classes to aim at, largest logits first; all by default.
         towards: a class, or one per sample ``(B,)``, that the attack leads towards. It succeeds where the model answers
-            that class and is wrong; samples of that class are left alone. None for any wrong class.
+            that class and is wrong; samples of that class are left alone. Where targets are labels, the label to flip.
+            None for any wrong class, or any label.
         step_size: in units of the budget's radius.
         seed: of every random draw.
 

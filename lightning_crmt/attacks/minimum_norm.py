@@ -53,7 +53,7 @@ class MinimumNormAttack(BudgetedAttack):
         Args:
             model: a module, or any function from inputs by name to logits.
             inputs: one tensor per modality, ``(B, ...)``.
-            target: class of each sample, ``(B,)``, that the attack leads away from.
+            target: class of each sample, ``(B,)``, that the attack leads away from; or its labels ``(B, K)``.
 
         Raises:
             ValueError: if the budget does not fit the inputs, or inputs or the logits of clean inputs are not finite.
@@ -151,7 +151,7 @@ class MinimumNorm(MinimumNormAttack):
     def _polish(self, attacked: AttackedModel, best: Nearest, steps: int) -> None:
         """From the best so far, jump to where the boundary, taken as flat, is nearest to the clean input."""
         delta = self.budget.difference(best.moved(), attacked.inputs)
-        rival = attacked.logits(best.moved()).scatter(1, attacked.target[:, None], -torch.inf).argmax(dim=1)
+        rival = attacked.rival(attacked.logits(best.moved()))
         objective = attacked.objective("margin", rival)
         for step in range(steps):
             moved = self.budget.apply(delta, attacked.inputs)

@@ -16,10 +16,11 @@ from lightning_crmt.attacks.attack import Attack
 from lightning_crmt.attacks.search.attacked_model import Model, lent
 from lightning_crmt.attacks.search.loss import Objective, lead
 from lightning_crmt.attacks.threat.per_sample import choose
-from lightning_crmt.checks import check_at_least, check_batch, check_logits, check_target, describe, require_finite
+from lightning_crmt.checks import check_at_least, check_batch, check_logits, describe, require_finite
 from lightning_crmt.deprecation import renamed_argument
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.modality import FusionOutput, Inputs, logits_of, widened
+from lightning_crmt.targets import check_answers
 
 #: What replaces a missing input: one number for all entries, or a value with the shape of one sample.
 Fill: TypeAlias = float | Sequence[float] | Tensor
@@ -38,16 +39,18 @@ class MissingModality(Attack):
     This attack has no budget: a modality is there or it is not.
 
     Args:
-        fill: ``"zeroed"``, inputs of zeros; a value for each modality, such as :func:`mean_inputs` computes, only
-            those named are ever missing; or ``"dropped"``, the score is left out of the fusion. A dropped modality has
-            no input, so calling the attack is an error: use :meth:`logits`. The model must then return a
-            ``FusionOutput`` and have a fusion head as its attribute ``head``.
+        fill: ``"zeroed"``, inputs of zeros, which for integers is the padding id 0; a value for each modality, such as
+            :func:`mean_inputs` computes, or another padding id, ``{"text": 1}``, only those named are ever missing; or
+            ``"dropped"``, the score is left out of the fusion. A dropped modality has no input, so calling the attack
+            is an error: use :meth:`logits`. The model must then return a ``FusionOutput`` and have a fusion head as its
+            attribute ``head``.
         max_missing: largest number of modalities missing at once; all but one by default.
         modalities: those that may be missing; all by default, or all that ``fill`` names.
         represent: the former name of ``fill``.
 
     Raises:
-        ValueError: if an argument is out of range; on call, if a name is unknown or a value does not fit.
+        ValueError: if an argument is out of range; on call, if a name is unknown or a value does not fit, such as 0.5
+            for token ids.
         TypeError: on call, if the inputs of ``"dropped"`` are asked for, or the model has no fusion head.
 
     >>> from lightning_crmt import LinearFusion
@@ -116,11 +119,12 @@ class MissingModality(Attack):
         >>> MissingModality(modalities=["audio"]).subsets(["audio", "image"])
         [(), ('audio',)]
         """
-        names = list(self.fill) if isinstance(self.fill, dict) else list(inputs)
+        inputs = [name for name in inputs if "." not in name]
+        names = list(self.fill) if isinstance(self.fill, dict) else inputs
         names = names if self.modalities is None else self.modalities
         unknown = [name for name in names if name not in inputs]
         if unknown:
-            raise ValueError(f"modalities that may be missing must be among {list(inputs)}, got {unknown}")
+            raise ValueError(f"modalities that may be missing must be among {inputs}, got {unknown}")
         largest = min(len(names), len(inputs) - 1)
         largest = largest if self.max_missing is None else min(largest, self.max_missing)
         return [subset for size in range(largest + 1) for subset in combinations(names, size)]
@@ -129,10 +133,12 @@ class MissingModality(Attack):
         """``inputs`` with the modalities in ``missing`` replaced by their filling; by zeros for ``"dropped"``.
 
         Raises:
-            ValueError: if a value does not have the shape of a sample.
+            ValueError: if a value does not have the shape of a sample, or is no integer where those are.
 
         >>> MissingModality({"audio": 0.5}).filled({"audio": torch.ones(1, 2)}, ["audio"])
         {'audio': tensor([[0.5000, 0.5000]])}
+        >>> MissingModality({"text": 7}).filled({"text": torch.tensor([[5, 3]])}, ["text"])  # 7 is the padding id
+        {'text': tensor([[7, 7]])}
         """
         return {name: self._fill(name, value) if name in missing else value for name, value in inputs.items()}
 
@@ -162,8 +168,7 @@ class MissingModality(Attack):
         with lent(model, inputs) as taken, torch.no_grad():
             answers = torch.stack([self.logits_without(model, taken, subset) for subset in subsets])
             check_logits(answers[0], "the logits of clean inputs")  # without some, no answer is a broken model
-            check_target(target, answers.shape[2], size)
-            margin = Objective("margin", target.to(answers.device))
+            margin = Objective("margin", check_answers(target, answers.shape[2], size).to(answers.device))
             worst = torch.stack([lead(margin, each) for each in answers]).argmax(dim=0)  # the first among equals
             missing = {
                 name: torch.tensor([name in subset for subset in subsets], device=worst.device)[worst]
@@ -175,6 +180,10 @@ class MissingModality(Attack):
         if not isinstance(self.fill, dict):
             return torch.zeros_like(value)
         given = torch.as_tensor(self.fill[name], dtype=value.dtype, device=value.device)
+        if not value.is_floating_point() and bool((torch.as_tensor(self.fill[name]) != given.cpu()).any()):
+            raise ValueError(
+                f"`fill[{name!r}]` must hold integers, such as the padding id, as the inputs do, got {self.fill[name]}"
+            )
         if given.dim() > 0 and given.shape != value.shape[1:]:
             raise ValueError(
                 f"`fill[{name!r}]` must be a number or have the shape {tuple(value.shape[1:])} of a sample, "

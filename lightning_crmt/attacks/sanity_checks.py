@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from lightning_crmt.attacks.attack import Attack, BudgetedAttack
 from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
 from lightning_crmt.attacks.random_search import RandomSearch
-from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, right_answers, under_attack
+from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, under_attack
 from lightning_crmt.attacks.survival import check_fits, distance_by, fooled_by
 from lightning_crmt.attacks.threat.per_sample import dot
 from lightning_crmt.modality import Inputs, logits_of, select, widened
+from lightning_crmt.targets import check_answers, has_labels, right_answers
 
 #: Draws of noise that a search by gradients should not lose to.
 _DRAWS = 20
@@ -67,7 +68,7 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
         attack: settings of the attack.
         model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality, ``(B, ...)``.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
 
     Raises:
         ValueError, TypeError: if the budget does not fit the inputs.
@@ -85,7 +86,6 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     """
     watched = _Watched(model, inputs)
     with lent(watched, inputs) as clean:
-        target = target.clone()
         check_fits([attack], watched, clean)
         with torch.no_grad():  # in one go: each `public_logits` begins with the same random state
             logits, again = logits_of(watched(clean)), logits_of(watched(clean))
@@ -95,8 +95,9 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
                 f"two forwards of the same inputs differ, by {gap:.2g} of the largest logit: is a dropout or another "
                 "draw of random numbers left on in evaluation mode?"
             ]
+        target = check_answers(target, logits.shape[1], len(logits)).to(logits.device)
         right = right_answers(logits, target)
-        if isinstance(attack, BudgetedAttack) and attack.towards is not None:
+        if isinstance(attack, BudgetedAttack) and attack.towards is not None and not has_labels(target):
             right &= target != torch.as_tensor(attack.towards, device=target.device)  # those are left alone
         if not bool(right.any()):
             return []
@@ -226,7 +227,7 @@ def _of_the_gradient(
         generator = torch.Generator().manual_seed(0)
         ways = [gradient, *(budget.random(clean, generator) for _ in range(_WAYS - 1))]
         ways = [budget.steepest(way, clean) for way in ways]
-        judged = right = torch.zeros_like(attacked.target, dtype=torch.bool)
+        judged = right = torch.zeros(len(attacked.target), dtype=torch.bool, device=attacked.target.device)
         for size in _STEPS:
             foretold, came = [], []
             for way in ways:

@@ -61,7 +61,7 @@ def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name
         attack: settings of the attack.
         model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         name: what an error calls the attack; its class by default.
 
     Raises:
@@ -95,7 +95,7 @@ def distance_by(
         attack: settings of the attack.
         model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality, ``(B, ...)``.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         name: what an error calls the attack; its class by default.
 
     Raises:
@@ -132,7 +132,7 @@ def surviving(
         attack: settings of the attack.
         model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         factors: at least 0, in any order; without effect where the attack has no budget.
         among: the samples to attack, ``(B,)`` bool, those predicted correctly; all others count as fooled.
         name: what an error calls the attack; its class by default.
@@ -172,15 +172,21 @@ def check_budget(
             f"{title} must return inputs like those it was given, got "
             f"{ {key: tuple(value.shape) for key, value in moved.items()} }"
         )
-    wide = [{key: in_double(each[key]) for key in attack.budget.names(clean)} for each in (moved, clean)]
-    delta = attack.budget.difference(*wide)
+    budget = attack.budget
+    names = budget.names(clean)
+    for key in names:
+        free = budget.free(key, clean)
+        if free is not None and not bool((free | (moved[key] == clean[key])).all()):
+            raise RuntimeError(f"{title} changed entries of {key!r} that its mask, or its absence, forbids to change")
+    wide = [{**each, **{key: in_double(each[key]) for key in names}} for each in (moved, clean)]
+    delta = budget.difference(*wide)
     for key, value in clean.items():
         if key not in delta and not torch.equal(moved[key], value):
-            raise RuntimeError(f"{title} changed {key!r}, which {attack.budget} does not let it touch")
-    for key, box in attack.budget.box.items():
-        if not box.contains(moved[key]):
+            raise RuntimeError(f"{title} changed {key!r}, which {budget} does not let it touch")
+    for key, box in budget.box.items():
+        if not box.contains(moved[key], budget.free(key, clean)):
             raise RuntimeError(f"{title} left the box of {key!r}, {box}")
-    size = attack.budget.size(delta)
+    size = budget.size(delta)
     allowed = in_double(limit) if isinstance(limit, Tensor) else torch.tensor(limit, dtype=torch.float64)
     allowed = allowed.to(size.device)
     device = next(clean[key].device for key in delta)
@@ -188,7 +194,7 @@ def check_budget(
     if not bool(inside.all()):
         worst = int((size - allowed).nan_to_num(torch.inf).argmax())
         raise RuntimeError(
-            f"{title} changed sample {worst} by {size[worst]:.9g} times {attack.budget}, "
+            f"{title} changed sample {worst} by {size[worst]:.9g} times {budget}, "
             f"where at most {allowed.expand(len(size))[worst]:.9g} is allowed"
         )
     return widened(size, device)

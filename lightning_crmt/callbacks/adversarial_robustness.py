@@ -25,10 +25,11 @@ from lightning_crmt.attacks import (
     suspicions,
 )
 from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
-from lightning_crmt.checks import check_target, describe
+from lightning_crmt.checks import describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
 from lightning_crmt.modality import select, widest
-from lightning_crmt.training import NamedModel, callbacks_of
+from lightning_crmt.targets import check_answers
+from lightning_crmt.training import NamedModel, SplitBatch, callbacks_of
 
 #: Number of samples on which an attack is checked.
 _CHECKED = 32
@@ -38,9 +39,9 @@ class AdversarialRobustness(Observer):
     r"""Logs how many predictions withstand attacks: upper bounds of the robustness, whatever the attacks are.
 
     Takes any classifier, in evaluation mode and the precision of its parameters. A prediction counts as robust if it is
-    right on the clean input and on the attacked one; the size of the attacked input is measured again, and a plain
-    forward pass predicts it. With several radii, samples that fall at one are not attacked at larger ones, so a curve
-    never rises.
+    right on the clean input and on the attacked one, one of several labels where all are; the size of the attacked
+    input is measured again, and a plain forward pass predicts it. With several radii, samples that fall at one are not
+    attacked at larger ones, so a curve never rises.
 
     Logged under ``val/`` and ``test/``, for an attack called *name*:
 
@@ -62,6 +63,8 @@ class AdversarialRobustness(Observer):
         radii: multiples of the budgets at which accuracy is logged: with ``Budget(1.0)`` the radii themselves; with
             ``Budget(0.5)`` and 0.2 the radius, and the key, is 0.1. By default a fixed budget is taken as it is.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
+        split_batch: a function from a batch to ``(inputs, target)``, inputs by name, or its import path, for batches of
+            another form; what its inputs hold beside the modalities is handed to the module and never changed.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
@@ -86,10 +89,11 @@ class AdversarialRobustness(Observer):
         *,
         radii: Sequence[float] | None = None,
         inputs: Sequence[str] | None = None,
+        split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
     ) -> None:
-        super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        super().__init__(inputs=inputs, split_batch=split_batch, every_n_epochs=every_n_epochs, max_batches=max_batches)
         if not isinstance(attacks, Mapping) or not attacks:
             raise TypeError(f"`attacks` must map names to attacks, at least one, got {describe(attacks)}")
         for name, attack in attacks.items():
@@ -100,6 +104,11 @@ class AdversarialRobustness(Observer):
                 continue
             if any(isinstance(r, Tensor) and r.dim() > 0 for r in _radii_of(attack).values()):
                 raise ValueError(f"`attacks[{name!r}]` must have one radius for all samples, got {attack.budget}")
+            if any(isinstance(mask, Tensor) for mask in attack.budget.mask.values()):
+                raise ValueError(
+                    f"`attacks[{name!r}]` must have masks that are names of what the batches hold, such as "
+                    f"'.attention_mask', got {attack.budget}"
+                )
             if isinstance(attack.towards, Tensor) and attack.towards.dim() > 0:
                 raise ValueError(f"`attacks[{name!r}]` must lead towards one class, got {attack.towards}")
         if radii is not None and len(check_radii(radii)) == 0:
@@ -113,6 +122,11 @@ class AdversarialRobustness(Observer):
     def state_key(self) -> str:
         # Several may observe the same fit, at different rhythms.
         return f"{type(self).__qualname__}[{', '.join(self.attacks)}]"
+
+    @property
+    @override
+    def parts(self) -> int:
+        return len(self.attacks)
 
     @property
     def threats(self) -> dict[str, str]:
@@ -178,10 +192,12 @@ class _Withstood(Measurement):
         # First, and in the sanity check too: an untrained model may be right nowhere, and then no attack is called.
         check_fits(self.settings.attacks.values(), self.model, inputs)
         clean = public_logits(self.model, inputs)
-        check_target(target, clean.shape[1], len(clean))
+        target = check_answers(target, clean.shape[1], len(clean))
         right = right_answers(clean, target)
         values = {}
-        for name, attack in self.settings.attacks.items():
+        for number, (name, attack) in enumerate(self.settings.attacks.items()):
+            if number > 0:
+                self.part_done()
             values[Key("", "clean_accuracy", name)] = right
             factors = self.settings.factors[name]
             if isinstance(attack, MinimumNormAttack):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,16 +15,17 @@ from typing_extensions import override
 
 from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
 from lightning_crmt.certification import Certificate, certify
-from lightning_crmt.checks import check_target, describe
+from lightning_crmt.checks import describe
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, margin_speeds
-from lightning_crmt.metrics import credited_radius
+from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, label_speeds, margin_speeds
+from lightning_crmt.metrics import credited_label_radii, credited_radius
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, logits_of
 from lightning_crmt.soundness import Soundness
-from lightning_crmt.training import NamedModel, crmt_module
+from lightning_crmt.targets import check_answers, has_labels, least_margin
+from lightning_crmt.training import NamedModel, SplitBatch, crmt_module
 
 #: The most classes that get a key each; with more, only the worst class does.
 _MOST_CLASSES = 32
@@ -43,12 +44,19 @@ class CertifiedRobustness(Observer):
     x^m (x_i) \|_2`, a lower bound of the true constant. It costs one backward pass per class and batch, and holds the
     gradients of all classes at once.
 
+    Only modalities of real numbers are perturbed; others, such as tokens, stay clean, as do those that ``modalities``
+    leaves out. Then the names of the perturbed ones, joined by ``+``, are in the place of ``joint``. Numbers of one
+    modality are over the samples that have it; what a sample lacks cannot change.
+
     Logged under ``val/`` and ``test/``, with ``joint`` or the name of a modality for *m*, and ``certified`` or
     ``estimated`` for *sure*:
 
     - ``sure_accuracy/m@r``: share of samples that are right and whose radius exceeds r;
     - ``sure_accuracy_worst_class/joint@r``: the same for the class where it is lowest: what a mean can hide;
     - ``sure_accuracy_of_class/k@r``: the same for each class, where there are at most 32;
+    - ``sure_label_accuracy/m@r``: with several labels per sample, whose accuracy is about all labels of a sample at
+      once, the share of labels that are right and whose own radius exceeds r; ``sure_label_accuracy_worst_class``
+      and ``sure_label_accuracy_of_class`` as above;
     - ``certified_accuracy_dropped/m@r``, ``certified_radius_dropped/m``: the same when m is missing and its score is
       dropped from the fusion; with bounds only;
     - ``sure_accuracy/m=r+n=s``: share that is right and tolerates these radii of m and n at once;
@@ -65,7 +73,10 @@ class CertifiedRobustness(Observer):
         radii: l2 radii, in units of the model's inputs, at which accuracy is logged.
         constants: ``"sound"``, ``"rigorous"`` or ``"estimated"``.
         budgets: radii of several modalities at once, each a mapping of names to radii; one left out stays clean.
+        modalities: those that are perturbed; by default all of real numbers.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
+        split_batch: a function from a batch to ``(inputs, target)``, inputs by name, or its import path, for batches of
+            another form; what its inputs hold beside the modalities is handed to the module and never changed.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
@@ -84,11 +95,13 @@ class CertifiedRobustness(Observer):
         *,
         constants: Soundness | str = Soundness.SOUND,
         budgets: Sequence[Mapping[str, float]] = (),
+        modalities: Sequence[str] | None = None,
         inputs: Sequence[str] | None = None,
+        split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
     ) -> None:
-        super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        super().__init__(inputs=inputs, split_batch=split_batch, every_n_epochs=every_n_epochs, max_batches=max_batches)
         self.radii = check_radii(radii if isinstance(radii, Sequence) else [radii])
         for budget in budgets:
             if not isinstance(budget, Mapping) or not budget or not all(0 <= r < math.inf for r in budget.values()):
@@ -97,18 +110,23 @@ class CertifiedRobustness(Observer):
                 check_key_name("budgets", name, modality=True)
         self.constants = Soundness.among([*BOUND_LEVELS, Soundness.ESTIMATED], "constants", constants)
         self.budgets = [dict(budget) for budget in budgets]
+        if isinstance(modalities, str) or (modalities is not None and not modalities):
+            raise ValueError(f"`modalities` must be a list of at least one name, got {modalities!r}")
+        self.modalities = None if modalities is None else list(modalities)
 
     @property
     @override
     def state_key(self) -> str:
         # One of each kind may observe the same fit.
-        return f"{type(self).__qualname__}[{self.constants.name.lower()}]"
+        of = "" if self.modalities is None else f" of {'+'.join(self.modalities)}"
+        return f"{type(self).__qualname__}[{self.constants.name.lower()}{of}]"
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
-        for budget in self.budgets:
-            if unknown := [name for name in budget if name not in model.names]:
-                raise ValueError(f"`budgets` must name modalities among {model.names}, got {unknown}")
+        named = [("budgets", budget) for budget in self.budgets] + [("modalities", self.modalities or [])]
+        for argument, names in named:
+            if unknown := [name for name in names if name not in model.names]:
+                raise ValueError(f"`{argument}` must name modalities among {model.names}, got {unknown}")
         head = getattr(model.module, "head", None)
         late = head if isinstance(head, LateFusion) and set(head.in_features) == set(model.names) else None
         if self.constants is Soundness.ESTIMATED:
@@ -140,23 +158,56 @@ class _Certificates(Measurement):
 
     def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
         """Add a batch."""
-        target = target.to(certificate.prediction.device)
-        values = self.of_radius(certificate, target, "joint")
-        classes = torch.arange(certificate.margins.shape[1], device=target.device)
-        self.by_class.add({key: values[key] for key in values if key.radius is not None}, target[:, None] == classes)
+        target = check_answers(target, *certificate.margins.shape[::-1]).to(certificate.prediction.device)
+        labels = has_labels(target)
+        perturbed = self.perturbed(certificate)
+        everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
+        present = {name: output.present.get(name, everywhere).to(target.device) for name in self.model.names}
+        together = "joint" if len(perturbed) == len(self.model.names) else "+".join(perturbed)
+        values = self.of_radius(certificate, target, together, modalities=perturbed)
+        if labels:
+            hits = self.of_label_radii(certificate, target, together, perturbed)
+            values |= {key: each.float().mean(dim=1) for key, each in hits.items()}
+            self.by_class.add(hits, torch.ones_like(target))
+        else:
+            classes = torch.arange(certificate.margins.shape[1], device=target.device)
+            by_radius = {key: each for key, each in values.items() if key.radius is not None}
+            self.by_class.add(by_radius, target[:, None] == classes)
+        # A radius is infinite where nothing could be perturbed: no part of a mean.
+        mean = values.pop(Key("", "radius", together, sure=certificate.soundness.label))
+        changeable = torch.stack([present[name] for name in perturbed]).any(dim=0)
+        self.means.add({Key("", "radius", together, sure=certificate.soundness.label): mean}, changeable[:, None])
         for budget in self.settings.budgets:
             key = Key("", "accuracy", budget=tuple(budget.items()), sure=certificate.soundness.label)
-            values[key] = (certificate.prediction == target) & certificate.tolerates(budget)
-        for name, scores in {"joint": output.logits, **output.scores}.items():
-            values[Key("", "margin", name)] = _margin(scores.to(target.device), target)
-        rival = certificate.nearest_class()
-        for name in self.model.names:
-            values |= self.of_radius(certificate, target, name, modalities=[name])
-            values[Key("", "vulnerability", name)] = certificate.sensitivities[name].gather(1, rival[:, None])[:, 0]
+            right = certificate.prediction == target
+            values[key] = (right.all(dim=1) if labels else right) & certificate.tolerates(budget)
+        values[Key("", "margin", "joint")] = least_margin(output.logits.to(target.device), target)
+        self.means.add(values)
+        rival = certificate.nearest_class(perturbed)
+        for name, here in present.items():
+            own: dict[Key, Tensor] = {}
+            if name in perturbed and together != name:
+                own |= self.of_radius(certificate, target, name, modalities=[name])
+            if name in perturbed:
+                own[Key("", "vulnerability", name)] = certificate.sensitivities[name].gather(1, rival[:, None])[:, 0]
+            if name in output.scores:
+                own[Key("", "margin", name)] = least_margin(output.scores[name].to(target.device), target)
             if self.head is not None:
                 rows = self.head.class_weights[name].detach().to(target.device)
-                values[Key("", "integration_factor", name)] = (rows[certificate.prediction] - rows[rival]).norm(dim=1)
-        self.means.add(values)
+                factors = rows[rival] if labels else rows[certificate.prediction] - rows[rival]
+                own[Key("", "integration_factor", name)] = factors.norm(dim=1)
+            self.means.add(own, here[:, None])
+
+    def perturbed(self, certificate: Certificate) -> list[str]:
+        """The modalities that radii are about."""
+        chosen = self.settings.modalities or certificate.sensitivities
+        named = {*chosen, *(name for budget in self.settings.budgets for name in budget)}
+        if clean := [name for name in self.model.names if name in named and name not in certificate.sensitivities]:
+            raise ValueError(
+                f"`modalities` and `budgets` must name modalities of real numbers, got {clean}, whose values are "
+                "integers: these stay clean"
+            )
+        return [name for name in self.model.names if name in chosen]
 
     def of_radius(
         self, certificate: Certificate, target: Tensor, of: str, *, modalities: list[str] | None = None, when: str = ""
@@ -167,14 +218,21 @@ class _Certificates(Measurement):
         accuracy = {Key("", f"accuracy{when}", of, r, sure=sure): radius > r for r in self.settings.radii}
         return {Key("", f"radius{when}", of, sure=sure): radius, **accuracy}
 
+    def of_label_radii(
+        self, certificate: Certificate, target: Tensor, of: str, modalities: list[str]
+    ) -> dict[Key, Tensor]:
+        """Which labels are right and have a radius above each of those asked for, ``(B, K)``."""
+        radii, sure = credited_label_radii(certificate, target, modalities), certificate.soundness.label
+        return {Key("", "label_accuracy", of, r, sure=sure): radii > r for r in self.settings.radii}
+
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         numbers = super().compute(reduce)
         for key, shares in self.by_class.compute(reduce).items() if self.settings.radii else ():
             present = {str(k): share for k, share in enumerate(shares) if not math.isnan(share)}
-            numbers[replace(key, what="accuracy_worst_class")] = min(present.values())
+            numbers[replace(key, what=f"{key.what}_worst_class")] = min(present.values())
             if len(shares) <= _MOST_CLASSES:
-                numbers |= {replace(key, what="accuracy_of_class", of=k): share for k, share in present.items()}
+                numbers |= {replace(key, what=f"{key.what}_of_class", of=k): share for k, share in present.items()}
         return numbers
 
 
@@ -184,9 +242,18 @@ class _Bounded(_Certificates):
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         evaluation = crmt_module(self.model.module, self.settings).evaluation(inputs, level=self.settings.constants)
-        self.add(evaluation.certificate(), _detached(evaluation.output), target)
-        for name in self.model.names if len(self.model.names) > 1 else []:
-            self.means.add(self.of_radius(evaluation.certificate([name]), target, name, when="_dropped"))
+        certificate, output = evaluation.certificate(), _detached(evaluation.output)
+        self.add(certificate, output, target)
+        perturbed = self.perturbed(certificate)
+        for name in self.model.names:
+            if others := [other for other in perturbed if other != name]:
+                dropped = evaluation.certificate([name])
+                values = self.of_radius(dropped, target, name, modalities=others, when="_dropped")
+                present = {n: here for n, here in output.present.items() if n in others}
+                changeable = torch.ones(len(target), dtype=torch.bool, device=dropped.margins.device)
+                if len(present) == len(others):
+                    changeable = torch.stack(list(present.values())).any(dim=0).to(changeable.device)
+                self.means.add(values, changeable[:, None])
 
 
 class _Estimated(_Certificates):
@@ -201,15 +268,23 @@ class _Estimated(_Certificates):
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
         with frozen_eval(self.model):
             leaves = differentiable(inputs, self.model)
+            for name in self.settings.modalities or []:
+                if not leaves[name].requires_grad:
+                    raise ValueError(
+                        f"`modalities` must be of real numbers, got {name!r}, which holds {leaves[name].dtype}"
+                    )
+            for name, leaf in leaves.items():
+                leaf.requires_grad_(leaf.requires_grad and name in (self.settings.modalities or leaves))
             output = self.model(leaves)
             logits = logits_of(output)
-            check_target(target, logits.shape[1], len(logits))
+            target = check_answers(target, logits.shape[1], len(logits))
             if not logits.requires_grad:
                 raise RuntimeError(
                     f"the logits of {describe(self.model.module)} carry no gradient to its inputs: "
                     "something in `forward` detaches them, so their sensitivity cannot be measured"
                 )
-            batch = margin_speeds(logits, leaves)
+            batch = (label_speeds if has_labels(target) else margin_speeds)(logits, leaves)
+            self.clean = tuple(name for name in self.model.names if not leaves[name].requires_grad)
         for name, speeds in batch.items():
             # A gradient that is not finite bounds nothing: an infinite constant makes every radius 0.
             largest = speeds.amax(dim=0).nan_to_num(nan=torch.inf)
@@ -219,17 +294,17 @@ class _Estimated(_Certificates):
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         speeds = {name: reduce(value, "max") for name, value in self.speeds.items()}
-        constants = LipschitzConstants(speeds, of="margins", soundness=Soundness.ESTIMATED)
+        labels = has_labels(self.seen[0][1])
+        of: Literal["margins", "labels"] = "labels" if labels else "margins"
+        constants = LipschitzConstants(speeds, of=of, soundness=Soundness.ESTIMATED, clean=self.clean)
         for output, target in self.seen:
-            self.add(certify(output, None, constants), output, target)
+            self.add(certify(output, None, constants, multi_label=labels), output, target)
         return super().compute(reduce)
 
 
 def _detached(output: Any) -> FusionOutput:
-    scores = output.scores if isinstance(output, FusionOutput) else {}
-    return FusionOutput(logits_of(output).detach(), {name: each.detach() for name, each in scores.items()})
-
-
-def _margin(scores: Tensor, target: Tensor) -> Tensor:
-    of_target = scores.gather(1, target[:, None]).squeeze(1)
-    return of_target - scores.scatter(1, target[:, None], -torch.inf).amax(dim=1)
+    logits = logits_of(output).detach()
+    if not isinstance(output, FusionOutput):
+        return FusionOutput(logits, {})
+    scores = {name: each.detach() for name, each in output.scores.items()}
+    return FusionOutput(logits, scores, present=output.present)

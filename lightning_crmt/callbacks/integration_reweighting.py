@@ -31,10 +31,11 @@ from lightning_crmt.reweighting import (
     Reweighted,
     check_reweightable,
     keep_scores,
+    of_samples,
     reweight,
 )
 from lightning_crmt.soundness import Soundness
-from lightning_crmt.training import TrainingPass, callbacks_of, crmt_module, progress_bar
+from lightning_crmt.training import ProgressBar, TrainingPass, callbacks_of, crmt_module
 
 #: Callbacks of Lightning that put averaged weights into the module when a fit ends, after step 2.
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
@@ -199,12 +200,10 @@ class IntegrationReweighting(Callback):
         data = TrainingPass(trainer, self.dataloader)
         with isolate_rng():
             kept = keep_scores(module, self._batches(data, module), self.constants)
-        self.kept = KeptScores(
-            {name: data.gathered(value, self.passes) for name, value in kept.scores.items()},
-            data.gathered(kept.target, self.passes),
-            replace(kept.constants, values={n: data.largest(value) for n, value in kept.constants.values.items()}),
-        )
-        with progress_bar(trainer, "Integration reweighting", self.epochs) as bar:
+        self.kept = self._of_all_processes(kept, data)
+        if kept.target.dim() == 1:
+            self.kept = of_samples(self.kept, self.kept.target >= 0)
+        with ProgressBar(trainer, "Integration reweighting", self.epochs) as bar:
             self.reweighted = self.reweight(check_reweightable(module.head), self.kept, lambda *_: bar.update())
         state = trainer.strategy.broadcast(self.reweighted.head.state_dict())
         module.head.load_state_dict(state)
@@ -218,6 +217,23 @@ class IntegrationReweighting(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(curves, step=trainer.global_step + epoch)
         return curves
+
+    def _of_all_processes(self, kept: KeptScores, data: TrainingPass) -> KeptScores:
+        constants = {name: data.largest(value) for name, value in kept.constants.values.items()}
+        # In one process all samples may have a modality that some in another lack.
+        lacked = torch.tensor([name in kept.present for name in kept.scores], device=data.trainer.strategy.root_device)
+        lacked = data.largest(lacked.int())
+        everywhere = torch.ones(len(kept.target), dtype=torch.bool)
+        return KeptScores(
+            {name: data.gathered(value, self.passes) for name, value in kept.scores.items()},
+            data.gathered(kept.target, self.passes),
+            replace(kept.constants, values=constants),
+            {
+                name: data.gathered(kept.present.get(name, everywhere).int(), self.passes).bool()
+                for name, some in zip(kept.scores, lacked.tolist(), strict=True)
+                if some
+            },
+        )
 
     def reweight(self, head: LateFusion, kept: KeptScores, on_epoch: Callable[..., object] | None = None) -> Reweighted:
         """:func:`~lightning_crmt.reweight` with the settings of this callback."""
@@ -236,7 +252,13 @@ class IntegrationReweighting(Callback):
 
     def _batches(self, data: TrainingPass, module: CRMTMixin) -> Iterator[tuple[Inputs, Tensor]]:
         for _ in range(self.passes):
-            yield from map(module.split_batch, data.batches("Scores and Lipschitz constants"))
+            for batch in data.batches("Scores and Lipschitz constants"):
+                inputs, target = module.split_batch(batch)
+                criterion = module.crmt_criterion
+                criterion.check(target, module.head.num_classes, len(next(iter(inputs.values()))))
+                right, counted = criterion.answers(target).long(), criterion.counted(target)
+                # All samples, as processes put theirs together by their number; those that do not count are -1.
+                yield inputs, right if counted is None else torch.where(counted, right, -1)
 
     @property
     def lipschitz(self) -> LipschitzConstants | None:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -13,12 +15,17 @@ from typing_extensions import override
 
 from lightning_crmt.attacks import Fill, MissingModality
 from lightning_crmt.callbacks.observer import Measurement, Observer
-from lightning_crmt.checks import check_target, describe
+from lightning_crmt.checks import describe
 from lightning_crmt.deprecation import renamed_argument
-from lightning_crmt.evaluation import Key
+from lightning_crmt.evaluation import Key, Means, Reduce
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.training import NamedModel
+from lightning_crmt.modality import modalities_of, present_of
+from lightning_crmt.targets import answers, check_answers, has_labels
+from lightning_crmt.training import NamedModel, SplitBatch
+
+#: The most patterns of presence that get a key each.
+_MOST_PATTERNS = 64
 
 
 class MissingModalities(Observer):
@@ -27,7 +34,12 @@ class MissingModalities(Observer):
     The key says what replaces a missing modality: ``val/accuracy_zeroed/audio`` zeros, ``val/accuracy_imputed/audio`` a
     value that you give, ``val/accuracy_dropped/audio`` nothing, as its score is left out of the fusion. Several names
     are joined by ``+``. ``val/accuracy_zeroed/none`` is the accuracy on the same samples with nothing missing,
-    ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing.
+    ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing. A sample with several labels
+    is right where all of them are.
+
+    Where samples lack modalities of their own (``"audio.present"`` in the inputs), a sample counts where something is
+    left of it, and ``val/accuracy_present/image`` is the accuracy of samples that have the image and nothing else, for
+    every pattern of presence that occurs.
 
     Args:
         fill: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as
@@ -35,6 +47,8 @@ class MissingModalities(Observer):
             modules with late fusion.
         max_missing: largest number of modalities missing at once; by default all but one.
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
+        split_batch: a function from a batch to ``(inputs, target)``, inputs by name, or its import path, for batches of
+            another form; what its inputs hold beside the modalities is handed to the module and never changed.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
@@ -53,11 +67,12 @@ class MissingModalities(Observer):
         *,
         max_missing: int | None = None,
         inputs: Sequence[str] | None = None,
+        split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
         represent: Literal["zeroed", "dropped"] | Mapping[str, Fill] | None = None,
     ) -> None:
-        super().__init__(inputs=inputs, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        super().__init__(inputs=inputs, split_batch=split_batch, every_n_epochs=every_n_epochs, max_batches=max_batches)
         fill = renamed_argument("represent", represent, "fill", fill)
         if fill == {}:
             raise ValueError(f"`fill` must be 'zeroed', 'dropped' or values by modality, got {fill!r}")
@@ -97,14 +112,47 @@ class _Accuracies(Measurement):
         self.model = model
         self.attack = attack
         self.what = what
+        self.of_patterns = Means[str]()
+        self.patterns: list[str] = []
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
-        subsets = self.attack.subsets(inputs)
+        subsets = self.attack.subsets(modalities_of(inputs))
         with frozen_eval(self.model), torch.no_grad():
             logits = [self.attack.logits_without(self.model, inputs, subset) for subset in subsets]
-        check_target(target, logits[0].shape[1], len(logits[0]))
-        right = [each.argmax(dim=1) == target for each in logits]
-        names = [*("+".join(subset) or "none" for subset in subsets), "worst"]
-        right.append(torch.stack(right).all(dim=0))
-        self.means.add({Key("", self.what, name): each for name, each in zip(names, right, strict=True)})
+        target = check_answers(target, logits[0].shape[1], len(logits[0])).to(logits[0].device)
+        hits = [answers(each, has_labels(target)) == target for each in logits]
+        right = [each.all(dim=1) if each.dim() == 2 else each for each in hits]
+        here = self._here(inputs, target)
+        # Samples that have a modality besides those that are missing.
+        left = [here[:, [n not in subset for n in self.model.names]].any(dim=1) for subset in subsets]
+        for subset, each, counted in zip(subsets, right, left, strict=True):
+            self.means.add({Key("", self.what, "+".join(subset) or "none"): each}, counted[:, None])
+        anyway = torch.stack([each | ~counted for each, counted in zip(right, left, strict=True)]).all(dim=0)
+        self.means.add({Key("", self.what, "worst"): anyway})
+        if present_of(inputs):
+            self._add_patterns(right[0], here)
+
+    def _here(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Which sample has which modality, ``(B, M)``."""
+        present = present_of(inputs)
+        everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
+        return torch.stack([present.get(name, everywhere).to(target.device) for name in self.model.names], dim=1)
+
+    def _add_patterns(self, right: Tensor, here: Tensor) -> None:
+        # All there can be, as processes must agree on what they add up.
+        names = self.model.names
+        if 2 ** len(names) > _MOST_PATTERNS:
+            return
+        subsets = [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
+        self.patterns = ["+".join(subset) for subset in subsets]
+        wanted = here.new_tensor([[name in subset for name in names] for subset in subsets])
+        self.of_patterns.add({"": right}, (here[:, None] == wanted).all(dim=2))
+
+    @override
+    def compute(self, reduce: Reduce) -> dict[Key, float]:
+        numbers = super().compute(reduce)
+        if self.patterns:
+            shares = zip(self.patterns, self.of_patterns.compute(reduce)[""], strict=True)
+            numbers |= {Key("", "accuracy_present", name): each for name, each in shares if not math.isnan(each)}
+        return numbers

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,18 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
-from lightning_crmt.training import NamedModel, ReleasingCallback, callbacks_of, check_all_measured
+from lightning_crmt.training import (
+    NamedModel,
+    ProgressBar,
+    ReleasingCallback,
+    SplitBatch,
+    as_split_batch,
+    callbacks_of,
+    check_all_measured,
+)
+
+#: Seconds that an evaluation may take before it shows how long it will.
+_PATIENCE = 3.0
 
 
 class Measurement(ABC):
@@ -25,6 +36,8 @@ class Measurement(ABC):
 
     def __init__(self) -> None:
         self.means = Means[Key]()
+        #: To be called between the parts of an update, of which :attr:`Observer.parts` are one after the other.
+        self.part_done: Callable[[], None] = lambda: None
 
     @abstractmethod
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
@@ -44,6 +57,8 @@ class Observer(ReleasingCallback, ABC):
 
     Args:
         inputs: names of the modalities in the order of the batch; not needed for a CRMT module.
+        split_batch: a function from a batch to ``(inputs, target)``, or its import path, for batches whose form is not
+            understood, see :class:`~lightning_crmt.training.NamedModel`.
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
@@ -52,14 +67,22 @@ class Observer(ReleasingCallback, ABC):
     _running: dict[int, Measurement]
     _last: dict[str, float]
     _measured_at: int | None
+    #: Held by the first of the Trainer's observers, for all of them.
+    _bar: ProgressBar | None = None
 
     def __init__(
-        self, *, inputs: Sequence[str] | None = None, every_n_epochs: int = 1, max_batches: int | None = None
+        self,
+        *,
+        inputs: Sequence[str] | None = None,
+        split_batch: SplitBatch | str | None = None,
+        every_n_epochs: int = 1,
+        max_batches: int | None = None,
     ) -> None:
         check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches)
         if isinstance(inputs, str):
             raise TypeError(f"`inputs` must be a sequence of names, got the string {inputs!r}")
         self.inputs = inputs
+        self.split_batch = as_split_batch(split_batch)
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
         self._forget()
@@ -70,6 +93,11 @@ class Observer(ReleasingCallback, ABC):
 
     def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
         """Called after each measured batch, not in the sanity check; does nothing by default."""
+
+    @property
+    def parts(self) -> int:
+        """How many parts it takes to measure a batch, for the progress bar."""
+        return 1
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this validation epoch is measured; override for another rhythm. A test always is."""
@@ -83,18 +111,20 @@ class Observer(ReleasingCallback, ABC):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        for name in NamedModel(pl_module, self.inputs).names:
+        for name in NamedModel(pl_module, self.inputs, self.split_batch).names:
             check_key_name("inputs", name, modality=True)
         self._forget()
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.measurement(NamedModel(pl_module, self.inputs))  # an error before training if it cannot be measured
+        # An error before training if it cannot be measured.
+        self.measurement(NamedModel(pl_module, self.inputs, self.split_batch))
 
     @override
     def release(self, pl_module: LightningModule) -> None:
         super().release(pl_module)
         self._running = {}
+        self._close_bar()
 
     # Not ``state_dict``: of callbacks with a state, Lightning refuses two with the same key.
 
@@ -125,15 +155,20 @@ class Observer(ReleasingCallback, ABC):
     ) -> None:
         wanted = self.max_batches is None or batch_idx < self.max_batches
         if trainer.sanity_checking or (wanted and (trainer.testing or self.due(trainer))):
-            model = NamedModel(pl_module, self.inputs)
-            inputs, target = model.split_batch(batch)
+            model = NamedModel(pl_module, self.inputs, self.split_batch)
+            inputs, target = model.judged_batch(batch)
+            if len(target) == 0:
+                return
             # The sanity check throws its result away: it makes batches that cannot be measured fail before training.
             running = {} if trainer.sanity_checking else self._running
             if dataloader_idx not in running:
                 running[dataloader_idx] = self.measurement(model)
+            if not trainer.sanity_checking:
+                running[dataloader_idx].part_done = self._shown_bar(trainer).update
             running[dataloader_idx].update(inputs, target)
             if not trainer.sanity_checking:
                 self.on_measured(model, inputs, target)
+            running[dataloader_idx].part_done()
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,11 +183,34 @@ class Observer(ReleasingCallback, ABC):
             numbers = measurement.compute(lambda value, how: trainer.strategy.reduce(value, reduce_op=how))
             self._last |= {str(replace(key, split=split, loader=loader)): value for key, value in numbers.items()}
         self._running = {}
+        self._close_bar()
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
         pl_module.log_dict(self._last, sync_dist=True, add_dataloader_idx=False)
 
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+    def _shown_bar(self, trainer: Trainer) -> ProgressBar:
+        """One for all observers, over the batches of all loaders."""
+        observers = [each for each in callbacks_of(trainer, ReleasingCallback) if isinstance(each, Observer)]
+        first = observers[0]
+        if first._bar is None:
+            totals = [observer._parts_to_come(trainer) for observer in observers]
+            total = int(sum(totals)) if math.isfinite(sum(totals)) else None
+            first._bar = ProgressBar(trainer, "Measuring robustness", total, after=_PATIENCE)
+        return first._bar
+
+    def _parts_to_come(self, trainer: Trainer) -> float:
+        if not (trainer.testing or self.due(trainer)):
+            return 0
+        loaders = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        most = math.inf if self.max_batches is None else self.max_batches
+        return self.parts * sum(min(batches, most) for batches in loaders)
+
+    def _close_bar(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.close()
 
     def _forget(self) -> None:
         self._running = {}

@@ -4,21 +4,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.checks import check_at_least, check_positive
+from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.lipschitz import LipschitzConstants, encoder_bounds
+from lightning_crmt.lipschitz import LipschitzConstants, bounds_for
 from lightning_crmt.losses import radius_loss
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import StageObjective
-from lightning_crmt.targets import Target, mixed_loss
+from lightning_crmt.targets import Target, has_probabilities, mixed_loss, parts_of
 from lightning_crmt.training import ReleasingCallback, crmt_module, late_fusion
 
 
@@ -29,7 +30,7 @@ class RadiusTraining(ReleasingCallback):
 
     It is for encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``: their bound does not change while
     they learn. The bound is computed anew in every epoch all the same. ``IntegrationReweighting`` may
-    follow.
+    follow. Modalities of integers, such as tokens, stay clean: the radius is that of changes of the others.
 
     Args:
         radius: the wanted radius, in units of the inputs, above 0.
@@ -66,8 +67,7 @@ class RadiusTraining(ReleasingCallback):
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         """The batch as it is; the first of an epoch says of which shapes the bounds must be."""
         if self._bounds is None or module.trainer.fit_loop.batch_idx == 0:
-            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            self._bounds = encoder_bounds(module.encoders, shapes)
+            self._bounds = bounds_for(module.encoders, inputs)
         return inputs, target
 
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> None:
@@ -87,6 +87,13 @@ class RadiusTraining(ReleasingCallback):
                 "RadiusTraining needs to see the batch: a `training_step` of your own must begin with "
                 "`inputs, target = self.training_batch(batch)`"
             )
+        if has_probabilities(target):
+            raise ValueError(
+                "RadiusTraining raises the radius of what is right, so targets must be classes (B,) or labels (B, K), "
+                f"got probabilities of classes, {describe(parts_of(target)[0])}"
+            )
         settings = {"radius": self.radius, "temperature": self.temperature, "rho": self.rho}
-        loss = partial(radius_loss, output, head=head, lipschitz=self._bounds)
+        # Those of a checkpoint do not say it.
+        bounds = replace(self._bounds, clean=tuple(n for n in head.in_features if n not in self._bounds.values))
+        loss = partial(radius_loss, output, head=head, lipschitz=bounds)
         return mixed_loss(partial(loss, **settings), target)

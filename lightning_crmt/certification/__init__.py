@@ -5,7 +5,14 @@
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.evaluation import Evaluation, certify_late_fusion
 from lightning_crmt.certification.from_outputs import certify
-from lightning_crmt.certification.inequality import margins_of, own_class, sensitivities, signed_radii
+from lightning_crmt.certification.inequality import (
+    label_sensitivities,
+    margins_of,
+    own_class,
+    sensitivities,
+    sensitivities_of,
+    signed_radii,
+)
 from lightning_crmt.certification.verify import (
     CertificateViolation,
     Counterexample,
@@ -23,9 +30,11 @@ __all__ = [
     "Verification",
     "certify",
     "certify_late_fusion",
+    "label_sensitivities",
     "margins_of",
     "own_class",
     "sensitivities",
+    "sensitivities_of",
     "signed_radii",
     "verify_certificate",
 ]

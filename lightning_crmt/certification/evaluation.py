@@ -13,6 +13,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Iterable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.exact_twin import ExactTwin
 from lightning_crmt.certification.from_outputs import certify, certify_with_errors, fused, names_of
-from lightning_crmt.certification.inequality import margins_of, own_class, row_distances, sensitivities
+from lightning_crmt.certification.inequality import apart, margins_of, own_class, sensitivities_of, together
 from lightning_crmt.checks import check_batch, check_inputs, describe
 from lightning_crmt.frozen_eval import as_taken_by, device_of, evaluating, frozen_eval
 from lightning_crmt.fusion import LinearFusion
@@ -36,6 +38,7 @@ from lightning_crmt.lipschitz import (
     examine,
     fingerprint,
     refuse_compiled,
+    refuse_context,
     refuse_flushed_numbers,
     refuse_other_weights,
     refuse_parts_out_of_reach,
@@ -43,8 +46,19 @@ from lightning_crmt.lipschitz import (
     uncompiled,
     wholly_known,
 )
-from lightning_crmt.modality import FusionOutput, Inputs, in_double, logits_of
+from lightning_crmt.modality import (
+    FusionOutput,
+    Inputs,
+    continuous_of,
+    in_double,
+    logits_of,
+    modalities_of,
+    present_of,
+    where_present,
+    with_stand_ins,
+)
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.targets import answers
 
 
 def certify_late_fusion(
@@ -54,6 +68,7 @@ def certify_late_fusion(
     *,
     level: Soundness | str = Soundness.SOUND,
     missing: Collection[str] = (),
+    multi_label: bool = False,
 ) -> Certificate:
     """Certificate of a model's predictions for ``inputs``, in evaluation mode and without autocast.
 
@@ -61,13 +76,16 @@ def certify_late_fusion(
         model: its attributes ``encoders``, by modality, and ``head`` are run as
             ``head({m: encoders[m](inputs[m])})``, which is what is certified. Its own answer, if it has a
             ``forward``, must be the same for these samples, nearby, and with a modality at 0; elsewhere it is not seen.
-        inputs: one batch by modality; run on the device and in the precision of the model's parameters.
+        inputs: one batch by modality; run on the device and in the precision of the model's parameters. With
+            ``"audio.present"`` the certificate of a sample without audio is that of the fusion without its score. A
+            modality of integers, such as tokens, stays clean, at level sound; its encoder begins with an embedding.
         lipschitz: estimated constants, for radii that are estimates. Bounds by
             :func:`~lightning_crmt.lipschitz.encoder_bounds` are checked to be of these weights and shapes; they are
             computed anyway, once for weights as they are.
         level: ``SOUND``, or ``RIGOROUS`` to count rounding too: for models in float32 or float64 on the CPU whose
             weights are fixed, see :func:`~lightning_crmt.layers.with_fixed_weights`.
         missing: modalities to certify without, see :func:`~lightning_crmt.certification.certify`.
+        multi_label: certify labels, each a yes where its logit is above 0, in place of one class.
 
     Raises:
         NoBoundError: if an encoder has no bound at this level.
@@ -88,8 +106,9 @@ def certify_late_fusion(
     if level is Soundness.SOUND and lipschitz is not None and not lipschitz.soundness.certified:
         head = encoders_and_head(model)[1]
         with frozen_eval(model), torch.no_grad():
-            return certify(model(as_taken_by(model, inputs)), head, lipschitz, missing=missing)
-    evaluation = Evaluation(model, inputs, lipschitz, level=level)
+            output = model(as_taken_by(model, inputs))
+            return certify(output, head, lipschitz, missing=missing, multi_label=multi_label)
+    evaluation = Evaluation(model, inputs, lipschitz, level=level, multi_label=multi_label)
     if _has_forward(model):
         evaluation.refuse_other_code(model, inputs)
     return evaluation.certificate(missing)
@@ -104,6 +123,7 @@ class Evaluation:
         lipschitz: bounds of these very encoders by ``encoder_bounds``, to be checked; they are computed anyway, once
             for weights as they are.
         level: sound or rigorous.
+        multi_label: the model answers labels in place of one class.
 
     Attributes:
         output: what the head answered.
@@ -121,7 +141,9 @@ class Evaluation:
         lipschitz: LipschitzConstants | None = None,
         *,
         level: Soundness | str = Soundness.SOUND,
+        multi_label: bool = False,
     ) -> None:
+        self.multi_label = multi_label
         self.level = Soundness.among(BOUND_LEVELS, "level", level)
         refuse_parts_out_of_reach(model)
         if self.level is Soundness.RIGOROUS:
@@ -130,17 +152,24 @@ class Evaluation:
         with frozen_eval(model), torch.no_grad(), uncompiled(model) as compiled:
             encoders, head = encoders_and_head(model)
             check_inputs(inputs, encoders.keys())
+            present = present_of(inputs)
+            refuse_context(inputs)
+            inputs = modalities_of(with_stand_ins(inputs, present))
             given, inputs = inputs, as_taken_by(model, inputs)
+            present = {name: here.to(device_of(model)) for name, here in present.items()}
             examine(dict(encoders.items()), head)
-            _refuse_integers(given)
+            _refuse_integers(given, self.level)
             refuse_flushed_numbers()
             #: A copy: certificates without some modalities may be asked for later.
             self.head = copy.deepcopy(head)
             fingerprints = {name: fingerprint(encoder) for name, encoder in encoders.items()}
-            shapes = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            _refuse_other(lipschitz, self.level, fingerprints, shapes)
+            # Tokens stay clean.
+            shapes = {name: tuple(value.shape[1:]) for name, value in continuous_of(inputs).items()}
+            _refuse_other(lipschitz, self.level, {name: fingerprints[name] for name in shapes}, shapes)
             # Before anything runs: in half precision, which is refused, some convolutions end the process.
             if self.level is Soundness.RIGOROUS:
+                if present:
+                    raise ValueError("`inputs` must have all modalities in every sample at level 'rigorous'")
                 self.constants = encoder_bounds(encoders, shapes, level=self.level)
                 self.errors = encoder_errors(encoders, inputs)
                 _refuse_cast(given, inputs)
@@ -150,7 +179,7 @@ class Evaluation:
             # Of copies, for activations in place: the twin must get the same samples.
             copies = {name: value.clone() for name, value in inputs.items()}
             features = {name: encoder(copies[name]) for name, encoder in encoders.items()}
-            self.output = self.head(features)
+            self.output = self.head(features, present) if present else self.head(features)
             _refuse_changes_of_shared(given, inputs, copies)
             if (rows := check_batch("features", features)) != (size := check_batch("inputs", inputs)):
                 raise ValueError(f"`encoders` must give a row of features for each of {size} samples, got {rows}")
@@ -158,7 +187,8 @@ class Evaluation:
                 return
             twin = ExactTwin.of(dict(encoders.items()), head, fingerprints)
             try:
-                self.constants = twin.bounds(shapes)
+                clean = tuple(name for name in inputs if name not in shapes)
+                self.constants = replace(twin.bounds(shapes), clean=clean)
             except NoBoundError as error:
                 raise NoBoundError(
                     f"{error}. Without a bound nothing is certified; for radii that are estimates, say so: "
@@ -172,12 +202,14 @@ class Evaluation:
                 exact[name], self._feature_errors[name] = running_error(
                     encoder,
                     twin.encoders[name],
-                    in_double(given[name].detach()).to(device_of(twin.head)),
+                    (in_double(given[name].detach()) if name in shapes else given[name]).to(device_of(twin.head)),
                     _coarsest(precisions[name]),
                     twin.layer_bound,
                     _cast_error(given[name], inputs[name]).to(device_of(twin.head)),
                 )
-            self._exact_output = self._exact_head(exact)
+            self._exact_output = self._exact_head(
+                exact, {name: here.to(device_of(twin.head)) for name, here in present.items()}
+            )
             self.precision = _coarsest(of_head)
             # What rounding takes from margins in the twin, as a share of what it may take in the model as it runs.
             everywhere = [each for part in [*precisions.values(), of_head] for each in part]
@@ -198,24 +230,30 @@ class Evaluation:
         """
         missing = names_of(missing)
         if self.level is Soundness.RIGOROUS:
-            return certify_with_errors(self.output, self.head, self.constants, self.errors, missing=missing)
+            return certify_with_errors(
+                self.output, self.head, self.constants, self.errors, missing=missing, multi_label=self.multi_label
+            )
         with torch.no_grad():
             names = list(self.head.in_features)
             present = [name for name in names if name not in missing]
             running = fused(self.output, self.head, names, missing)
             exact = fused(self._exact_output, self._exact_head, names, missing)
-            prediction = running.argmax(dim=1).to(exact.device)
+            prediction = answers(running, self.multi_label).to(exact.device)
             margins = margins_of(exact, prediction)
             slack = self._slack(prediction, present)
-            vouched = ((margins > slack) | own_class(prediction, exact.shape[1])).all(dim=1)
+            vouched = (margins > slack) | own_class(prediction, exact.shape[1])
             # The bound of the rounding error was not true, or something else than rounding took part.
-            vouched &= ((margins_of(in_double(running), prediction) - margins).abs() <= slack).all(dim=1)
-            vouched &= running.isfinite().all(dim=1).to(exact.device)
+            vouched &= (margins_of(in_double(running), prediction) - margins).abs() <= slack
+            if not self.multi_label:  # a class is what all margins say together, a label what its own does
+                vouched = vouched.all(dim=1, keepdim=True)
+            vouched = vouched & running.isfinite().all(dim=1, keepdim=True).to(exact.device)
             # Double precision rounds too: as much less as its unit is smaller.
-            margins = torch.where(vouched[:, None], margins - slack * self.share_of_double, 0.0)
+            margins = torch.where(vouched, margins - slack * self.share_of_double, 0.0)
             slopes = {
-                name: (pair + self._lost(name))[prediction] if name in present else torch.zeros_like(margins)
-                for name, pair in sensitivities(self.constants, self._exact_head).items()
+                name: where_present(slope + self._lost(name, prediction), self._exact_output.present.get(name))
+                if name in present
+                else torch.zeros_like(margins)
+                for name, slope in sensitivities_of(self.constants, self._exact_head, prediction).items()
             }
         return Certificate(prediction, margins, slopes, Soundness.SOUND, missing)
 
@@ -227,9 +265,9 @@ class Evaluation:
         if self.level is Soundness.RIGOROUS:
             return torch.allclose(logits, own, rtol=0.0, atol=0.0, equal_nan=True)
         exact = self._exact_output.logits
-        prediction = own.argmax(dim=1).to(exact.device)
-        apart = (margins_of(in_double(logits), prediction) - margins_of(exact, prediction)).abs()
-        return not (apart > self._slack(prediction, list(self.head.in_features))).any()
+        prediction = answers(own, self.multi_label).to(exact.device)
+        off = (margins_of(in_double(logits), prediction) - margins_of(exact, prediction)).abs()
+        return not (off > self._slack(prediction, list(self.head.in_features))).any()
 
     def refuse_other_code(self, model: nn.Module, inputs: Inputs) -> None:
         """Refuse a model that answers something else than encoders and head do, here, nearby, or without a modality.
@@ -241,16 +279,17 @@ class Evaluation:
             ValueError: a ``NoBoundError`` for compiled code.
         """
         noise = torch.Generator().manual_seed(0)
-        near = {}
-        for name, value in inputs.items():
+        near = dict(inputs)
+        for name, value in continuous_of(inputs).items():
             wide = value.detach().cpu().double()
             moved = wide + wide.std(correction=0).clamp(min=1) * torch.randn(wide.shape, generator=noise).double()
             near[name] = moved.to(value)
-        without = [{**inputs, name: torch.zeros_like(value)} for name, value in inputs.items()]
+        without = [{**inputs, name: torch.zeros_like(value)} for name, value in modalities_of(inputs).items()]
         with uncompiled(model) as compiled:
-            evaluations = [(near, Evaluation(model, near, level=self.level))]
+            evaluate = partial(Evaluation, model, level=self.level, multi_label=self.multi_label)
+            evaluations = [(near, evaluate(near))]
             if not compiled:
-                evaluations += [(batch, Evaluation(model, batch, level=self.level)) for batch in without]
+                evaluations += [(batch, evaluate(batch)) for batch in without]
         for batch, evaluation in [(inputs, self), *evaluations]:
             # As users run it too: code that was compiled with trained parameters is not used with frozen ones.
             with evaluating(model), torch.autocast(device_of(model).type, enabled=False), torch.no_grad():
@@ -268,15 +307,16 @@ class Evaluation:
                     + (f", off by up to {float((as_used - own).abs().max()):.3g}" if as_used.shape == own.shape else "")
                 )
 
-    def _lost(self, name: str) -> Tensor:
-        """What rounding may take from distances of rows, weights times directions, in double precision ``(K, K)``.
+    def _lost(self, name: str, prediction: Tensor) -> Tensor:
+        """What rounding may take from distances of rows, weights times directions, in double precision ``(B, K)``.
 
         Rows that are equal only because they were rounded are not equal. Products of numbers in single precision are
         exact, and so are those of the weights of a linear head, which are 1.
         """
         rows = self._exact_head.class_weights[name].norm(dim=1)
         exact = self.head.bias.dtype is torch.float32 or isinstance(self.head, LinearFusion)
-        lost: Tensor = (0.0 if exact else 2.0**-50) * self.constants.values[name].to(rows) * (rows[:, None] + rows)
+        constant = self.constants.values[name].to(rows)
+        lost: Tensor = (0.0 if exact else 2.0**-50) * constant * together(rows, prediction)
         return lost
 
     def _slack(self, prediction: Tensor, present: Collection[str]) -> Tensor:
@@ -285,6 +325,7 @@ class Evaluation:
         .. math:: |\hat m_{pj} - m_{pj}| \le \sum_m \| w_p^m - w_j^m \| e^m + \sum_{k \in \{p, j\}} \Big(
             \gamma |b_k| + \sum_m (\gamma \| w_k^m \| + 4 \| \hat w_k^m - w_k^m \|) (\| z^m \| + e^m) \Big)
 
+        and for a label the same with :math:`w_p = 0` and k = j alone,
         with the errors :math:`e^m` of the features. Where the head computes its rows anew in every pass they come out a
         little different from one machine to another, which the factor 4 is for.
         """
@@ -293,20 +334,22 @@ class Evaluation:
         directions, weights = self._exact_head.directions, self._exact_head.integration_weights
         gamma = 4 * self.precision.gamma(terms)
         each = gamma * self._exact_head.bias.abs() + terms * self.precision.smallest
-        slack = each[prediction][:, None] + each
+        slack = together(each, prediction)
         for name in present:
             rows, error = exact[name], self._feature_errors[name]
             size = self._exact_output.features[name].norm(dim=1) + error
             each = gamma * rows.norm(dim=1) + 4 * (in_double(running[name]) - rows).norm(dim=1)
-            slack = slack + (each[prediction][:, None] + each) * size[:, None]
-            slack = slack + row_distances(rows)[prediction] * error[:, None]
+            part = together(each, prediction) * size[:, None]
+            part = part + apart(rows, prediction) * error[:, None]
             longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
-            slack = torch.where((longest * size < self.precision.largest)[:, None], slack, math.inf)
+            part = torch.where((longest * size < self.precision.largest)[:, None], part, math.inf)
+            slack = slack + where_present(part, self._exact_output.present.get(name))
         return slack
 
 
-def _refuse_integers(inputs: Inputs) -> None:
-    if whole := [name for name, value in inputs.items() if not value.is_floating_point()]:
+def _refuse_integers(inputs: Inputs, level: Soundness) -> None:
+    whole = [name for name, value in inputs.items() if not value.is_floating_point()]
+    if whole and (level is Soundness.RIGOROUS or len(whole) == len(inputs)):
         raise ValueError(
             f"`inputs[{whole[0]!r}]` must be floating point to be certified, as radii are distances of real numbers, "
             f"got {inputs[whole[0]].dtype}; cast what is a measurement, such as pixels"
@@ -354,7 +397,9 @@ def _answer(model: nn.Module, inputs: Inputs) -> Tensor:
     if _has_forward(model):
         return logits_of(model(inputs))
     encoders, head = encoders_and_head(model)
-    output: FusionOutput = head({name: encoder(inputs[name]) for name, encoder in encoders.items()})
+    present = present_of(inputs)
+    taken = with_stand_ins(inputs, present)
+    output: FusionOutput = head({name: encoder(taken[name]) for name, encoder in encoders.items()}, present)
     return output.logits
 
 
@@ -364,7 +409,7 @@ def _precisions(tensors: Iterable[Tensor]) -> list[Precision]:
 
 def _precisions_of(encoder: nn.Module, x: Tensor) -> list[Precision]:
     """Those of its weights and of what it is given: single numbers do not widen what they multiply."""
-    return _precisions([x, *(tensor for tensor in encoder.parameters() if tensor.is_floating_point())])
+    return _precisions([tensor for tensor in (x, *encoder.parameters()) if tensor.is_floating_point()])
 
 
 def _coarsest(precisions: Iterable[Precision]) -> Precision:

@@ -79,7 +79,7 @@ class ExactTwin:
         return cls._twins[key]
 
     def bounds(self, shapes: Mapping[str, tuple[int, ...]]) -> LipschitzConstants:
-        """Sound bounds of the encoders for samples of these shapes, the caller's own.
+        """Sound bounds of the encoders of these modalities for samples of these shapes, the caller's own.
 
         Raises:
             NoBoundError: naming the modality and the layer.
@@ -87,10 +87,12 @@ class ExactTwin:
         key = tuple(shapes.items())
         if key not in self._bounds:
             with torch.no_grad():
-                self._bounds[key] = of_each_encoder(self.encoders, lambda name, each: self._bound(each, shapes[name]))
+                bounded = {name: self.encoders[name] for name in shapes}
+                self._bounds[key] = of_each_encoder(bounded, lambda name, each: self._bound(each, shapes[name]))
         values = {name: constant_of(bound) for name, bound in self._bounds[key].items()}
+        fingerprints = {name: self.fingerprints[name] for name in shapes}
         return LipschitzConstants(
-            values, of="encoder", soundness=Soundness.SOUND, fingerprints=dict(self.fingerprints), shapes=dict(shapes)
+            values, of="encoder", soundness=Soundness.SOUND, fingerprints=fingerprints, shapes=dict(shapes)
         )
 
     def _bound(self, encoder: nn.Module, shape: tuple[int, ...]) -> float:

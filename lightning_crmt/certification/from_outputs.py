@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.inequality import margins_of, sensitivities
+from lightning_crmt.certification.inequality import label_sensitivities, margins_of, of_samples, sensitivities
 from lightning_crmt.certification.rounding import UP, rounding
 from lightning_crmt.checks import check_same_modalities, describe
 from lightning_crmt.fusion import LateFusion
@@ -18,8 +18,9 @@ from lightning_crmt.lipschitz import (
     ForwardError,
     LipschitzConstants,
 )
-from lightning_crmt.modality import FusionOutput, at_least_single, logits_of
+from lightning_crmt.modality import FusionOutput, at_least_single, logits_of, where_present
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.targets import answers
 
 
 def certify(
@@ -28,6 +29,7 @@ def certify(
     lipschitz: LipschitzConstants,
     *,
     missing: Collection[str] = (),
+    multi_label: bool = False,
 ) -> Certificate:
     """Turn logits and Lipschitz constants into a :class:`Certificate` of level ``ESTIMATED``.
 
@@ -39,11 +41,13 @@ def certify(
 
     Args:
         output: what the model returned, computed in evaluation mode and full precision: logits ``(B, K)``, or a
-            ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each.
+            ``FusionOutput`` with them; where modalities are missing, also the scores ``(B, K)`` of each. What a sample
+            lacks cannot change.
         head: the fusion head that computed it; ``None`` for another model, with constants of margins.
         lipschitz: constants of the same weights, by modality: scalars of encoders, ``(K,)`` of scores, ``(K, K)`` of
-            margins.
+            margins, ``(K,)`` of labels.
         missing: modalities to certify without; their scores are dropped from the fusion.
+        multi_label: certify labels, each a yes where its logit is above 0, in place of one class.
 
     Returns:
         A certificate of B predictions, its margins and, by modality, its sensitivities ``(B, K)``; without a graph.
@@ -61,12 +65,14 @@ def certify(
     True
     """
     missing = names_of(missing)
-    pairs, logits = _fitting(output, head, lipschitz, missing)
-    prediction = logits.argmax(dim=1)
+    slopes, logits, prediction = _fitting(output, head, lipschitz, missing, multi_label)
     margins = _margins(at_least_single(logits), prediction)
+    present = output.present if isinstance(output, FusionOutput) else {}
     slopes = {
-        name: torch.zeros_like(margins) if name in missing else pair.detach().to(margins)[prediction]
-        for name, pair in pairs.items()
+        name: torch.zeros_like(margins)
+        if name in missing
+        else where_present(slope.detach().to(margins), present.get(name))
+        for name, slope in slopes.items()
     }
     return Certificate(prediction, margins, slopes, Soundness.ESTIMATED, missing)
 
@@ -78,6 +84,7 @@ def certify_with_errors(
     errors: Mapping[str, ForwardError],
     *,
     missing: Collection[str] = (),
+    multi_label: bool = False,
 ) -> Certificate:
     """A certificate in which rounding counts: about the prediction of the public forward for all perturbed inputs.
 
@@ -88,35 +95,41 @@ def certify_with_errors(
         errors: rounding errors of the features of the same samples, for every modality that is not missing, by
             :func:`~lightning_crmt.lipschitz.encoder_errors`.
         missing: modalities to certify without.
+        multi_label: certify labels in place of one class.
 
     Raises:
         ValueError: if head, constants, errors and output do not fit together, every modality is missing, or ``head``
             computes its weights anew in every pass, as ``OrthogonalFusion`` does.
     """
     missing = names_of(missing)
-    pairs, logits = _fitting(output, head, lipschitz, missing)
-    prediction = logits.argmax(dim=1)
+    names, logits, prediction = _fitting(output, head, lipschitz, missing, multi_label)
     errors = {name: error for name, error in errors.items() if name not in missing}
-    check_same_modalities("errors", errors, [name for name in pairs if name not in missing])
-    slack, slopes = rounding(logits, head, lipschitz, errors)
+    check_same_modalities("errors", errors, [name for name in names if name not in missing])
+    slack, slopes = rounding(logits, head, lipschitz, errors, multi_label)
     margins = _margins(logits.double(), prediction) / UP - slack
-    slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in pairs}
+    slopes = {name: slopes.get(name, torch.zeros_like(margins)) for name in names}
     return Certificate(prediction, margins, slopes, lipschitz.soundness, missing, ForwardError.LARGEST_RADIUS)
 
 
 def _fitting(
-    output: FusionOutput | Tensor, head: LateFusion | None, lipschitz: LipschitzConstants, missing: Collection[str]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Sensitivities ``(K, K)`` by modality and logits ``(B, K)`` that fit them."""
-    pairs = sensitivities(lipschitz, head)
-    logits = (fused(output, head, list(pairs), missing) if missing else logits_of(output)).detach()
+    output: FusionOutput | Tensor,
+    head: LateFusion | None,
+    lipschitz: LipschitzConstants,
+    missing: Collection[str],
+    multi_label: bool,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Sensitivities ``(B, K)`` by modality, logits ``(B, K)`` that fit them, and the answers that they give."""
+    modalities = [*lipschitz.modalities, *lipschitz.clean]
+    logits = (fused(output, head, modalities, missing) if missing else logits_of(output)).detach()
     num_classes = logits.shape[1]
-    for name, pair in pairs.items():
-        if pair.shape != (num_classes, num_classes):
+    bounds = (label_sensitivities if multi_label else sensitivities)(lipschitz, head)
+    for name, bound in bounds.items():
+        if set(bound.shape) != {num_classes}:
             raise ValueError(
-                f"`lipschitz` must fit the {num_classes} classes of `output`, got {tuple(pair.shape)} for {name!r}"
+                f"`lipschitz` must fit the {num_classes} classes of `output`, got {tuple(bound.shape)} for {name!r}"
             )
-    return pairs, logits
+    prediction = answers(logits, multi_label)
+    return of_samples(bounds, prediction), logits, prediction
 
 
 def _margins(logits: Tensor, prediction: Tensor) -> Tensor:

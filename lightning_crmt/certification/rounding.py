@@ -9,8 +9,9 @@ scores of M modalities and the bias. So with :math:`w_k = a_k d_k`, features :ma
 .. math:: |\hat h_k - h_k| \le \sum_m |w_k^m \cdot (\hat z^m - z^m)|
           + \gamma_t \Big( \sum_m |w_k^m| \cdot |\hat z^m| + |b_k| \Big) .
 
-Used for two classes at x and at x', where the errors of features meet :math:`w_p - w_j` and the head's own rounding
-each row, it says how far the *computed* margin at x' can be below the computed margin at x.
+Used for two classes at x and at x' (or for one label, whose rival, 0, has no error), where the errors of features meet
+:math:`w_p - w_j` and the head's own rounding each row, it says how far the *computed* margin at x' can be below the
+computed margin at x.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_crmt.certification.inequality import apart, together
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import (
     UNDERFLOW,
@@ -30,6 +32,7 @@ from lightning_crmt.lipschitz import (
     fixed_head,
     gamma,
 )
+from lightning_crmt.targets import answers
 
 #: Over the rounding of a few operations in double precision.
 UP = 1 + 2.0**-40
@@ -38,7 +41,11 @@ _TINY = 2.0**-400
 
 
 def rounding(
-    logits: Tensor, head: LateFusion | None, lipschitz: LipschitzConstants, errors: Mapping[str, ForwardError]
+    logits: Tensor,
+    head: LateFusion | None,
+    lipschitz: LipschitzConstants,
+    errors: Mapping[str, ForwardError],
+    multi_label: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""The slack of every margin, and the sensitivities increased by rounding.
 
@@ -57,6 +64,7 @@ def rounding(
         head: a head of stored numbers, in single or double precision, on the CPU.
         lipschitz: constants :math:`L_m` of the encoders.
         errors: :math:`\alpha, \beta, \mu, \nu` of each modality that is present.
+        multi_label: of the margins of labels, for which only what is of j counts.
 
     Returns:
         The slack ``(B, K)`` and :math:`D^m`, each ``(B, K)``, in double precision and above the exact values.
@@ -68,7 +76,7 @@ def rounding(
     head = fixed_head(head)
     if lipschitz.of != "encoder":
         raise ValueError(f"`lipschitz` must hold constants of encoders where `errors` are given, got {lipschitz.of!r}")
-    dtype, prediction = head.bias.dtype, logits.argmax(dim=1)
+    dtype, prediction = head.bias.dtype, answers(logits, multi_label)
     if (logits.dtype, logits.device) != (dtype, head.bias.device):
         raise ValueError(
             f"`output` must be as `head` computes it where `errors` are given, {dtype} on {head.bias.device}, "
@@ -78,14 +86,14 @@ def rounding(
     relative = gamma(terms, UNIT_ROUNDOFF[dtype])
     up = UP + terms * 2.0**-52
     bias = exact_numbers(head.bias, "bias").abs()
-    slack = 2 * relative * (bias[prediction][:, None] + bias)
+    slack = 2 * relative * together(bias, prediction)
     slopes = {}
     directions, weights = head.directions, head.integration_weights
     largest, growth = float(bias.max()), 0.0
     for name, error in errors.items():
-        if error.at.shape != prediction.shape:
+        if error.at.shape != logits.shape[:1]:
             raise ValueError(
-                f"`errors[{name!r}]` must be of the {len(prediction)} samples of `output`, got {len(error.at)}"
+                f"`errors[{name!r}]` must be of the {len(logits)} samples of `output`, got {len(error.at)}"
             )
         factors, rows = (
             exact_numbers(weights[name], "integration_weights"),
@@ -95,13 +103,12 @@ def rounding(
         largest, growth = largest + longest * float(error.magnitude.max()), growth + longest * error.magnitude_growth
         rows = factors[:, None] * rows  # exact, where both are in single precision
         norms = torch.linalg.vector_norm(rows, dim=1)
-        both = (norms[prediction][:, None] + norms) * up + _TINY
-        # This compute mode subtracts before it squares.
-        apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")[prediction] * up + both * 2.0**-50
+        both = together(norms, prediction) * up + _TINY
+        distances = apart(rows, prediction) * up + both * 2.0**-50
         # In each product, cast and weighted score; the first two are then weighted.
         lost = 4 * terms * UNDERFLOW[dtype] * longest**2
-        slack = slack + 2 * (apart * error.at[:, None] + relative * both * error.magnitude[:, None] + lost)
-        speed = apart * (lipschitz.values[name].detach().cpu().double() + error.growth)
+        slack = slack + 2 * (distances * error.at[:, None] + relative * both * error.magnitude[:, None] + lost)
+        speed = distances * (lipschitz.values[name].detach().cpu().double() + error.growth)
         slopes[name] = (speed + relative * both * error.magnitude_growth) * up + _TINY
     if not (largest <= ForwardError.LARGEST_RADIUS and growth <= ForwardError.LARGEST_RADIUS):
         raise ValueError(

@@ -19,16 +19,18 @@ from lightning_crmt.attacks import (
     MinimumNorm,
     Model,
     Perturbation,
-    right_answers,
     under_attack,
 )
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.checks import check_at_least, check_batch
 from lightning_crmt.modality import Inputs, in_double, select, widened, widest
 from lightning_crmt.soundness import Soundness
+from lightning_crmt.targets import answers, has_labels, least_margin, right_answers
 
 #: One l2 norm for a ball, or one by modality for separate budgets.
 Norms: TypeAlias = float | dict[str, float]
+#: A class, or the labels that are a yes.
+Answer: TypeAlias = int | list[int]
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Counterexample:
         threat: name of what was allowed to change, such as a modality.
         radius: the l2 radius that was claimed to be tolerated.
         distance: l2 norm of the perturbation, measured in float64 on the stored inputs; in the form of ``radius``.
-        before: class that was certified.
-        after: class predicted for the changed inputs; None where their logits are not finite.
+        before: class that was certified, or the labels that are a yes.
+        after: the same for the changed inputs; None where their logits are not finite.
         inputs: the clean sample by modality, with a batch dimension of 1.
         perturbation: what was added, in float64, by modality.
         perturbed: the changed sample, as given to the model.
@@ -61,8 +63,8 @@ class Counterexample:
     threat: str
     radius: Norms
     distance: Norms
-    before: int
-    after: int | None
+    before: Answer
+    after: Answer | None
     inputs: Mapping[str, Tensor]
     perturbation: Mapping[str, Tensor]
     perturbed: Mapping[str, Tensor]
@@ -71,13 +73,13 @@ class Counterexample:
     def __str__(self) -> str:
         if self.threat == "clean":
             return (
-                f"sample {self.sample} is {self.soundness.label} to be of class {self.before}, but the model predicts "
-                f"class {self.after}: is the certificate of these weights, this precision and these inputs?"
+                f"sample {self.sample} is {self.soundness.label} to be of {_named(self.before)}, but the model "
+                f"predicts {_named(self.after)}: is the certificate of these weights, this precision and these inputs?"
             )
         return (
-            f"sample {self.sample} is {self.soundness.label} to stay of class {self.before} under changes of "
+            f"sample {self.sample} is {self.soundness.label} to stay of {_named(self.before)} under changes of "
             f"{self.threat} up to {_written(self.radius)}, but a change of {_written(self.distance)} "
-            + ("makes its logits NaN or infinite" if self.after is None else f"makes it class {self.after}")
+            + ("makes its logits NaN or infinite" if self.after is None else f"makes it {_named(self.after)}")
         )
 
     def save(self, path: str | Path) -> Path:
@@ -202,9 +204,8 @@ def verify_certificate(
     if len(rows) == 0:
         return done
     generator = torch.Generator().manual_seed(seed)
-    with under_attack(
-        model, select(inputs, rows), certificate.prediction[rows], Budget(0.0, modalities=present)
-    ) as attacked:
+    nothing = Budget(0.0, modalities=present, mask=dict.fromkeys(present))
+    with under_attack(model, select(inputs, rows), certificate.prediction[rows], nothing) as attacked:
         farthest = 10 * (1 + max(float(_norm([in_double(attacked.inputs[name])]).max()) for name in present))
         for threat, claimed in _threats(certificate, present, products, farthest, generator):
             exact = in_double(attacked.clean_logits).device
@@ -275,9 +276,10 @@ class _Judge:
         """Just inside of what is claimed; double precision needs a little room to measure that."""
         inside = 1 - (1e-12 if self.rigorous else 1e-6)
         if len(self.claimed) > 1:
-            return Budget({name: radius * inside for (name,), radius in self.claimed.items()})
+            radii = {name: radius * inside for (name,), radius in self.claimed.items()}
+            return Budget(radii, mask=dict.fromkeys(radii))  # certificates are about changes of padding too
         [(group, radius)] = self.claimed.items()
-        return Budget(radius * inside, modalities=group)
+        return Budget(radius * inside, modalities=group, mask=dict.fromkeys(group))
 
     def __call__(self, perturbed: Inputs) -> None:
         norms = self._norms(_difference(perturbed, self.attacked))
@@ -297,7 +299,7 @@ class _Judge:
 
     def _beyond(self, attacked: AttackedModel, logits: Tensor) -> Tensor:
         """By how much the lead of another class exceeds what rounding explains; minus infinity where none leads."""
-        lead = logits.amax(dim=1) - logits.gather(1, attacked.target[:, None]).squeeze(1)
+        lead = -least_margin(logits, attacked.target)
         slack = 32 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
         # A rigorous claim is about the prediction itself; and logits that are not finite are beyond any excuse.
         excused = logits.isfinite().all(dim=1) & (not self.rigorous)
@@ -310,7 +312,7 @@ class _Judge:
         nearest = select(perturbed, row)
         after = self.attacked.logits(perturbed)[row]
         whole, low, high = _difference(nearest, attacked), 0.0, 1.0
-        budget = Budget(1.0, modalities=attacked.modalities)
+        budget = Budget(1.0, modalities=attacked.modalities, mask=dict.fromkeys(attacked.modalities))
         for _ in range(30):  # nearer to the clean input it says more about how wrong the claim is
             middle = (low + high) / 2
             tried = budget.apply(
@@ -327,8 +329,10 @@ class _Judge:
             threat=self.threat,
             radius=_plain({group: radius[index] for group, radius in self.claimed.items()}),
             distance=_plain(self._norms(delta)),
-            before=int(attacked.target),
-            after=int(after.argmax(dim=1)) if bool(after.isfinite().all()) else None,
+            before=_plain_answer(attacked.target),
+            after=(
+                _plain_answer(answers(after, has_labels(attacked.target))) if bool(after.isfinite().all()) else None
+            ),
             inputs=attacked.inputs,
             perturbation=delta,
             perturbed=nearest,
@@ -350,6 +354,15 @@ def _beside_double(certificate: Certificate) -> Certificate:
         margins=in_double(certificate.margins),
         sensitivities={name: in_double(slope) for name, slope in certificate.sensitivities.items()},
     )
+
+
+def _plain_answer(answer: Tensor) -> Answer:
+    """Of one sample: its class, or the labels that are a yes."""
+    return answer[0].nonzero().flatten().tolist() if has_labels(answer) else int(answer)
+
+
+def _named(answer: Answer | None) -> str:
+    return f"labels {answer}" if isinstance(answer, list) else f"class {answer}"
 
 
 def _norm(parts: list[Tensor]) -> Tensor:

@@ -1,62 +1,96 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``lightning-crmt fit --config run.yaml``, and ``methods``, ``prepare``, ``reweight``."""
+"""The program: ``lightning-crmt fit --config run.yaml``, and ``methods``, ``prepare``, ``reweight``."""
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from functools import partial
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.cli import ArgsType
 
 # Classes are found in YAML by their short names once their modules are imported.
 from lightning_crmt import attacks, callbacks, data, encoders, fusion, methods, module  # noqa: F401
+from lightning_crmt.cli.command_line import CRMTCLI
+from lightning_crmt.cli.explain import ExplainingParser, did_you_mean, stop
+from lightning_crmt.cli.failures import TRACEBACK, explain_failure, unwrapped
+from lightning_crmt.cli.help import SUBCOMMANDS, overview
 from lightning_crmt.cli.methods import listing
 from lightning_crmt.cli.reweight import reweight_command
 from lightning_crmt.data import prepare_command
-from lightning_crmt.version import __version__
+
+#: The other subcommands.
+_OWN = {
+    "methods": "list methods of training, heads and attacks with a line each",
+    "prepare": "turn a folder of videos into frames, flow and spectrograms",
+    "reweight": "step 2 of CRMT on a checkpoint",
+}
 
 
-def main(args: ArgsType = None) -> None:
-    """Run LightningCLI on any model and data module, those of this package by their short names.
+def main(args: ArgsType = None, cli: type[CRMTCLI] = CRMTCLI) -> None:
+    """Run the command line on any model and data module, those of this package by their short names.
 
-    Three subcommands are not LightningCLI's: ``methods`` prints the methods of training with a line for each,
-    ``prepare`` turns a folder of videos into frames, flow and spectrograms, ``reweight`` does step 2 on a checkpoint.
-    """
-    match sys.argv[1:] if args is None else args:
-        case ["methods"]:
-            print(listing())  # noqa: T201
-        case ["prepare", *words]:
-            sys.exit(prepare_command(words))
-        case ["reweight", *words]:
-            print(reweight_command(words, partial(command_line, run=False)))  # noqa: T201
-        case _:
-            command_line(args)
-
-
-def command_line(args: ArgsType = None, run: bool = True) -> LightningCLI:
-    """LightningCLI as this package sets it up.
+    Where nothing is passed, as from a shell, wrong values end the program with status 2 and at most five lines, those
+    that constructors and the Trainer refuse included; errors in code of one's own show their traceback, and all do
+    where ``LIGHTNING_CRMT_TRACEBACK`` is set. Called from Python, with words, constructors and the Trainer raise.
 
     Args:
-        args: the words of the command line, by default those typed.
-        run: execute the subcommand; else take no subcommand, and only make model, data and Trainer.
+        args: the words, by default those typed.
+        cli: the command line to run, :class:`~lightning_crmt.cli.CRMTCLI` or a subclass.
+
+    >>> main(["methods"])  # doctest: +ELLIPSIS
+    Methods of training, ...
     """
-    return LightningCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,  # the module makes its own, with a group for the integration weights
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        parser_kwargs={
-            "prog": "lightning-crmt",
-            "version": __version__,
-            "epilog": "lightning-crmt methods: list the methods of training with a line for each. "
-            "lightning-crmt prepare: turn a folder of videos into frames, flow and spectrograms. "
-            "lightning-crmt reweight: step 2 of CRMT on a checkpoint.",
-        },
-        args=args,
-        run=run,
-    )
+    if args is not None:
+        _run(args, cli)
+        return
+    words = sys.argv[1:]
+    try:
+        _run(words, cli)
+    except Exception as error:
+        told = (
+            None if os.environ.get(TRACEBACK) else explain_failure(error, words, CRMTCLI.instantiate_classes.__code__)
+        )
+        if told is None:
+            bug = unwrapped(error)
+            raise bug from bug.__cause__
+        stop(told)
+
+
+def command_line(args: ArgsType = None, run: bool = True) -> CRMTCLI:
+    """The command line with its model, data module and Trainer; see :class:`~lightning_crmt.cli.CRMTCLI`."""
+    return CRMTCLI(args, run)
+
+
+def _run(words: ArgsType, cli: type[CRMTCLI]) -> None:
+    subcommands = {name: SUBCOMMANDS.get(name, "") for name in cli.subcommands()} | _OWN
+    match words:
+        case []:
+            sys.stderr.write(overview(cli.prog, subcommands))
+            sys.exit(2)  # nothing was asked for, so nothing was done
+        case ["-h" | "--help"]:
+            print(overview(cli.prog, subcommands), end="")  # noqa: T201
+            sys.exit(0)
+        case ["methods"]:
+            print(listing())  # noqa: T201
+        case ["methods", *rest]:
+            stop(f"`{cli.prog} methods` takes nothing, got {' '.join(map(str, rest))}")
+        case ["prepare", *rest]:
+            sys.exit(prepare_command(rest, ExplainingParser))
+        case ["reweight", *rest]:
+            print(reweight_command(rest, partial(_parts, cli)))  # noqa: T201
+        case [str(word), *_] if not word.startswith("-") and word not in subcommands:
+            near = did_you_mean(word, subcommands)
+            stop(f"there is no subcommand `{word}`{near}\n  there are {', '.join(subcommands)}")
+        case _:
+            # What was typed is passed as such: LightningCLI warns of words that are passed beside those typed.
+            cli(None if words == sys.argv[1:] else words)
+
+
+def _parts(cli: type[CRMTCLI], words: list[str]) -> CRMTCLI:
+    """Model, data module and Trainer of some of the words that were typed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # of words passed beside those typed
+        return cli(words, run=False)

@@ -68,7 +68,9 @@ def reweight_command(words: Sequence[str], make: Callable[[list[str]], Lightning
     data.setup("fit")
     loader: Any = in_order(data.train_dataloader()) if step_2.dataloader is None else step_2.dataloader
     with Tqdm((batch for _ in range(step_2.passes) for batch in loader), "Scores and constants", leave=False) as shown:
-        kept = keep_scores(module, map(module.split_batch, shown), step_2.constants)
+        counted = ((inputs, target) for inputs, target in map(module.counted_batch, shown) if len(target) > 0)
+        right = ((inputs, module.crmt_criterion.answers(target)) for inputs, target in counted)
+        kept = keep_scores(module, right, step_2.constants)
     before = {name: float(weight.detach().mean()) for name, weight in head.integration_weights.items()}
     done = step_2.reweight(head, kept)
     head.load_state_dict(done.head.state_dict())

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
@@ -17,11 +17,11 @@ from lightning_crmt.modality import Inputs
 
 
 class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
-    """Samples ``({m: x^m}, y)`` from tensors that hold all of them.
+    """Samples ``({m: x^m}, y)`` from tensors that hold all of them; a slice gives a batch.
 
     Args:
-        inputs: one tensor per modality, ``(N, ...)``.
-        target: class of each sample, ``(N,)``.
+        inputs: one tensor per modality, ``(N, ...)``, and context, such as ``"audio.present"``, ``(N,)`` or more.
+        target: class of each sample, ``(N,)``, or its labels or probabilities of classes, ``(N, K)``.
 
     Raises:
         TypeError: if an input is not a tensor.
@@ -35,8 +35,8 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
 
     def __init__(self, inputs: Inputs, target: Tensor) -> None:
         size = check_batch("inputs", inputs)
-        if target.shape != (size,):
-            raise ValueError(f"`target` must have shape ({size},), one class per sample, got {describe(target)}")
+        if target.dim() not in (1, 2) or len(target) != size:
+            raise ValueError(f"`target` must have shape ({size},), or ({size}, K) for labels, got {describe(target)}")
         self.inputs = dict(inputs)
         self.target = target
 
@@ -104,6 +104,10 @@ class MultimodalDataModule(LightningDataModule, ABC):
     torch.Size([4, 5])
     """
 
+    #: Makes a batch of samples, where they are not tensors of one shape: a function for ``DataLoader(collate_fn=...)``
+    #: such as :func:`~lightning_crmt.data.collate_samples` with its settings; a class holds it as a ``staticmethod``.
+    collate: Callable[[Any], Any] | None = None
+
     _sampler: ClassVar[type[EpochShuffle]] = EpochShuffle
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
@@ -113,16 +117,22 @@ class MultimodalDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.parts: dict[str, Dataset[Any]] = {}
+        self._parts: dict[str, Dataset[Any]] = {}
 
     @abstractmethod
     def load(self) -> dict[str, Dataset[Any]]:
         """The parts ``train``, ``val`` and ``test``, each of samples ``({m: x^m}, y)``; ``val`` may be left out."""
 
+    @property
+    def parts(self) -> dict[str, Dataset[Any]]:
+        """The parts by name, loaded when they are first asked for."""
+        self.setup()
+        return self._parts
+
     def setup(self, stage: str | None = None) -> None:
         """Load the parts, once."""
-        if not self.parts:
-            self.parts = self.load()
+        if not self._parts:
+            self._parts = self.load()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches."""
@@ -130,7 +140,6 @@ class MultimodalDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches in order; none if there is no such part."""
-        self.setup()
         return self._loader("val") if "val" in self.parts else []
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -142,7 +151,6 @@ class MultimodalDataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
-        self.setup()
         if name not in self.parts:
             raise ValueError(f"`load` must give the part {name!r}, got {list(self.parts)}")
         part, sampler, trainer = self.parts[name], None, self.trainer
@@ -153,6 +161,7 @@ class MultimodalDataModule(LightningDataModule, ABC):
             part,
             batch_size=self.batch_size,
             sampler=sampler,
+            collate_fn=self.collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",

@@ -20,7 +20,7 @@ def total_and_count(values: Tensor, groups: Tensor | None = None) -> Tensor:
     """Sum and number of ``values`` in each group, ``(2, G)``, in their own precision; by default all are one group.
 
     Args:
-        values: one per sample, ``(B,)``.
+        values: one per sample, ``(B,)``, or with groups one for each of them, ``(B, G)``.
         groups: which groups each sample is in, ``(B, G)`` bool.
 
     >>> values = torch.tensor([1.0, 2.0, 4.0])
@@ -31,7 +31,8 @@ def total_and_count(values: Tensor, groups: Tensor | None = None) -> Tensor:
             [2., 1.]])
     """
     if groups is not None:
-        return torch.stack([torch.where(groups, values[:, None], 0), groups.to(values.dtype)]).sum(dim=1)
+        values = values if values.dim() == 2 else values[:, None]
+        return torch.stack([torch.where(groups, values, 0), groups.to(values.dtype)]).sum(dim=1)
     total = values.sum()
     return torch.stack([total, torch.full_like(total, len(values))])[:, None]
 
@@ -55,7 +56,8 @@ class Means(Generic[K]):
         """Add a batch.
 
         Args:
-            values: by name one per sample, ``(B,)`` each: numbers, or bools, whose mean is a share.
+            values: by name one per sample, ``(B,)`` each: numbers, or bools, whose mean is a share; or one for each
+                group, ``(B, G)``.
             groups: which groups each sample is in, ``(B, G)`` bool; by default all are in one.
         """
         for name, each in values.items():

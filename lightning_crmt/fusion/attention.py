@@ -86,7 +86,7 @@ class AttentionFusion(JointFusion):
     @override
     def joint_logits(self, features: Inputs) -> Tensor:
         streams = [self._stream(name, value) for name, value in features.items()]
-        token = self.class_token.expand(len(streams[0]), 1, -1).to(streams[0].dtype)
+        token = self.class_token.expand(streams[0].shape[0], 1, -1).to(streams[0].dtype)
         shared = self.shared(torch.cat([token, *streams], dim=1))
         logits: Tensor = self.classifier(self.norm(shared[:, 0]))
         return logits

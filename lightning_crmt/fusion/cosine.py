@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_positive
 from lightning_crmt.fusion.head import FusionHead
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, where_present
 
 
 class CosineFusion(FusionHead):
@@ -51,13 +51,14 @@ class CosineFusion(FusionHead):
         )
 
     @override
-    def forward(self, features: Inputs) -> FusionOutput:
-        features = self.checked(features)
+    def forward(self, features: Inputs, present: Inputs | None = None) -> FusionOutput:
+        features, present = self.checked(features), dict(present or {})
         scores = {}
         for name, rows in self.rows.items():
             with torch.autocast(rows.device.type, enabled=False):
-                scores[name] = self.scale * (_unit(features[name].to(rows.dtype)) @ _unit(rows).mT)
-        return FusionOutput(torch.stack(list(scores.values())).sum(dim=0), scores, features)
+                cosines = _unit(features[name].to(rows.dtype)) @ _unit(rows).mT
+            scores[name] = self.scale * where_present(cosines, present.get(name))
+        return FusionOutput(torch.stack(list(scores.values())).sum(dim=0), scores, features, present)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -24,10 +24,12 @@ class FusionHead(nn.Module, ABC):
         ValueError: if there is no modality, or a size or the number of classes is too small.
 
     >>> import torch
+    >>> from lightning_crmt.modality import where_present
     >>> class Sum(FusionHead):
-    ...     def forward(self, features):
+    ...     def forward(self, features, present=None):
     ...         features = self.checked(features)
-    ...         return FusionOutput(sum(features.values()), features, features)
+    ...         scores = {name: where_present(z, (present or {}).get(name)) for name, z in features.items()}
+    ...         return FusionOutput(sum(scores.values()), scores, features, dict(present or {}))
     >>> Sum({"audio": 3, "image": 3}, num_classes=3)({"audio": torch.ones(2, 3), "image": torch.ones(2, 4)})
     Traceback (most recent call last):
         ...
@@ -46,8 +48,13 @@ class FusionHead(nn.Module, ABC):
         self.num_classes = num_classes
 
     @abstractmethod
-    def forward(self, features: Inputs) -> FusionOutput:
+    def forward(self, features: Inputs, present: Inputs | None = None) -> FusionOutput:
         """Logits and uni-modal scores ``(B, K)`` of features ``{m: (B, d_m)}``, with the features they came from.
+
+        Args:
+            features: of all modalities.
+            present: which samples have a modality, ``(B,)`` bool, for those that may be absent: features of absent
+                ones must not be read, their scores are 0, and logits are as if there were no such modality.
 
         Raises:
             ValueError: see :meth:`checked`.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from itertools import product
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.fusion.head import FusionHead
-from lightning_crmt.modality import FusionOutput, Inputs, as_vectors
+from lightning_crmt.modality import FusionOutput, Inputs, as_vectors, where_present
 
 #: Where uni-modal scores come from: the head itself without the other modalities, or a linear head for each.
 Scores: TypeAlias = Literal["ablated", "auxiliary"]
@@ -61,9 +62,43 @@ class JointFusion(FusionHead):
         """
 
     @override
-    def forward(self, features: Inputs) -> FusionOutput:
-        features = self.checked(features)
-        return FusionOutput(self.joint_logits(features), self._scores(features), features)
+    def forward(self, features: Inputs, present: Inputs | None = None) -> FusionOutput:
+        features, present = self.checked(features), dict(present or {})
+        scores = {name: where_present(score, present.get(name)) for name, score in self._scores(features).items()}
+        logits = self._logits_of_present(features, present) if present else self.joint_logits(features)
+        return FusionOutput(logits, scores, features, present)
+
+    def _logits_of_present(self, features: Inputs, present: Inputs) -> Tensor:
+        """Logits of each sample from the modalities that it has: of all samples at once that have the same ones."""
+        if torch.compiler.is_exporting():
+            return self._logits_of_every_pattern(features, present)
+        names, size = list(features), len(next(iter(features.values())))
+        everywhere = torch.ones(size, dtype=torch.bool, device=next(iter(present.values())).device)
+        here = torch.stack([present.get(name, everywhere) for name in names], dim=1)
+        patterns, of_sample = torch.unique(here, dim=0, return_inverse=True)
+        rows, parts = [], []
+        for index, pattern in enumerate(patterns.tolist()):
+            if not any(pattern):
+                raise ValueError(f"`present` must leave each sample one of the modalities {names}, got one without any")
+            rows.append((of_sample == index).nonzero().squeeze(1))
+            parts.append(
+                self.joint_logits({n: features[n][rows[-1]] for n, has in zip(names, pattern, strict=True) if has})
+            )
+        return torch.cat(parts)[torch.cat(rows).argsort()]
+
+    def _logits_of_every_pattern(self, features: Inputs, present: Inputs) -> Tensor:
+        """The same where no value may decide what is computed: of all samples, for all that they might have.
+
+        NaN for samples without any modality.
+        """
+        logits = torch.full_like(self.joint_logits(features), torch.nan)
+        for pattern in product([True, False], repeat=len(present)):
+            has = dict(zip(present, pattern, strict=True))
+            chosen = {name: value for name, value in features.items() if has.get(name, True)}
+            if chosen:
+                here = torch.stack([present[name] == has[name] for name in has]).all(dim=0)
+                logits = torch.where(here[:, None], self.joint_logits(chosen), logits)
+        return logits
 
     def _scores(self, features: Inputs) -> dict[str, Tensor]:
         if not self.auxiliary:
@@ -104,7 +139,7 @@ class GatedFusion(JointFusion):
     @override
     def joint_logits(self, features: Inputs) -> Tensor:
         first = next(iter(features.values()))
-        blank = {name: first.new_zeros(len(first), size) for name, size in self.in_features.items()}
+        blank = {name: first.new_zeros(first.shape[0], size) for name, size in self.in_features.items()}
         context = torch.cat([features.get(name, blank[name]) for name in self.in_features], dim=1)
         passed = [self.gates[name](context).sigmoid() * self.values[name](z).tanh() for name, z in features.items()]
         logits: Tensor = self.classifier(torch.stack(passed).sum(dim=0))
@@ -155,7 +190,7 @@ class FiLMFusion(JointFusion):
     def joint_logits(self, features: Inputs) -> Tensor:
         first = next(iter(features.values()))
         base = features.get(self.base)
-        value = first.new_zeros(len(first), self.value.out_features) if base is None else self.value(base)
+        value = first.new_zeros(first.shape[0], self.value.out_features) if base is None else self.value(base)
         for name, modulation in self.modulation.items():
             if name in features:
                 scale, shift = modulation(features[name]).chunk(2, dim=1)

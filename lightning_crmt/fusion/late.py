@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_positive, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.layers import Fixable, orthonormal_rows
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, where_present
 
 
 class LateFusion(FusionHead):
@@ -94,11 +94,12 @@ class LateFusion(FusionHead):
         return {name: weights[name] * score + self.bias / share for name, score in scores.items()}
 
     @override
-    def forward(self, features: Inputs) -> FusionOutput:
-        features = self.checked(features)
+    def forward(self, features: Inputs, present: Inputs | None = None) -> FusionOutput:
+        features, present = self.checked(features), dict(present or {})
         with torch.autocast(self.bias.device.type, enabled=False):
             scores = {name: features[name].to(rows.dtype) @ rows.mT for name, rows in self.directions.items()}
-        return FusionOutput(self.fuse(scores), scores, features)
+        scores = {name: where_present(score, present.get(name)) for name, score in scores.items()}
+        return FusionOutput(self.fuse(scores), scores, features, present)
 
 
 class OrthogonalFusion(LateFusion, Fixable):

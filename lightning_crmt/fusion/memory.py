@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least, check_same_modalities, describe
 from lightning_crmt.fusion.head import FusionHead
 from lightning_crmt.fusion.late import LinearFusion
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
+from lightning_crmt.modality import FusionOutput, Inputs, answer, at_least_single
 
 
 class MemoryFusion(FusionHead):
@@ -102,11 +102,15 @@ class MemoryFusion(FusionHead):
         self.filled.fill_(True)
 
     @override
-    def forward(self, features: Inputs) -> FusionOutput:
+    def forward(self, features: Inputs, present: Inputs | None = None) -> FusionOutput:
         features = self.checked(features)
+        if torch.compiler.is_exporting():
+            raise TypeError(
+                "`head` must not be a MemoryFusion to be exported: its codes take as many steps as their values need"
+            )
         filled = bool(self.filled)
-        output = self.head({n: self._recall(n, value) for n, value in features.items()} if filled else features)
-        return FusionOutput(output.logits, output.scores, features)
+        recalled = {n: self._recall(n, value) for n, value in features.items()} if filled else features
+        return answer(self.head, recalled, present or {})._replace(features=features)
 
     @override
     def unimodal_logits(self, scores: Inputs) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from lightning_crmt.lipschitz.bounds import (
     BOUND_LEVELS,
     Found,
     Place,
+    bounds_for,
     constant_of,
     encoder_bounds,
     lipschitz_bound,
@@ -13,7 +14,7 @@ from lightning_crmt.lipschitz.bounds import (
     rule_for,
 )
 from lightning_crmt.lipschitz.constants import LipschitzConstants
-from lightning_crmt.lipschitz.estimate import estimate_and_show, estimate_lipschitz, margin_speeds
+from lightning_crmt.lipschitz.estimate import estimate_and_show, estimate_lipschitz, label_speeds, margin_speeds
 from lightning_crmt.lipschitz.fingerprint import fingerprint
 from lightning_crmt.lipschitz.gate import (
     Encoders,
@@ -24,6 +25,7 @@ from lightning_crmt.lipschitz.gate import (
     fixed_head,
     of_each_encoder,
     refuse_compiled,
+    refuse_context,
     refuse_flushed_numbers,
     refuse_other_weights,
     refuse_parts_out_of_reach,
@@ -47,6 +49,7 @@ __all__ = [
     "Place",
     "Precision",
     "ProbeSearch",
+    "bounds_for",
     "constant_of",
     "encoder_bounds",
     "encoder_errors",
@@ -59,11 +62,13 @@ __all__ = [
     "fixed_head",
     "forward_error",
     "gamma",
+    "label_speeds",
     "lipschitz_bound",
     "lipschitz_rule",
     "margin_speeds",
     "of_each_encoder",
     "refuse_compiled",
+    "refuse_context",
     "refuse_flushed_numbers",
     "refuse_other_weights",
     "refuse_parts_out_of_reach",

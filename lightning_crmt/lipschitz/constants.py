@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_crmt.checks import check_modality_names, describe
 from lightning_crmt.soundness import Soundness
 
-_RANK = {"encoder": 0, "scores": 1, "margins": 2}
+_RANK = {"encoder": 0, "scores": 1, "margins": 2, "labels": 1}
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,13 @@ class LipschitzConstants:
 
             - ``"encoder"``: the features :math:`x^m \mapsto z^m`; a scalar :math:`L_m`;
             - ``"scores"``: each uni-modal score :math:`x^m \mapsto s_k^m`; :math:`\tau^m`, shape ``(K,)``;
-            - ``"margins"``: each difference of logits :math:`x^m \mapsto h_p - h_j`; shape ``(K, K)``.
+            - ``"margins"``: each difference of logits :math:`x^m \mapsto h_p - h_j`; shape ``(K, K)``;
+            - ``"labels"``: each logit :math:`x^m \mapsto h_k`, for models of several labels; shape ``(K,)``.
         soundness: the level of trust, inherited by every radius computed from them.
         fingerprints: of the encoders that they were bounded for, by modality; None where encoders were not examined.
         shapes: of one sample by modality, where the bounds hold for no other shape; None where they hold for any.
+        clean: modalities that are never perturbed, and have no constant: those of integers, such as tokens. Radii are
+            about the others while these stay as they are.
 
     Raises:
         ValueError: if ``of`` is unknown, or a value has another number of dimensions, is negative or NaN.
@@ -41,15 +44,19 @@ class LipschitzConstants:
     """
 
     values: Mapping[str, Tensor]
-    of: Literal["encoder", "scores", "margins"]
+    of: Literal["encoder", "scores", "margins", "labels"]
     soundness: Soundness
     fingerprints: Mapping[str, str] | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
+    clean: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_modality_names("values", self.values)
         if self.of not in _RANK:
-            raise ValueError(f"`of` must be one of {list(_RANK)}, got {self.of!r}")
+            *of_classes, of_labels = _RANK
+            raise ValueError(
+                f"`of` must be one of {of_classes}, got {self.of!r}; or {of_labels!r}, where a model has several"
+            )
         if not isinstance(self.soundness, Soundness):
             raise TypeError(f"`soundness` must be a Soundness, got {describe(self.soundness)}")
         for name, value in self.values.items():
@@ -63,5 +70,5 @@ class LipschitzConstants:
 
     @property
     def modalities(self) -> list[str]:
-        """Names of the modalities."""
+        """Names of the modalities that have a constant."""
         return list(self.values)

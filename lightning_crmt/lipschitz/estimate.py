@@ -15,7 +15,7 @@ from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.gradients import class_gradients, frozen_batch_norm, keep_largest
 from lightning_crmt.lipschitz.screening import ProbeSearch, largest_norms
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of, modalities_of
 from lightning_crmt.soundness import Soundness
 
 
@@ -23,7 +23,7 @@ def estimate_lipschitz(
     model: nn.Module,
     batches: Iterable[Inputs],
     *,
-    of: Literal["scores", "margins"] = "scores",
+    of: Literal["scores", "margins", "labels"] = "scores",
     search: ProbeSearch | None = None,
 ) -> LipschitzConstants:
     r"""Estimate Lipschitz constants by the largest gradient over data, in evaluation mode.
@@ -37,6 +37,11 @@ def estimate_lipschitz(
     include the weights of the head and hold the gradients of all classes in memory at once, ``(B, K, size of x^m)``:
 
     .. math:: \max_i \left\| \partial (h_p - h_j) / \partial x^m \,(x_i) \right\|_2
+
+    ``of="labels"``, the same of each logit alone, for models of several labels per sample.
+
+    Modalities of integers, such as tokens, have no gradient: they are ``clean`` in the constants, and radii are about
+    the others. Samples that lack a modality count as 0 there.
 
     A maximum over samples is a *lower* bound of the true constant, so a radius computed from it is an estimate: on
     :math:`f(x) = 3 - (x + 10\,\mathrm{relu}(x - 2))` with data in [-1.5, 1.5] it gives 3.0 where the true radius is
@@ -57,8 +62,8 @@ def estimate_lipschitz(
     Raises:
         ValueError: if ``batches`` is empty, holds NaN or Inf, or a gradient is not finite; for ``of="scores"`` if the
             scores of one modality depend on the input of another in the first batch; if ``search`` is given for
-            ``of="margins"``.
-        TypeError: if a modality is not floating point, or the model returns no scores where they are needed.
+            other constants.
+        TypeError: if no modality is floating point, or the model returns no scores where they are needed.
 
     >>> from lightning_crmt.fusion import LinearFusion
     >>> head = LinearFusion({"audio": 3}, num_classes=2)
@@ -73,7 +78,7 @@ def estimate_and_show(
     model: nn.Module,
     batches: Iterable[Inputs],
     *,
-    of: Literal["scores", "margins"] = "scores",
+    of: Literal["scores", "margins", "labels"] = "scores",
     search: ProbeSearch | None = None,
     show: Callable[[Inputs], object] | None = None,
 ) -> LipschitzConstants:
@@ -86,12 +91,14 @@ def estimate_and_show(
         search: see there.
         show: called with the scores of each batch by modality, ``(B, K)``, detached; for ``of="scores"``.
     """
-    if of not in ("scores", "margins"):
-        raise ValueError(f"`of` must be 'scores' or 'margins', got {of!r}")
+    if of not in ("scores", "margins", "labels"):
+        raise ValueError(f"`of` must be 'scores' or 'margins', got {of!r}; or 'labels', where a model has several")
     if search is not None and of != "scores":
         raise ValueError(f"`search` must be None for of={of!r}, where every gradient is needed; got {search}")
     if search is not None and not isinstance(search, ProbeSearch):
         raise TypeError(f"`search` must be a ProbeSearch or None, got {describe(search)}")
+
+    kinds: set[tuple[str, ...]] = set()
 
     def scores_of(x: Inputs) -> dict[str, Tensor]:
         with frozen_batch_norm(model):
@@ -106,7 +113,11 @@ def estimate_and_show(
         for inputs in batches:
             check_batch("inputs", inputs)
             require_finite("inputs", inputs)
-            yield differentiable(inputs, model)
+            x = differentiable(inputs, model)
+            kinds.add(tuple(name for name in modalities_of(x) if not x[name].requires_grad))
+            if len(kinds) > 1:
+                raise TypeError(f"`batches` must have the same integer modalities, got {sorted(kinds)}")
+            yield x
 
     def scored() -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         for i, x in enumerate(leaves()):
@@ -131,10 +142,10 @@ def estimate_and_show(
             for x in leaves():
                 with frozen_batch_norm(model):
                     logits = logits_of(model(x))
-                keep_largest(largest, margin_speeds(logits, x))
+                keep_largest(largest, (margin_speeds if of == "margins" else label_speeds)(logits, x))
     if not largest:
         raise ValueError("`batches` must hold at least one batch, got none")
-    return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED)
+    return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED, clean=kinds.pop())
 
 
 def margin_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
@@ -144,7 +155,7 @@ def margin_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
 
     Args:
         logits: ``(B, K)``, computed from ``inputs`` with gradients enabled; the graph is used up.
-        inputs: the leaves, by name.
+        inputs: by name, of which those that require a gradient are the leaves.
 
     >>> leaf = torch.ones(1, 2, requires_grad=True)
     >>> margin_speeds(leaf @ torch.tensor([[3.0, 0.0], [0.0, 4.0]]), {"audio": leaf})["audio"]
@@ -153,11 +164,25 @@ def margin_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
     """
     gradients = list(class_gradients([logits], inputs))
     speeds = {}
-    for name in inputs:
+    for name in gradients[0]:
         stacked = at_least_single(torch.stack([each[name] for each in gradients], dim=1))
         # Subtract, then square: the faster expansion by inner products can give nearly equal classes a distance of 0.
         speeds[name] = torch.cdist(stacked, stacked, compute_mode="donot_use_mm_for_euclid_dist")
     return speeds
+
+
+def label_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+    r"""Gradient norms of each logit at each sample, by modality, ``(B, K)``: those of the margins of labels.
+
+    Args:
+        logits: ``(B, K)``, computed from ``inputs`` with gradients enabled; the graph is used up.
+        inputs: by name, of which those that require a gradient are the leaves.
+
+    >>> leaf = torch.ones(1, 2, requires_grad=True)
+    >>> label_speeds(leaf @ torch.tensor([[3.0, 0.0], [4.0, 2.0]]), {"audio": leaf})["audio"]
+    tensor([[5., 2.]])
+    """
+    return _score_speeds({"": logits}, inputs)
 
 
 def _score_speeds(scores: Inputs, inputs: Inputs) -> dict[str, Tensor]:
@@ -165,12 +190,12 @@ def _score_speeds(scores: Inputs, inputs: Inputs) -> dict[str, Tensor]:
     # Each score depends on its own input alone, so the sum over modalities gives every gradient at once.
     gradients = class_gradients(list(scores.values()), inputs)
     norms = [{name: gradient.norm(dim=1) for name, gradient in each.items()} for each in gradients]
-    return {name: torch.stack([each[name] for each in norms], dim=1) for name in inputs}
+    return {name: torch.stack([each[name] for each in norms], dim=1) for name in norms[0]}
 
 
 def _refuse_crossed(scores: Inputs, inputs: Inputs) -> None:
     for name, score in scores.items():
-        others = {other: value for other, value in inputs.items() if other != name}
+        others = {other: value for other, value in inputs.items() if other != name and value.requires_grad}
         if not others or not score.requires_grad:
             continue
         # A random combination: the plain sum may be constant while its parts change.

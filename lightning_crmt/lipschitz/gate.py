@@ -18,6 +18,7 @@ from lightning_crmt.checks import describe
 from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion
 from lightning_crmt.lipschitz.known_code import HEADS, is_closed, replaced_code
 from lightning_crmt.lipschitz.rigorous.verified import UNIT_ROUNDOFF
+from lightning_crmt.modality import PRESENT, Inputs, context_of
 
 T = TypeVar("T")
 #: One module per modality, by name.
@@ -149,6 +150,21 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
                         f"`{path}.{own}` must be a plain tensor or parameter to be certified, got a "
                         f"{type(tensor).__name__}, which may compute something else"
                     )
+
+
+def refuse_context(inputs: Inputs) -> None:
+    """Refuse what encoders get besides their modality: bounds say nothing about what they do with it.
+
+    Raises:
+        NoBoundError: naming it.
+
+    >>> refuse_context({"audio": torch.ones(2, 3), "audio.present": torch.tensor([True, False])})
+    """
+    if context := [name for name in context_of(inputs) if not name.endswith(f".{PRESENT}")]:
+        raise NoBoundError(
+            f"`inputs` must be modalities alone to be certified, and presence: what encoders do with {context[0]!r} "
+            "has no bound; estimated constants still give estimates"
+        )
 
 
 def of_each_encoder(encoders: Encoders, prove: Callable[[str, nn.Module], T]) -> dict[str, T]:

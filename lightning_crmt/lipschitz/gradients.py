@@ -17,23 +17,24 @@ from lightning_crmt.modality import Inputs
 
 
 def input_gradients(value: Tensor, inputs: Inputs, last: bool) -> dict[str, Tensor]:
-    """Flattened gradients ``(B, size of x^m)``; zeros where the value does not depend on the input.
+    """Flattened gradients ``(B, size of x^m)`` of the leaves; zeros where the value does not depend on one.
 
     Args:
         value: one number, computed from ``inputs``.
-        inputs: the leaves, by name.
+        inputs: by name, of which those that require a gradient are the leaves.
         last: whether the graph may be used up.
 
     >>> leaf = torch.ones(2, 3, requires_grad=True)
     >>> input_gradients(leaf.square().sum(), {"audio": leaf}, last=True)["audio"][0]
     tensor([2., 2., 2.])
     """
-    gradients: tuple[Tensor | None, ...] = (None,) * len(inputs)
+    leaves = {name: each for name, each in inputs.items() if each.requires_grad}
+    gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
     if value.requires_grad:
-        gradients = torch.autograd.grad(value, list(inputs.values()), retain_graph=not last, allow_unused=True)
+        gradients = torch.autograd.grad(value, list(leaves.values()), retain_graph=not last, allow_unused=True)
     return {
         name: (torch.zeros_like(leaf) if gradient is None else gradient).flatten(1)
-        for (name, leaf), gradient in zip(inputs.items(), gradients, strict=True)
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
 
 
@@ -118,7 +119,7 @@ def class_gradients(scores: Sequence[Tensor], inputs: Inputs) -> Iterator[dict[s
 
     Args:
         scores: each ``(B, K)``, computed from ``inputs``; their graph is used up.
-        inputs: the leaves, by name.
+        inputs: by name, of which those that require a gradient are the leaves.
     """
     num_classes = scores[0].shape[1]
     for k in range(num_classes):

@@ -19,6 +19,9 @@ _HOLDERS = (
     parametrizations._Orthogonal, parametrizations._SpectralNorm, parametrizations._WeightNorm,
 )  # fmt: skip
 
+#: What turns tokens into vectors.
+LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+
 #: The methods of each type when it became known, by name.
 _KNOWN_CODE: dict[type, dict[str, object]] = {}
 #: Types of torch and this package, whose code reads its own attributes and nothing else.
@@ -78,4 +81,4 @@ def is_closed(part: nn.Module) -> bool:
     return parametrize.type_before_parametrizations(part) in _CLOSED
 
 
-remember_code(*HEADS, *_HOLDERS, closed=True)
+remember_code(*HEADS, *_HOLDERS, *LOOKUPS, closed=True)

@@ -21,6 +21,7 @@ registered by a user is no worse than ``_REGISTERED`` roundings of its input and
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,8 +42,8 @@ from lightning_crmt.layers import (
     with_fixed_weights,
 )
 from lightning_crmt.lipschitz.bounds.rules import batch_norm_scale, convolution_of
-from lightning_crmt.lipschitz.gate import refuse_other_weights, unit_of_factors
-from lightning_crmt.lipschitz.known_code import wholly_known
+from lightning_crmt.lipschitz.gate import NoBoundError, refuse_other_weights, unit_of_factors
+from lightning_crmt.lipschitz.known_code import LOOKUPS, wholly_known
 from lightning_crmt.modality import in_double
 
 #: By how much algorithms such as Winograd's may exceed the error of direct sums.
@@ -112,7 +113,7 @@ def running_error(
     Args:
         running: the network, in evaluation mode, every layer of a type with a rule.
         twin: a copy in double precision, with stored weights in place of those that ``running`` computes in every pass.
-        x: samples ``(B, ...)``, in double precision.
+        x: samples ``(B, ...)``, in double precision; or tokens, if the network begins with an embedding layer.
         precision: in which the network runs.
         bounds: l2 bound of a layer of ``twin`` at a shape.
         error: how far from ``x`` the samples are that the network gets, ``(B,)``.
@@ -122,7 +123,7 @@ def running_error(
         numbers may overflow.
 
     Raises:
-        NoBoundError: for weights that are computed to other numbers in double precision.
+        NoBoundError: for weights that are computed to other numbers in double precision, and tokens that go elsewhere.
 
     >>> from lightning_crmt.lipschitz import lipschitz_bound
     >>> layer, x = nn.Linear(3, 2), torch.ones(5, 3).double()
@@ -136,7 +137,8 @@ def running_error(
     if not wholly_known(running):
         running = with_fixed_weights(running)
         refuse_other_weights(running, twin, precision.unit)
-    return _Walk(precision, bounds)(running, twin, x, x.new_zeros(len(x)) + error)
+    nothing = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    return _Walk(precision, bounds)(running, twin, x, nothing + error)
 
 
 class _Walk:
@@ -151,6 +153,13 @@ class _Walk:
             return z, error
         if kind in (MLP, ConvNet1d, ConvNet2d, LipschitzMLP, LipschitzCNN):
             return self(running.layers, twin.layers, z, error)
+        if kind in LOOKUPS:
+            return self._looked_up(running, twin, z)
+        if not z.is_floating_point():
+            raise NoBoundError(
+                f"a {kind.__name__} must not get integers to be certified: an encoder of tokens begins with an "
+                "nn.Embedding or nn.EmbeddingBag; cast what is a measurement, such as pixels"
+            )
         if kind is Residual:
             return self._residual(running, twin, z, error)
         kept = wholly_known(twin) and not getattr(twin, "inplace", False)
@@ -204,6 +213,22 @@ class _Walk:
         if not isinstance(layer, nn.Linear):  # the error of Winograd's algorithm is relative to the largest of a tile
             relative = relative + spread * _norm(z)
         return self._finite(magnitude, gamma * relative + apart * (_norm(z) + error) + lost)
+
+    def _looked_up(self, running: Any, twin: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if parametrize.is_parametrized(running) or running.max_norm is not None or tokens.is_floating_point():
+            raise NoBoundError(
+                f"an {type(running).__name__} must get tokens, and have stored weights without `max_norm`, which "
+                "changes them when it is run, to be certified"
+            )
+        out, nothing = twin(tokens), torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+        if not isinstance(twin, nn.EmbeddingBag) or twin.mode == "max":
+            return out, self._finite(out, nothing)  # rows are copied
+        absolute = copy.deepcopy(twin)
+        absolute.weight.abs_()
+        count = tokens.shape[1] + 2
+        magnitude = absolute(tokens)
+        made = self.precision.gamma(count) * _norm(magnitude) + self.precision.smallest * out[0].numel()
+        return out, self._finite(count * magnitude, made)
 
     def _residual(self, running: Residual, twin: Residual, z: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         weight = float(twin.weight)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.lipschitz.gradients import input_gradients, keep_largest
-from lightning_crmt.modality import Inputs, at_least_single, select
+from lightning_crmt.modality import Inputs, at_least_single, continuous_of, select
 
 #: The most pilots: samples whose gradients are all computed, to learn from.
 _MOST_PILOTS = 256
@@ -144,7 +144,7 @@ class _Finder:
     def search(self, pool: Inputs, batch_size: int) -> None:
         self.batch_size = batch_size
         size = _size(pool)
-        fits = not self.directions or _shapes(pool) == _shapes(self.directions)
+        fits = not self.directions or _shapes(continuous_of(pool)) == _shapes(self.directions)
         count = min(size, self._pilots_wanted()) if fits else size
         order = torch.randperm(size, generator=self.generator)
         others = pool
@@ -152,7 +152,8 @@ class _Finder:
             pilots, others = select(pool, order[:count]), select(pool, order[count:])
             with torch.no_grad():
                 one = self.scores_of(select(pool, torch.arange(1)))
-            every = {name: score.new_ones(count, score.shape[1]) for name, score in one.items()}
+            names = continuous_of(pool)
+            every = {name: score.new_ones(count, score.shape[1]) for name, score in one.items() if name in names}
             norms, taken = pair_norms(self.scores_of, pilots, every, batch_size)
             keep_largest(self.largest, norms)
             if fits:
@@ -180,10 +181,10 @@ class _Finder:
 
     def _choose_directions(self, pilots: Inputs, norms: Inputs) -> None:
         """Leading principal directions of the gradients of all classes, each of length one."""
-        mixed: dict[str, list[Tensor]] = {name: [] for name in pilots}
+        mixed: dict[str, list[Tensor]] = {name: [] for name in norms}
         for rows in torch.split(torch.arange(_size(pilots)), self.batch_size):
-            leaves = {name: value.requires_grad_(True) for name, value in select(pilots, rows).items()}
-            scores = self.scores_of(leaves)
+            leaves = {name: value.requires_grad_(name in norms) for name, value in select(pilots, rows).items()}
+            scores = {name: score for name, score in self.scores_of(leaves).items() if name in norms}
             for turn in range(_MIXTURES):
                 parts = []
                 for name, score in scores.items():
@@ -213,21 +214,23 @@ class _Finder:
 
         And the scores. Batches are not enlarged: they were chosen for the memory, or the cache.
         """
-        slopes: dict[str, list[Tensor]] = {name: [] for name in inputs}
-        scores: dict[str, list[Tensor]] = {name: [] for name in inputs}
+        names = list(self.directions)
+        slopes: dict[str, list[Tensor]] = {name: [] for name in names}
+        scores: dict[str, list[Tensor]] = {name: [] for name in names}
         for rows in torch.split(torch.arange(_size(inputs)), self.batch_size):
             here = select(inputs, rows)
             base = self.scores_of(here)
-            parts: dict[str, list[Tensor]] = {name: [] for name in inputs}
+            parts: dict[str, list[Tensor]] = {name: [] for name in names}
             for i in range(len(next(iter(self.directions.values())))):
-                moved = {name: self.steps[name] * self.directions[name][i] + value for name, value in here.items()}
-                for name, score in self.scores_of(moved).items():
-                    change = at_least_single(score) - at_least_single(base[name])
+                moved = {name: self.steps[name] * self.directions[name][i] + here[name] for name in names}
+                changed = self.scores_of({**here, **moved})
+                for name in names:
+                    change = at_least_single(changed[name]) - at_least_single(base[name])
                     parts[name].append(change / self.steps[name])
-            for name in inputs:
+            for name in names:
                 slopes[name].append(torch.stack(parts[name], dim=1))
                 scores[name].append(at_least_single(base[name]))
-        return {name: (torch.cat(slopes[name]), torch.cat(scores[name])) for name in inputs}
+        return {name: (torch.cat(slopes[name]), torch.cat(scores[name])) for name in names}
 
     # --- searching
 
@@ -275,7 +278,7 @@ def pair_norms(
     Args:
         scores_of: uni-modal scores ``(B, K)`` of inputs by name, each of its own input alone.
         inputs: of n samples, by name.
-        pairs: which scores of which samples, ``(n, K)`` of bools by modality.
+        pairs: which scores of which samples, ``(n, K)`` of bools by modality; others are carried along.
         batch_size: the most samples in a pass.
 
     Returns:
@@ -290,7 +293,7 @@ def pair_norms(
     """
     left = {name: mask.to(torch.uint8, copy=True) for name, mask in pairs.items()}
     norms = {name: torch.zeros_like(mask, dtype=inputs[name].dtype) for name, mask in left.items()}
-    taken = 0
+    first, taken = next(iter(left)), 0
     while True:
         counts = {name: mask.sum(dim=1) for name, mask in left.items()}
         size = min(batch_size, max(int((count > 0).sum()) for count in counts.values()))
@@ -303,9 +306,10 @@ def pair_norms(
             name: mask[rows[name]].argsort(dim=1, descending=True, stable=True)[:, :turns]
             for name, mask in left.items()
         }
-        batch = {name: value[rows[name]] for name, value in inputs.items()}
+        # Context goes with its modality.
+        batch = {name: value[rows.get(name.partition(".")[0], rows[first])] for name, value in inputs.items()}
         # A modality with nothing left to compute is carried along.
-        leaves = {name: value.requires_grad_(True) for name, value in batch.items() if counts[name].any()}
+        leaves = {name: batch[name].requires_grad_(True) for name, count in counts.items() if count.any()}
         scores = scores_of(batch)
         for turn in range(turns):
             at = {name: classes[name][:, turn] for name in leaves}

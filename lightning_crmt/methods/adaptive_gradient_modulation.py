@@ -18,7 +18,7 @@ from lightning_crmt.frozen_eval import evaluating
 from lightning_crmt.methods.parts.epoch_range import epoch_range
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, Inputs
+from lightning_crmt.modality import FusionOutput, Inputs, answer, modalities_of
 from lightning_crmt.targets import Target, size_of
 from lightning_crmt.training import BatchSums, Method, Needs, losses
 
@@ -95,7 +95,7 @@ class AdaptiveGradientModulation(Method):
 
     @override
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
-        self._blank = {name: torch.zeros_like(value[:1]) for name, value in inputs.items()}
+        self._blank = {name: torch.zeros_like(value[:1]) for name, value in modalities_of(inputs).items()}
         return inputs, target
 
     @override
@@ -104,7 +104,8 @@ class AdaptiveGradientModulation(Method):
         if not torch.is_grad_enabled() or trainer.current_epoch not in self.epochs:
             return None
         responses = self._responses(module, output)
-        self._sums.add(losses(responses, target, least=_LEAST), size_of(target))
+        of_batch = losses(responses, target, _LEAST, output.present)
+        self._sums.add(of_batch, size_of(target), output.present)
         # The gradient of the stage's loss at the logits: what flows through each response.
         logits = output.logits.detach().requires_grad_(True)
         (pull,) = torch.autograd.grad(module.stage_objective.loss(output._replace(logits=logits), target), logits)
@@ -153,7 +154,8 @@ class AdaptiveGradientModulation(Method):
                     features = {
                         name: given[name] if name in present else zeros[name].expand_as(given[name]) for name in names
                     }
-                    values[frozenset(present)] = module.head(features).logits
+                    # What a sample lacks changes no value: its response there is 0.
+                    values[frozenset(present)] = answer(module.head, features, output.present).logits
         return shapley_responses(values)
 
 

@@ -9,12 +9,12 @@ from typing import cast
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks import Attack, Model, public_logits
+from lightning_crmt.attacks import Attack, BudgetedAttack, Model, public_logits
 from lightning_crmt.checks import describe
 from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import Inputs
-from lightning_crmt.targets import Target
+from lightning_crmt.modality import Inputs, select
+from lightning_crmt.targets import Target, parts_of
 from lightning_crmt.training import Method
 
 _ORDER = "AdversarialTraining must come before Mixup: an attack leads away from one class"
@@ -27,8 +27,9 @@ class AdversarialTraining(Method):
         \delta_i \approx \arg\max_{\delta \in \text{budget}} \mathrm{CE}(h(x_i + \delta), y_i)
 
     With ``LossAscent(Budget(0.1))``, all modalities in one ball, it is the paper's MMAT under joint training, and
-    CRMT-AT under ``CRMTModule(rho=...)``. The attack sees the model in evaluation mode and full precision. For each
-    batch one more forward pass, in the same mode, looks for samples whose logits are not finite.
+    CRMT-AT under ``CRMTModule(rho=...)``. An attack leads away from the most probable class where targets are
+    probabilities, and flips any label where they are labels. It sees the model in evaluation mode and full precision.
+    For each batch one more forward pass, in the same mode, looks for samples whose logits are not finite.
 
     Args:
         attack: any attack; one made for evaluation stops at the first input that fools the model, so its examples are
@@ -69,8 +70,9 @@ class AdversarialTraining(Method):
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         if not isinstance(target, Tensor):
             raise ValueError(_ORDER)
-        model = cast(Model, module)
-        moved = self.attack(model, inputs, target)
+        model, criterion = cast(Model, module), module.crmt_criterion
+        right = criterion.answers(parts_of(criterion.check(target, module.head.num_classes, len(target)))[0])
+        moved = self._moved(model, inputs, right, criterion.counted(target))
         broken = _without_answer(model, moved)
         if broken:
             changed = [name for name in moved if not moved[name].equal(inputs[name])]
@@ -81,6 +83,21 @@ class AdversarialTraining(Method):
                 "model defined there, or give the budget a smaller radius or a box"
             )
         return moved, target
+
+    def _moved(self, model: Model, inputs: Inputs, right: Tensor, counted: Tensor | None) -> Inputs:
+        """Adversarial inputs; samples that do not count, of which nothing is right, are as they were."""
+        if counted is None or bool(counted.all()):
+            return self.attack(model, inputs, right)
+        rows = counted.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return inputs
+        attack = self.attack.select(rows) if isinstance(self.attack, BudgetedAttack) else self.attack
+        moved, whole = attack(model, select(inputs, rows), right[rows]), dict(inputs)
+        for name, value in moved.items():
+            if not value.equal(inputs[name][rows.to(inputs[name].device)]):
+                whole[name] = inputs[name].detach().to(value, copy=True)
+                whole[name][rows.to(value.device)] = value
+        return whole
 
 
 def _without_answer(model: Model, inputs: Inputs) -> int:

@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least, describe
 from lightning_crmt.fusion import MemoryFusion
 from lightning_crmt.mixin import CRMTMixin
+from lightning_crmt.modality import encoded, present_of, select
 from lightning_crmt.training import Method, Needs, TrainingPass, crmt_module
 
 
@@ -103,11 +104,13 @@ class FeatureMemory(Method):
         kept: dict[str, Tensor] = {}
         with TrainingPass(trainer, self.dataloader).samples(module, "Feature memory") as samples:
             for inputs, target in samples:
+                if present := present_of(inputs):  # atoms are samples that have all modalities
+                    complete = torch.stack(list(present.values())).all(dim=0).nonzero().squeeze(1)
+                    inputs, target = select(inputs, complete), target[complete]
                 # Every sample draws a key, and the largest keys stay: a sample of all without knowing how many.
                 keys = torch.cat([keys, torch.rand(len(target), generator=generator)])
                 keys, order = keys.topk(min(count, len(keys)))
-                for name, encoder in module.encoders.items():
-                    value = encoder(inputs[name])
+                for name, value in encoded(module.encoders, inputs).items():
                     pool = torch.cat([kept[name], value]) if name in kept else value
                     kept[name] = pool[order.to(pool.device)]
         if not kept:

@@ -16,7 +16,7 @@ from lightning_crmt.checks import check_at_least, check_positive, check_same_mod
 from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, at_least_single
-from lightning_crmt.targets import Target, mixed_cross_entropy
+from lightning_crmt.targets import Target
 from lightning_crmt.training import BatchSums, Method, Needs, TrainingPass, ValidationPass, crmt_module
 
 #: Name of the loss of the joint logits, next to those of the modalities.
@@ -132,9 +132,13 @@ class GradientBlending(Method):
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
         # The module's own loss holds the joint one already, once.
-        joint = (self.weights[JOINT] - 1) * mixed_cross_entropy(output.logits, target)
+        joint = (self.weights[JOINT] - 1) * module.crmt_criterion.loss(output.logits, target)
         logits = self.readout.logits(module, output, self)
-        return sum((self.weights[name] * mixed_cross_entropy(own, target) for name, own in logits.items()), start=joint)
+        own_losses = (
+            self.weights[name] * module.crmt_criterion.loss(own, target, output.present.get(name))
+            for name, own in logits.items()
+        )
+        return sum(own_losses, start=joint)
 
     def _mean_losses(self, module: CRMTMixin, data: TrainingPass, part: str) -> dict[str, float]:
         """Mean loss of every head over the samples of all processes."""
@@ -145,7 +149,10 @@ class GradientBlending(Method):
                 logits = {**self.readout.logits(module, output, self), JOINT: output.logits}
                 # In half precision the differences that make up the weights would be lost.
                 own = {head: at_least_single(logits[head]) for head in self.weights}
-                sums.add({head: mixed_cross_entropy(each, target, "sum") for head, each in own.items()}, len(target))
+                here = output.present
+                losses = {h: module.crmt_criterion.loss(each, target, here.get(h)) for h, each in own.items()}
+                counts = {h: int(here[h].sum()) if h in here else len(target) for h in losses}
+                sums.add({h: each * counts[h] for h, each in losses.items()}, len(target), here)
         if not sums:
             raise ValueError(f"GradientBlending must see at least one {part} sample, got none")
         return sums.means(module.trainer)

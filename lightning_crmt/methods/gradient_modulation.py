@@ -114,7 +114,7 @@ class GradientModulation(Method):
         if torch.is_grad_enabled() and module.current_epoch in self.epochs:
             with torch.no_grad():
                 logits = module.head.unimodal_logits(output.scores)
-                self._sums.add(confidences(logits, target), size_of(target))
+                self._sums.add(confidences(logits, target, output.present), size_of(target), output.present)
 
     @override
     def before_step(self, module: CRMTMixin) -> None:

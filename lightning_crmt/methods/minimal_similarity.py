@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, as_vectors, at_least_single
+from lightning_crmt.modality import FusionOutput, as_vectors, at_least_single, mean_over
 from lightning_crmt.targets import Target
 from lightning_crmt.training import Method
 
@@ -23,8 +23,8 @@ class MinimalSimilarity(Method):
     .. math:: L = \mathrm{CE}(h, y) + w \, \frac 1 N \sum_i \frac 2 {M (M - 1)} \sum_{m < n} \cos(z_i^m, z_i^n)
 
     with features :math:`z^m` of shape ``(B, d)``. The paper has two modalities and weight 1; the mean over pairs is the
-    natural form for more. It does not use targets, so mixed samples need no special treatment. The other half of the
-    paper's defence is :class:`FeatureMemory`.
+    natural form for more. Samples that lack one of a pair do not count in its mean. It does not use targets, so mixed
+    samples need no special treatment. The other half of the paper's defence is :class:`FeatureMemory`.
 
     Args:
         weight: w, at least 0.
@@ -54,6 +54,10 @@ class MinimalSimilarity(Method):
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
         features = as_vectors(self.features_of(output))
         with torch.autocast(output.logits.device.type, enabled=False):
-            vectors = [at_least_single(value) for value in features.values()]
-            similarities = [nn.functional.cosine_similarity(a, b, dim=1).mean() for a, b in combinations(vectors, 2)]
+            vectors = {name: at_least_single(value) for name, value in features.items()}
+            similarities = []
+            for (first, a), (second, b) in combinations(vectors.items(), 2):
+                here = [output.present[name] for name in (first, second) if name in output.present]
+                both = torch.stack(here).all(dim=0) if here else None
+                similarities.append(mean_over(nn.functional.cosine_similarity(a, b, dim=1), both))
             return self.weight * torch.stack(similarities).mean()

@@ -16,19 +16,21 @@ from lightning_crmt.methods.parts.by_modality import (
     of_modality,
 )
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import PRESENT, Inputs, modalities_of, present_of
 from lightning_crmt.targets import Target
 from lightning_crmt.training import Method
 
 
 class ModalityDropout(Method):
-    r"""Modality dropout (after Neverova et al., ModDrop, TPAMI 2016): modalities of samples are blanked at random.
+    r"""Modality dropout (after Neverova et al., ModDrop, TPAMI 2016): modalities of samples are absent at random.
 
-    Each is absent with probability p, independently, given that at least one is left.
+    Each is absent with probability p, independently, given that at least one is left of those that the sample has.
 
     Args:
         probability: p, a number or one by modality, at least 0 and below 1.
-        fill: what an absent input becomes, a number or one by modality; ``MissingModalities`` fills with 0 too.
+        fill: None to train as on samples that lack the modality: its scores are dropped from fusion and losses. Or
+            what an absent input becomes, a number or one by modality, as ``MissingModalities`` fills with 0: then
+            encoders and head learn what that means.
         value: the old name of ``fill``.
 
     Raises:
@@ -41,7 +43,7 @@ class ModalityDropout(Method):
     source = "recalled"
 
     def __init__(
-        self, probability: ByModality = 0.3, *, fill: ByModality = 0.0, value: ByModality | None = None
+        self, probability: ByModality = 0.3, *, fill: ByModality | None = None, value: ByModality | None = None
     ) -> None:
         check_by_modality("probability", probability, below=1)
         self.probability = probability
@@ -50,19 +52,25 @@ class ModalityDropout(Method):
     @override
     def begin(self, module: CRMTMixin) -> None:
         check_modalities_of("probability", self.probability, module.encoders.keys())
-        check_modalities_of("fill", self.fill, module.encoders.keys())
+        if self.fill is not None:
+            check_modalities_of("fill", self.fill, module.encoders.keys())
 
     @override
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
-        names = list(inputs)
+        names, present = list(modalities_of(inputs)), present_of(inputs)
         first = inputs[names[0]]
         chance = torch.tensor([of_modality(self.probability, name) for name in names], device=first.device)
+        everywhere = torch.ones(len(first), dtype=torch.bool, device=first.device)
+        here = torch.stack([present.get(name, everywhere) for name in names], dim=1)
         absent = torch.rand(len(first), len(names), device=first.device) < chance
         # Drawn again until one is left: that is the distribution given that one is.
-        while bool((lost := absent.all(dim=1)).any()):
+        while bool((lost := (absent | ~here).all(dim=1) & here.any(dim=1)).any()):
             absent[lost] = torch.rand(int(lost.sum()), len(names), device=first.device) < chance
-        filled = {}
-        for column, (name, value) in enumerate(inputs.items()):
-            fill = torch.full_like(value, of_modality(self.fill, name))
-            filled[name] = torch.where(like(absent[:, column], value), fill, value)
-        return filled, target
+        changed = dict(inputs)
+        for name, gone, has in zip(names, absent.unbind(dim=1), here.unbind(dim=1), strict=True):
+            if self.fill is None:
+                changed[f"{name}.{PRESENT}"] = has & ~gone
+            else:
+                fill = torch.full_like(inputs[name], of_modality(self.fill, name))
+                changed[name] = torch.where(like(gone, fill), fill, inputs[name])
+        return changed, target

@@ -17,6 +17,7 @@ from lightning_crmt.methods.parts.modality_parts import own_parameters
 from lightning_crmt.methods.parts.validated_method import ValidatedMethod
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
+from lightning_crmt.targets import answers, has_labels, most_probable
 
 
 class ModalitySpecificRates(ValidatedMethod):
@@ -104,7 +105,9 @@ class ModalitySpecificRates(ValidatedMethod):
 
     @override
     def measure(self, logits: Inputs, target: Tensor) -> dict[str, Tensor]:
-        return {name: (each.argmax(dim=1) == target).float().sum() for name, each in logits.items()}
+        labels, right = has_labels(target), most_probable(target)
+        hits = {name: (answers(each, labels) == right).float() for name, each in logits.items()}
+        return {name: (each.mean(dim=1) if labels else each).sum() for name, each in hits.items()}
 
     @override
     def learn(self, module: CRMTMixin, means: dict[str, float]) -> None:

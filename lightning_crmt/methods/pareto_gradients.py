@@ -15,8 +15,8 @@ from lightning_crmt.methods.parts.modality_parts import encoder_parameters
 from lightning_crmt.methods.parts.separate_gradients import SeparateGradients
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
-from lightning_crmt.targets import Target, size_of
-from lightning_crmt.training import Method, Needs, losses
+from lightning_crmt.targets import Target
+from lightning_crmt.training import Method, Needs
 
 
 class ParetoGradients(Method):
@@ -71,8 +71,10 @@ class ParetoGradients(Method):
 
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
-        sums = losses(module.head.unimodal_logits(output.scores), target)
-        means = {name: value / size_of(target) for name, value in sums.items()}
+        logits = module.head.unimodal_logits(output.scores)
+        means = {
+            name: module.crmt_criterion.loss(own, target, output.present.get(name)) for name, own in logits.items()
+        }
         if torch.is_grad_enabled():
             for name, parameters in encoder_parameters(module).items():
                 if parameters:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_at_least
+from lightning_crmt.checks import check_at_least, describe
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, as_vectors, at_least_single
-from lightning_crmt.targets import MixedTarget, Target, mixed_loss
+from lightning_crmt.targets import MixedTarget, Target, has_probabilities, mixed_loss, rows_of
 from lightning_crmt.training import Method, Needs, TrainingPass
 
 
@@ -106,7 +106,7 @@ class PrototypicalRebalancing(Method):
     """
 
     source = "recalled"
-    needs = Needs.MODALITIES | Needs.TRAINING_PASS
+    needs = Needs.MODALITIES | Needs.TRAINING_PASS | Needs.CLASSES
 
     weight: float = 1.0
     _: KW_ONLY
@@ -138,14 +138,20 @@ class PrototypicalRebalancing(Method):
         if not self.prototypes:
             return None
         features = as_vectors(self.features_of(output))
-        logits = {name: prototypes.logits(features[name]) for name, prototypes in self.prototypes.items()}
-        scores = torch.stack([self._score(name, own, target) for name, own in logits.items()])
+        logits, targets = {}, {}
+        for name, prototypes in self.prototypes.items():
+            here = output.present.get(name)
+            logits[name] = prototypes.logits(features[name] if here is None else features[name][here])
+            targets[name] = target if here is None else rows_of(target, here)
+        scores = torch.stack([self._score(name, own, targets[name]) for name, own in logits.items()])
         scores = module.trainer.strategy.reduce(scores, reduce_op="sum").to(scores)
         stimulus, restraint = coefficients(scores)
-        losses = torch.stack([self._prototypical_loss(name, own, target) for name, own in logits.items()])
+        losses = torch.stack([self._prototypical_loss(name, own, targets[name]) for name, own in logits.items()])
         total: Tensor = self.weight * (stimulus * losses).sum()
         if module.current_epoch < self.entropy_epochs:
-            entropies = torch.stack([-(own.softmax(1) * own.log_softmax(1)).sum(1).mean() for own in logits.values()])
+            entropies = torch.stack(
+                [-(own.softmax(1) * own.log_softmax(1)).sum() / max(len(own), 1) for own in logits.values()]
+            )
             total = total - self.entropy_weight * (restraint * entropies).sum()
         return total
 
@@ -167,17 +173,25 @@ class PrototypicalRebalancing(Method):
     def _measure(self, module: CRMTMixin) -> None:
         classes, reduce = module.head.num_classes, module.trainer.strategy.reduce
         kept = torch.promote_types(torch.float32, next(module.parameters()).dtype)
-        counts = torch.zeros(classes, dtype=kept, device=module.device)
-        sums = {name: counts.new_zeros(classes, size) for name, size in module.head.in_features.items()}
+        sizes = module.head.in_features
+        counts = {name: torch.zeros(classes, dtype=kept, device=module.device) for name in sizes}
+        sums = {name: counts[name].new_zeros(classes, size) for name, size in sizes.items()}
         with TrainingPass(module.trainer, self.dataloader).samples(module, "Prototypes") as samples:
             for inputs, target in samples:
-                for name, value in as_vectors(self.features_of(module(inputs))).items():
-                    sums[name].index_add_(0, target.long(), value.to(sums[name]))
-                counts += torch.bincount(target.long(), minlength=classes)
-        counts = reduce(counts, reduce_op="sum").to(counts)
+                if has_probabilities(target):
+                    raise ValueError(
+                        "PrototypicalRebalancing has prototypes of classes, so targets must be classes (B,), got "
+                        f"probabilities of them, {describe(target)}"
+                    )
+                output = module(inputs)
+                for name, value in as_vectors(self.features_of(output)).items():
+                    here = output.present.get(name, slice(None))
+                    sums[name].index_add_(0, target[here].long(), value[here].to(sums[name]))
+                    counts[name] += torch.bincount(target[here].long(), minlength=classes)
         for name, each in sums.items():
             total = reduce(each, reduce_op="sum").to(each)
-            self.prototypes.setdefault(name, Prototypes(self.momentum)).update(total, counts)
+            count = reduce(counts[name], reduce_op="sum").to(each)
+            self.prototypes.setdefault(name, Prototypes(self.momentum)).update(total, count)
 
     def _score(self, name: str, logits: Tensor, target: Target) -> Tensor:
         """:math:`s_m` on this process, without a graph."""

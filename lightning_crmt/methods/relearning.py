@@ -19,6 +19,7 @@ from lightning_crmt.methods.parts.clustering import purity
 from lightning_crmt.methods.parts.modality_parts import encoder_parameters
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import as_vectors
+from lightning_crmt.targets import most_probable
 from lightning_crmt.training import Method, Needs, TrainingPass, ValidationPass
 
 
@@ -61,7 +62,7 @@ class Relearning(Method):
     """
 
     source = "authors' code"
-    needs = Needs.STEPS | Needs.VALIDATION | Needs.TRAINING_PASS
+    needs = Needs.STEPS | Needs.VALIDATION | Needs.TRAINING_PASS | Needs.CLASSES
     saved = ("first",)
 
     epochs: Sequence[int] = (20, 40, 60)
@@ -114,17 +115,18 @@ class Relearning(Method):
     def _purities(self, module: CRMTMixin, data: TrainingPass) -> dict[str, float]:
         """Purity of each modality's features, the same on every process."""
         parts: dict[str, list[Tensor]] = {name: [] for name in module.encoders}
-        targets: list[Tensor] = []
+        targets: dict[str, list[Tensor]] = {name: [] for name in module.encoders}
         with data.samples(module, "Features") as samples:
             for inputs, target in samples:
-                targets.append(target)
-                for name, features in as_vectors(self.features_of(module(inputs))).items():
-                    parts[name].append(features.float())
-        classes = _of_all_processes(data.trainer, torch.cat(targets))
-        purities = {
-            name: purity(_of_all_processes(data.trainer, torch.cat(each)), classes, module.head.num_classes, self.seed)
-            for name, each in parts.items()
-        }
+                output = module(inputs)
+                for name, features in as_vectors(self.features_of(output)).items():
+                    here = output.present.get(name, slice(None))
+                    parts[name].append(features[here].float())
+                    targets[name].append(most_probable(target)[here])
+        purities = {}
+        for name, each in parts.items():
+            features, classes = (_of_all_processes(data.trainer, torch.cat(rows)) for rows in (each, targets[name]))
+            purities[name] = purity(features, classes, module.head.num_classes, self.seed)
         # Devices may round differently; the weights must not drift apart.
         agreed: dict[str, float] = data.trainer.strategy.broadcast(purities)
         return agreed

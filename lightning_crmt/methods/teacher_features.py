@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_crmt.checks import describe
 from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, of_modality
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, encoded, mean_over
 from lightning_crmt.targets import MixedTarget, Target
 from lightning_crmt.training import Method
 
@@ -97,7 +97,7 @@ class TeacherFeatures(Method):
     @override
     def transform(self, module: CRMTMixin, inputs: Inputs, target: Target) -> tuple[Inputs, Target]:
         with torch.no_grad():
-            self._wanted = {name: teacher(inputs[name]) for name, teacher in self._frozen.items()}
+            self._wanted = encoded(self._frozen, inputs)
         self._saw_mixture = isinstance(target, MixedTarget)
         return inputs, target
 
@@ -109,16 +109,19 @@ class TeacherFeatures(Method):
             raise ValueError(
                 "TeacherFeatures must come after Mixup: its teachers must see the samples that are trained on"
             )
-        features = self.features_of(output)
+        features, counted = self.features_of(output), module.training_stage.counted
         losses = []
         for name, wanted in self._wanted.items():
+            if isinstance(wanted, Tensor) and counted is not None:
+                wanted = wanted[counted]
             if not isinstance(wanted, Tensor) or wanted.shape != features[name].shape:
                 raise ValueError(
                     f"the teacher of {name!r} must give features of shape {tuple(features[name].shape)}, as the "
                     f"encoder does, got {describe(wanted)}"
                 )
             distance = at_least_single(features[name]) - at_least_single(wanted)
-            losses.append(of_modality(self.weight, name) * distance.flatten(1).square().sum(dim=1).mean())
+            mean = mean_over(distance.flatten(1).square().sum(dim=1), output.present.get(name))
+            losses.append(of_modality(self.weight, name) * mean)
         return torch.stack(losses).sum()
 
 

@@ -14,7 +14,7 @@ from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modali
 from lightning_crmt.methods.parts.unimodal_readout import Readout, UnimodalReadout
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput
-from lightning_crmt.targets import Target, mixed_cross_entropy
+from lightning_crmt.targets import Target
 from lightning_crmt.training import Method
 
 
@@ -53,7 +53,10 @@ class UnimodalLosses(Method):
     @override
     def term(self, module: CRMTMixin, output: FusionOutput, target: Target) -> Tensor:
         logits = self.readout.logits(module, output, self)
-        losses = [of_modality(self.weight, name) * mixed_cross_entropy(own, target) for name, own in logits.items()]
+        losses = [
+            of_modality(self.weight, name) * module.crmt_criterion.loss(own, target, output.present.get(name))
+            for name, own in logits.items()
+        ]
         return torch.stack(losses).sum()
 
     @override

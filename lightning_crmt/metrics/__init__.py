@@ -8,21 +8,27 @@ Metrics of certificates are lower bounds of the robustness, or are named estimat
 from lightning_crmt.metrics.attacks import MeanAdversarialDistance, RobustAccuracy, credited_distance, withstood
 from lightning_crmt.metrics.certificates import (
     CertifiedAccuracy,
+    CertifiedLabelAccuracy,
     EstimatedAccuracy,
+    EstimatedLabelAccuracy,
     MeanCertifiedRadius,
     MeanEstimatedRadius,
+    credited_label_radii,
     credited_radius,
     robust_at,
 )
 
 __all__ = [
     "CertifiedAccuracy",
+    "CertifiedLabelAccuracy",
     "EstimatedAccuracy",
+    "EstimatedLabelAccuracy",
     "MeanAdversarialDistance",
     "MeanCertifiedRadius",
     "MeanEstimatedRadius",
     "RobustAccuracy",
     "credited_distance",
+    "credited_label_radii",
     "credited_radius",
     "robust_at",
     "withstood",

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.attacks import right_answers
-from lightning_crmt.checks import check_target, describe
+from lightning_crmt.checks import describe
 from lightning_crmt.metrics.sample_mean import SampleMean
 from lightning_crmt.modality import at_least_single
+from lightning_crmt.targets import check_answers, right_answers
 
 
 def withstood(logits: Tensor, target: Tensor, attacked: Tensor) -> Tensor:
-    """Which predictions are right and stay so under an attack, ``(B,)`` bool.
+    """Which predictions are right and stay so under an attack, ``(B,)`` bool; of labels where all are and do.
 
     Logits that are not finite count as wrong, attacked or not.
 
     Args:
         logits: for the clean inputs, ``(B, K)``.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         attacked: logits for the attacked inputs, ``(B, K)``.
 
     Raises:
@@ -34,7 +34,7 @@ def withstood(logits: Tensor, target: Tensor, attacked: Tensor) -> Tensor:
     tensor([ True, False])
     """
     target, attacked = _target_first(target, attacked, "logits, target, attacked")
-    _check(logits, target)
+    target = _checked(logits, target)
     if attacked.shape != logits.shape:
         raise ValueError(f"`attacked` must have the shape {tuple(logits.shape)} of `logits`, got {describe(attacked)}")
     return right_answers(logits, target) & right_answers(attacked, target)
@@ -45,7 +45,7 @@ def credited_distance(distance: Tensor, target: Tensor, logits: Tensor) -> Tenso
 
     Args:
         distance: as a search measured it, ``(B,)``, in units of its budget; infinite where the search failed.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         logits: for the clean inputs, ``(B, K)``.
 
     Raises:
@@ -55,8 +55,8 @@ def credited_distance(distance: Tensor, target: Tensor, logits: Tensor) -> Tenso
     tensor([0.3000, 0.0000])
     """
     target, logits = _target_first(target, logits, "distance, target, logits")
-    _check(logits, target)
-    if distance.shape != target.shape or not bool((distance >= 0).all()):
+    target = _checked(logits, target)
+    if distance.shape != (len(target),) or not bool((distance >= 0).all()):
         raise ValueError(f"`distance` must hold one number for each sample, at least 0, got {describe(distance)}")
     distance = at_least_single(distance)
     return torch.where(right_answers(logits, target), distance, torch.zeros_like(distance))
@@ -86,7 +86,7 @@ class RobustAccuracy(SampleMean):
 
         Args:
             logits: for the clean inputs, ``(B, K)``.
-            target: classes, ``(B,)``.
+            target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
             attacked: logits for the attacked inputs, ``(B, K)``.
         """
         self._add(withstood(logits, target, attacked))
@@ -118,7 +118,7 @@ class MeanAdversarialDistance(SampleMean):
 
         Args:
             distance: as a search measured it, ``(B,)``, in units of its budget; infinite where the search failed.
-            target: classes, ``(B,)``.
+            target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
             logits: for the clean inputs, ``(B, K)``.
         """
         self._add(credited_distance(distance, target, logits))
@@ -132,7 +132,7 @@ def _target_first(target: Tensor, other: Tensor, order: str) -> tuple[Tensor, Te
     return target, other
 
 
-def _check(logits: Tensor, target: Tensor) -> None:
+def _checked(logits: Tensor, target: Tensor) -> Tensor:
     if logits.dim() != 2:
         raise ValueError(f"`logits` must have shape (B, K), got {describe(logits)}")
-    check_target(target, logits.shape[1], len(logits))
+    return check_answers(target, logits.shape[1], len(logits))

@@ -13,20 +13,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.certification import Certificate
-from lightning_crmt.checks import check_target
 from lightning_crmt.metrics.sample_mean import SampleMean
+from lightning_crmt.targets import check_answers, has_labels
 
 
 def credited_radius(certificate: Certificate, target: Tensor, modalities: Sequence[str] | None = None) -> Tensor:
-    """The radius of each prediction that is right, 0 for each that is wrong, ``(B,)``.
+    """The radius of each prediction that is right, 0 for each that is wrong, ``(B,)``; of labels all must be right.
 
     Args:
         certificate: for the same samples.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         modalities: those that are perturbed, all by default.
 
     Raises:
-        ValueError: if a class is out of range, or a modality is unknown.
+        ValueError: if a class is out of range, a modality is unknown, or one is of classes and the other of labels.
 
     >>> from lightning_crmt import Soundness
     >>> certificate = Certificate(
@@ -35,9 +35,42 @@ def credited_radius(certificate: Certificate, target: Tensor, modalities: Sequen
     >>> credited_radius(certificate, torch.tensor([0, 1]))
     tensor([0.5000, 0.0000])
     """
-    check_target(target, certificate.margins.shape[1], len(certificate.prediction))
+    right = _right(certificate, target)
     radius = certificate.radius(modalities)
-    return torch.where(certificate.prediction == target, radius, torch.zeros_like(radius))
+    return torch.where(right.all(dim=1) if right.dim() == 2 else right, radius, torch.zeros_like(radius))
+
+
+def credited_label_radii(certificate: Certificate, target: Tensor, modalities: Sequence[str] | None = None) -> Tensor:
+    """The radius of each label that is right, whatever becomes of the others, 0 for each that is wrong, ``(B, K)``.
+
+    Args:
+        certificate: of labels of the same samples.
+        target: labels, ``(B, K)`` of bools or integers.
+        modalities: those that are perturbed, all by default.
+
+    Raises:
+        ValueError: if the certificate or the target is of classes, or a modality is unknown.
+
+    >>> from lightning_crmt import Soundness
+    >>> certificate = Certificate(
+    ...     prediction=torch.tensor([[True, False]]), margins=torch.tensor([[1.0, 3.0]]),
+    ...     sensitivities={"audio": torch.tensor([[2.0, 2.0]])}, soundness=Soundness.SOUND)
+    >>> credited_label_radii(certificate, torch.tensor([[1, 1]]))
+    tensor([[0.5000, 0.0000]])
+    """
+    radii = certificate.label_radii(modalities)
+    return torch.where(_right(certificate, target), radii, torch.zeros_like(radii))
+
+
+def _right(certificate: Certificate, target: Tensor) -> Tensor:
+    target = check_answers(target, certificate.margins.shape[1], len(certificate.prediction))
+    if has_labels(target) != has_labels(certificate.prediction):
+        kinds = ["classes (B,)", "labels (B, K)"]
+        raise ValueError(
+            f"`target` must be of {kinds[has_labels(certificate.prediction)]}, as the certificate is, "
+            f"got {kinds[has_labels(target)]}"
+        )
+    return certificate.prediction == target.to(certificate.prediction.device)
 
 
 def robust_at(
@@ -49,7 +82,7 @@ def robust_at(
 
     Args:
         certificate: for the same samples.
-        target: classes, ``(B,)``.
+        target: classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         radius: l2 radius in units of the model's inputs, at least 0.
         modalities: those that are perturbed, all by default.
 
@@ -84,7 +117,7 @@ class _CertificateMetric(SampleMean):
 
         Args:
             certificate: for B samples, its margins and sensitivities ``(B, K)``.
-            target: classes of these samples, ``(B,)``.
+            target: classes of these samples, ``(B,)``, or labels ``(B, K)``.
 
         Raises:
             ValueError: if the certificate is of the other kind, a class is out of range, or a modality is unknown.
@@ -133,6 +166,26 @@ class CertifiedAccuracy(_CertificateMetric):
     @override
     def values(self, certificate: Certificate, target: Tensor) -> Tensor:
         return robust_at(certificate, target, self.radius, self.modalities)
+
+
+class CertifiedLabelAccuracy(CertifiedAccuracy):
+    """Share of labels that are right and certified to stay so within ``radius``, each by itself; refuses estimates.
+
+    The arguments are the same. :class:`CertifiedAccuracy` is the share of samples all of whose labels are.
+
+    >>> from lightning_crmt import Soundness
+    >>> certificate = Certificate(
+    ...     prediction=torch.tensor([[True, False]]), margins=torch.tensor([[1.0, 3.0]]),
+    ...     sensitivities={"audio": torch.tensor([[2.0, 2.0]])}, soundness=Soundness.SOUND)
+    >>> metric = CertifiedLabelAccuracy(radius=0.7)
+    >>> metric.update(certificate, torch.tensor([[True, False]]))
+    >>> metric.compute()
+    tensor(0.5000)
+    """
+
+    @override
+    def values(self, certificate: Certificate, target: Tensor) -> Tensor:
+        return (credited_label_radii(certificate, target, self.modalities) > self.radius).float().mean(dim=1)
 
 
 class MeanCertifiedRadius(_CertificateMetric):
@@ -187,6 +240,23 @@ class EstimatedAccuracy(CertifiedAccuracy):
         ...
     ValueError: `CertifiedAccuracy` takes certified radii, got a certificate of soundness ESTIMATED, whose radii are
     estimated; use EstimatedAccuracy
+    """
+
+    certified = False
+
+
+class EstimatedLabelAccuracy(CertifiedLabelAccuracy):
+    """:class:`CertifiedLabelAccuracy` of radii that rest on estimated constants: no guarantee.
+
+    The arguments are the same. It refuses certificates from bounds, as the other refuses estimates.
+
+    >>> from lightning_crmt import LinearFusion, certify, estimate_lipschitz
+    >>> head, x = LinearFusion({"audio": 4}, num_classes=3), {"audio": torch.randn(5, 4)}
+    >>> certificate = certify(head(x), head, estimate_lipschitz(head, [x]), multi_label=True)
+    >>> metric = EstimatedLabelAccuracy()
+    >>> metric.update(certificate, target=certificate.prediction)  # as if all were right
+    >>> metric.compute()
+    tensor(1.)
     """
 
     certified = False

@@ -2,20 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts that callbacks and methods share while they act on a fit."""
 
+from lightning_crmt.training.batch_forms import SplitBatch, as_split_batch
 from lightning_crmt.training.batch_sums import BatchSums, check_all_measured, confidences, losses
-from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, in_order, progress_bar
+from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, in_order
 from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source, callbacks_of
 from lightning_crmt.training.named_model import NamedModel, crmt_module, late_fusion
+from lightning_crmt.training.progress import ProgressBar
 
 __all__ = [
     "BatchSums",
     "Method",
     "NamedModel",
     "Needs",
+    "ProgressBar",
     "ReleasingCallback",
     "Source",
+    "SplitBatch",
     "TrainingPass",
     "ValidationPass",
+    "as_split_batch",
     "callbacks_of",
     "check_all_measured",
     "confidences",
@@ -23,5 +28,4 @@ __all__ = [
     "in_order",
     "late_fusion",
     "losses",
-    "progress_bar",
 ]

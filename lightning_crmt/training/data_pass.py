@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import (
@@ -32,13 +31,7 @@ from lightning_crmt.data import EpochShuffle
 from lightning_crmt.frozen_eval import frozen_eval
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import Inputs
-
-
-def progress_bar(trainer: Trainer, description: str, total: int | None) -> Tqdm:
-    """A bar that vanishes at the end; none where the Trainer shows none."""
-    bar = trainer.progress_bar_callback
-    shown = trainer.is_global_zero and bar is not None and getattr(bar, "is_enabled", True)
-    return Tqdm(desc=description, total=total, disable=not shown, leave=False, dynamic_ncols=True)
+from lightning_crmt.training.progress import ProgressBar
 
 
 class TrainingPass:
@@ -59,7 +52,7 @@ class TrainingPass:
     >>> from lightning_crmt.encoders import MLP
     >>> trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     >>> model, x = CRMTModule({"audio": MLP(3, 2)}, num_classes=2), {"audio": torch.zeros(4, 3)}
-    >>> data = TrainingPass(trainer, dataloader=[(x, torch.zeros(4)), (x, torch.ones(4))])
+    >>> data = TrainingPass(trainer, dataloader=[(x, torch.zeros(4).long()), (x, torch.ones(4).long())])
     >>> with data.samples(model, "Counting") as samples:
     ...     sum(len(target) for inputs, target in samples), model.training
     (8, False)
@@ -79,7 +72,7 @@ class TrainingPass:
         total = self.limit
         if total is None and isinstance(self.loader, Sized) and not _is_stream(self.loader):
             total = len(self.loader)
-        with progress_bar(self.trainer, description, total) as progress:
+        with ProgressBar(self.trainer, description, total) as progress:
             for batch in islice(self.loader, self.limit):
                 # As Lightning's own loop does: to the precision of the parameters, then to the device.
                 batch = self.trainer.precision_plugin.convert_input(batch)
@@ -120,12 +113,15 @@ class TrainingPass:
 
     @contextmanager
     def samples(self, module: CRMTMixin, description: str) -> Iterator[Iterator[tuple[Inputs, Tensor]]]:
-        """Inputs and target of each batch; inside, the module is frozen and in evaluation mode, without gradients.
+        """Inputs and checked target of each batch, of the samples that count, if there are any.
+
+        Inside, the module is frozen and in evaluation mode, without gradients.
 
         The pass leaves no trace in any random state, as loaders draw a seed, and augmentations draw what they like.
         """
         with isolate_rng(), frozen_eval(module), torch.no_grad():
-            yield (module.split_batch(batch) for batch in self.batches(description))
+            counted = map(module.counted_batch, self.batches(description))
+            yield ((inputs, target) for inputs, target in counted if len(target) > 0)
 
 
 class ValidationPass(TrainingPass):

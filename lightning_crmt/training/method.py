@@ -41,6 +41,8 @@ class Needs(Flag):
     VALIDATION = auto()
     #: A pass over the training data, or over the method's ``dataloader``.
     TRAINING_PASS = auto()
+    #: One class per sample.
+    CLASSES = auto()
 
 
 def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
@@ -175,6 +177,10 @@ class Method(ReleasingCallback):
         if Needs.MODALITIES in self.needs and len(module.encoders) < 2:
             raise ValueError(
                 f"{name} compares modalities with each other and needs at least 2, got {list(module.encoders)}"
+            )
+        if Needs.CLASSES in self.needs and module.crmt_criterion.multi_label:
+            raise ValueError(
+                f"{name} goes by the class of a sample, and with multi_label=True it has any number of labels"
             )
         if Needs.STEPS in self.needs and not module.automatic_optimization:
             raise ValueError(

@@ -4,49 +4,68 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from lightning_crmt.checks import check_modality_names, check_same_modalities, describe
+from lightning_crmt.criterion import Criterion
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import Inputs
+from lightning_crmt.modality import Inputs, context_of, flattened, select
+from lightning_crmt.training.batch_forms import SplitBatch, as_split_batch, take_apart
+from lightning_crmt.training.forward_call import ForwardCall
+
+#: Stands for a number of classes that is not known before the model has answered.
+_MANY = 2**31
 
 
 class NamedModel(nn.Module):
     """A user's module as a function of inputs by name, with its batches split to match.
 
-    A CRMT module is taken as it is. For any other, ``names`` says what its inputs are called:
+    A CRMT module is taken as it is, with its own ``split_batch``. For any other, ``names`` says what its inputs are
+    called:
 
     - batches: a tuple or list that holds the inputs in that order and then the target, or ``(dict, target)``, or one
-      dict with the target under ``"target"``, ``"label"`` or ``"y"``;
-    - ``forward``: called by keyword if it has parameters of these names, in the order of ``names`` if it requires as
-      many, with a dict if it requires one.
+      dict with the target under ``"target"``, ``"label"``, ``"labels"`` or ``"y"``. What else a dict holds is context:
+      the tensors that ``forward`` takes are handed to it by name and never perturbed;
+    - ``forward``: called by keyword if it has parameters of these names or takes ``**kwargs``, in the order of
+      ``names`` if it requires as many, with a dict if it requires one. It gets the target only if it requires it, by a
+      parameter without a default or by looking for it.
+
+    An input may be a mapping itself, such as ``{"input_ids": ..., "attention_mask": ...}``, see
+    :func:`~lightning_crmt.modality.flattened`.
 
     Args:
         module: the user's module.
         names: names of its inputs; not needed for a CRMT module.
+        split_batch: a function from a batch to inputs by name and target, or its import path, for other forms. What its
+            inputs hold beside ``names`` is context too.
 
     Raises:
         ValueError: if names are needed and missing, repeat, or do not tell how to call ``forward``.
 
     >>> import torch
     >>> class Mine(LightningModule):
-    ...     def forward(self, audio, image):
-    ...         return audio + 10 * image
-    >>> model = NamedModel(Mine(), names=["image", "audio"])  # the order of the batch, not that of the parameters
-    >>> inputs, target = model.split_batch((torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0, 1])))
+    ...     def forward(self, audio, image, mask):
+    ...         return audio * mask + 10 * image
+    >>> model = NamedModel(Mine(), names=["image", "audio"])  # the order does not matter, for the names are known
+    >>> x, mask = torch.ones(2, 3), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    >>> inputs, target = model.split_batch({"audio": x, "image": x, "mask": mask, "labels": torch.tensor([0, 1])})
     >>> list(inputs), model(inputs)[0]
-    (['image', 'audio'], tensor([10., 10., 10.]))
+    (['image', 'audio', '.mask'], tensor([11., 11., 10.]))
     """
 
-    def __init__(self, module: LightningModule, names: Sequence[str] | None) -> None:
+    _call: ForwardCall
+
+    def __init__(
+        self, module: LightningModule, names: Sequence[str] | None, split_batch: SplitBatch | str | None = None
+    ) -> None:
         super().__init__()
         self.module = module
+        self._split = as_split_batch(split_batch)
         if isinstance(module, CRMTMixin):
             names = list(module.encoders) if names is None else names
             check_same_modalities("inputs", names, module.encoders)
@@ -59,60 +78,56 @@ class NamedModel(nn.Module):
         check_modality_names("inputs", self.names)
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"`inputs` must be different names, got {self.names}")
-        self._call = self._calling_convention()
+        if not isinstance(module, CRMTMixin):
+            self._call = ForwardCall(module, self.names)
 
     def forward(self, inputs: Inputs) -> Any:
         """The module's output for inputs by name."""
-        return self._call(inputs)
+        return self.module(inputs) if isinstance(self.module, CRMTMixin) else self._call(inputs)
 
     def split_batch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs by name, ``(B, ...)`` each, and the target, ``(B,)``.
+        """Inputs by name, ``(B, ...)`` each, with their context, and the target as the batch has it.
 
         Raises:
-            ValueError: if a dict lacks a modality or the target.
-            TypeError: if the batch has none of these forms.
+            ValueError: if a dict lacks a modality, the target or what ``forward`` requires, or something that
+                ``forward`` takes does not have a row for each sample.
+            TypeError: if the batch has none of these forms, or a modality is not a tensor.
         """
+        if self._split is not None:
+            batch = self._split(batch)
+            if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Mapping):
+                raise TypeError(f"`split_batch` must return (inputs, target), inputs by name, got {describe(batch)}")
         if isinstance(self.module, CRMTMixin):
-            inputs, target = self.module.split_batch(batch)
-            return self._pick(inputs), target
-        if isinstance(batch, Mapping):
-            key = next((key for key in ("target", "label", "y") if key in batch), None)
-            if key is None:
-                raise ValueError(f"a dict batch must hold 'target', 'label' or 'y', got keys {list(batch)}")
-            return self._pick(batch), batch[key]
-        if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping):
-            return self._pick(batch[0]), batch[1]
-        if isinstance(batch, tuple | list) and len(batch) == len(self.names) + 1:
-            return dict(zip(self.names, batch[:-1], strict=True)), batch[-1]
-        raise TypeError(
-            f"a batch must be ({', '.join(self.names)}, target) or hold these names in a dict, got {describe(batch)}"
-            + (f" of length {len(batch)}" if isinstance(batch, tuple | list) else "")
-        )
+            inputs, target = batch if self._split is not None else self.module.split_batch(batch)
+            parts = take_apart((flattened(inputs), target), self.names)
+            return {**parts.inputs, **context_of(parts.beside)}, target
+        parts = take_apart(batch, self.names)
+        return self._call.inputs_of(parts), parts.target
 
-    def _pick(self, mapping: Mapping[str, Any]) -> dict[str, Tensor]:
-        absent = [name for name in self.names if name not in mapping]
-        if absent:
-            raise ValueError(f"`inputs` names {absent}, but the batch holds {list(mapping)}")
-        return {name: mapping[name] for name in self.names}
+    def judged_batch(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs and target of the samples that predictions are judged by, which may be none.
 
-    def _calling_convention(self) -> Callable[[Inputs], Any]:
+        A module that learns other targets than one class per sample, or not all samples, says so by its attribute
+        ``crmt_criterion``, see :class:`~lightning_crmt.criterion.Criterion`: samples that it ignores are left out, and
+        what is right is given as classes ``(B,)`` or labels ``(B, K)``.
+
+        Raises:
+            ValueError, TypeError: as :meth:`split_batch` does, and if the target is not of the kind that the module
+                says.
+        """
+        inputs, target = self.split_batch(batch)
+        criterion = getattr(self.module, "crmt_criterion", None)
+        if not isinstance(criterion, Criterion) or not isinstance(target, Tensor):
+            return inputs, target
+        num_classes = target.shape[1] if target.dim() == 2 else _MANY
         if isinstance(self.module, CRMTMixin):
-            return lambda inputs: self.module(inputs)
-        parameters = list(inspect.signature(self.module.forward).parameters.values())
-        known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if all(name in known for name in self.names):
-            return lambda inputs: self.module(**{name: inputs[name] for name in self.names})
-        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        required = [p for p in positional if p.default is p.empty]
-        many = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        if len(required) == len(self.names) or many:
-            return lambda inputs: self.module(*(inputs[name] for name in self.names))
-        if len(required) == 1:
-            return lambda inputs: self.module(dict(inputs))
-        raise ValueError(
-            f"`inputs` = {self.names} do not tell how to call {type(self.module).__name__}.forward"
-            f"{inspect.signature(self.module.forward)}: use the names of its parameters"
-        )
+            num_classes = self.module.head.num_classes
+        criterion.check(target, num_classes, len(next(iter(inputs.values()))))
+        right, counted = criterion.answers(target), criterion.counted(target)
+        if counted is None or bool(counted.all()):
+            return inputs, right
+        rows = counted.nonzero().squeeze(1)
+        return select(inputs, rows), right[rows]
 
 
 def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from lightning_crmt.attacks.search.attacked_model import AttackedModel, Model, under_attack
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.per_sample import Perturbation, times
-from lightning_crmt.checks import require_package
+from lightning_crmt.checks import describe, require_package
 from lightning_crmt.modality import Inputs, at_least_single, logits_of, widened, widest
+from lightning_crmt.targets import has_labels
 
 
 class Flat:
@@ -95,7 +96,8 @@ class OneVectorModel(nn.Module):
         self.origin = torch.zeros_like(self._clean, dtype=widest(self._clean.device))
         ones = self._flat.split(torch.ones_like(self._clean))
         parts = attacked.budget.parts(ones)
-        unit = self._flat.join({name: times(one, radius) for part, radius in parts for name, one in part.items()})
+        units = {name: times(one, radius) for part, radius in parts for name, one in part.items()}
+        unit = self._flat.join(attacked.budget.masked(units, attacked.inputs))  # 0 for what may not be perturbed
         self._unit = unit.to(self._clean.dtype)
         room = attacked.budget.room(attacked.inputs, ones)
         free = (self._clean.new_tensor(-torch.inf), self._clean.new_tensor(torch.inf))
@@ -184,7 +186,16 @@ def require_ball(budget: Budget, norms: Sequence[str]) -> None:
 
 @contextmanager
 def handed_over(model: Model, inputs: Inputs, target: Tensor, budget: Budget) -> Iterator[OneVectorModel]:
-    """Lend ``model`` to a library; undo what it may do to torch's global generators and Python's trace function."""
+    """Lend ``model`` to a library; undo what it may do to torch's global generators and Python's trace function.
+
+    Raises:
+        ValueError: for labels, which these libraries do not know.
+    """
+    if has_labels(target):
+        raise ValueError(
+            f"`target` must hold one class per sample for attacks of other libraries, which know no labels, got "
+            f"{describe(target)}"
+        )
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     trace = sys.gettrace()
     try:

@@ -17,6 +17,7 @@ from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation
 from lightning_crmt.checks import check_batch, check_logits, check_target, require_finite
 from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
 from lightning_crmt.modality import Inputs, at_least_single, logits_of, widened
+from lightning_crmt.targets import answers, check_answers, has_labels, right_answers, signed_scores
 
 #: Anything from inputs by name to logits, in one of the forms that ``logits_of`` knows.
 Model: TypeAlias = Callable[[dict[str, Tensor]], Any]
@@ -32,16 +33,17 @@ class AttackedModel(PerSample):
     Args:
         model: a module, or any function from inputs by name to logits.
         inputs: one tensor per modality, ``(B, ...)``.
-        target: right classes, ``(B,)``.
+        target: right classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         budget: the allowed perturbations.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong class by default.
+        towards: a class, or one per sample ``(B,)``, to lead towards, or a label to flip; by default any wrong class,
+            or any label.
 
     Attributes:
         inputs: the clean inputs on the model's device, those that are attacked in the precision of its parameters.
         budget: the allowed perturbations.
         modalities: names of those that are attacked.
-        target: right classes, ``(B,)``.
-        towards: classes to lead towards, ``(B,)``; None for any wrong one.
+        target: right classes, ``(B,)`` int64, or labels, ``(B, K)`` bool.
+        towards: classes to lead towards, or labels to flip, ``(B,)``; None for any.
         clean_logits: logits of the clean inputs, ``(B, K)``.
 
     Raises:
@@ -61,13 +63,13 @@ class AttackedModel(PerSample):
         self.inputs = _as_taken(model, inputs)
         self.clean_logits = self.logits(self.inputs)
         check_logits(self.clean_logits, "the logits of clean inputs")
-        check_target(target, self.clean_logits.shape[1], size)
-        self.target = target.detach().clone().to(self.clean_logits.device)
+        num_classes, device = self.clean_logits.shape[1], self.clean_logits.device
+        self.target = check_answers(target, num_classes, size).detach().clone().to(device)
         if isinstance(towards, int):
-            towards = torch.full_like(self.target, towards)
+            towards = torch.full((size,), towards)
         if towards is not None:
-            check_target(towards, self.clean_logits.shape[1], size, "towards")
-        self.towards = None if towards is None else towards.to(self.target)
+            towards = check_target(towards, num_classes, size, "towards").to(device)
+        self.towards = towards
         self._unused: set[str] = set()
 
     @torch.no_grad()
@@ -80,7 +82,9 @@ class AttackedModel(PerSample):
         return broken(logits, self.target, self.towards)
 
     def objective(self, loss: Loss, rival: Tensor | None = None) -> Objective:
-        """The objective to raise: towards the given classes if any, else ``rival``, else any wrong class."""
+        """The objective to raise: towards the given classes if any, else ``rival``, else any wrong class or label."""
+        if self.towards is not None and has_labels(self.target):
+            return Objective(loss, self.target, self.towards)
         if self.towards is not None:
             return Objective(loss, self.towards, towards=True)
         return Objective(loss, self.target, rival)
@@ -89,8 +93,14 @@ class AttackedModel(PerSample):
         """The objectives to raise in turn: with ``targeted`` one for each of the ``classes`` strongest wrong classes.
 
         Raises:
-            ValueError: if the model has too few classes for the denominator of the DLR loss.
+            ValueError: if the model has too few classes for the denominator of the DLR loss, or there are labels, among
+                which no logit competes with another.
         """
+        if loss == "dlr" and has_labels(self.target):
+            raise ValueError(
+                "`loss='dlr'` divides by the gap between the largest logits, which compete where there is one class "
+                "per sample; labels do not: use 'margin' or 'ce'"
+            )
         each = targeted and self.towards is None
         least, num_classes = 4 if each else 3, self.clean_logits.shape[1]
         if loss == "dlr" and num_classes < least:
@@ -101,14 +111,31 @@ class AttackedModel(PerSample):
         return [self.objective(loss, rival) for rival in (self.rivals()[:classes] if each else [None])]
 
     def rivals(self) -> list[Tensor]:
-        """For each sample the wrong classes, those with the largest logits first: ``K - 1`` tensors ``(B,)``."""
+        """For each sample the wrong classes, those with the largest logits first: ``K - 1`` tensors ``(B,)``.
+
+        Of labels all K, those that are nearest to flip first.
+        """
+        if has_labels(self.target):
+            return list(signed_scores(self.clean_logits, self.target).argsort(dim=1).unbind(dim=1))
         order = self.clean_logits.scatter(1, self.target[:, None], -torch.inf).argsort(dim=1, descending=True)
         return list(order[:, :-1].unbind(dim=1))
+
+    def rival(self, logits: Tensor) -> Tensor:
+        """For each sample the wrong class with the largest logit ``(B,)``, or the label that is nearest to flip."""
+        if has_labels(self.target):
+            return signed_scores(logits, self.target).argmin(dim=1)
+        return logits.scatter(1, self.target[:, None], -torch.inf).argmax(dim=1)
+
+    def left_alone(self) -> Tensor:
+        """Samples that cannot be led towards what they are, ``(B,)``: those of the class that is aimed for."""
+        if self.towards is None or has_labels(self.target):
+            return torch.zeros(len(self.target), dtype=torch.bool, device=self.target.device)
+        return self.towards == self.target
 
     def gradient(self, moved: Inputs, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Perturbation]:
         """Logits at ``moved``, losses ``(B,)``, and gradients with respect to the attacked modalities.
 
-        Entries of a gradient that are not finite say nothing and count as 0.
+        Entries of a gradient that are not finite say nothing and count as 0, as do those that may not be perturbed.
 
         Raises:
             RuntimeError: if a modality changes the logits but gets no gradient, because the model detaches it: a
@@ -128,7 +155,7 @@ class AttackedModel(PerSample):
             # Its own copy unless it is one: an expanded gradient cannot be written to.
             slope = at_least_single(slope.detach()).contiguous()
             gradient[name] = slope.nan_to_num_(0.0, 0.0, 0.0)
-        return logits.detach(), widened(losses.detach()), gradient
+        return logits.detach(), widened(losses.detach()), self.budget.masked(gradient, moved, in_place=True)
 
     def _check_unused(self, name: str) -> None:
         if name in self._unused:
@@ -153,9 +180,10 @@ def under_attack(
     Args:
         model: a module, or any function from inputs by name to logits ``(B, K)``.
         inputs: one tensor per modality, ``(B, ...)``.
-        target: right classes, ``(B,)``.
+        target: right classes, ``(B,)``, or labels, ``(B, K)`` of bools or integers.
         budget: the allowed perturbations.
-        towards: a class, or one per sample ``(B,)``, to lead towards; any wrong class by default.
+        towards: a class, or one per sample ``(B,)``, to lead towards, or a label to flip; by default any wrong class,
+            or any label.
 
     Raises:
         ValueError, TypeError: see :class:`AttackedModel`.
@@ -199,35 +227,29 @@ def public_logits(model: Model, inputs: Inputs) -> Tensor:
         return logits_of(model(taken)).detach()
 
 
-def right_answers(logits: Tensor, target: Tensor) -> Tensor:
-    """Where the prediction is the target, ``(B,)`` bool; never where the logits are not finite.
-
-    Args:
-        logits: ``(B, K)``.
-        target: classes, ``(B,)``.
-
-    >>> right_answers(torch.tensor([[2.0, 1.0], [2.0, 1.0], [torch.inf, 1.0]]), torch.tensor([0, 1, 0]))
-    tensor([ True, False, False])
-    """
-    return (logits.argmax(dim=1) == target.to(logits.device)) & logits.isfinite().all(dim=1)
-
-
 def broken(logits: Tensor, target: Tensor, towards: Classes | None = None) -> Tensor:
     """Where a prediction is lost, ``(B,)``: a wrong answer, that of ``towards`` if it is given, or none.
 
     Logits that are not finite are no answer, so the model is broken there whatever other class an attack leads
-    towards; samples that are of that class are left alone.
+    towards; samples that are of that class are left alone. Of labels one that is wrong is enough, or the one that
+    ``towards`` says.
 
     >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [2.0, torch.nan, 0.0]])
     >>> broken(logits, torch.tensor([0, 0, 0])), broken(logits, torch.tensor([0, 0, 0]), towards=1)
     (tensor([False,  True,  True]), tensor([False, False,  True]))
+    >>> labels = torch.tensor([[True, True, True]])
+    >>> broken(logits[:1], labels), broken(logits[:1], labels, towards=1)
+    (tensor([True]), tensor([False]))
     """
+    target = target.to(logits.device)
     lost = ~right_answers(logits, target)
     if towards is None:
         return lost
-    aim = torch.as_tensor(towards, device=logits.device)
-    led = (logits.argmax(dim=1) == aim) | ~logits.isfinite().all(dim=1)
-    return lost & led & (target.to(logits.device) != aim)
+    aim, unanswered = torch.as_tensor(towards, device=logits.device), ~logits.isfinite().all(dim=1)
+    if has_labels(target):
+        flipped = answers(logits, multi_label=True) != target
+        return flipped.gather(1, aim.long().expand(len(logits))[:, None]).squeeze(1) | unanswered
+    return lost & ((logits.argmax(dim=1) == aim) | unanswered) & (target != aim)
 
 
 def _as_taken(model: Model, inputs: Inputs) -> dict[str, Tensor]:

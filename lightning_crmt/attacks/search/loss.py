@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_crmt.attacks.threat.per_sample import PerSample
+from lightning_crmt.targets import has_labels, signed_scores
 
 #: Names of the losses that a search can raise.
 Loss: TypeAlias = Literal["margin", "ce", "dlr"]
@@ -31,10 +32,16 @@ class Objective(PerSample):
 
     Towards y: the same with the opposite sign, so that the margin is above 0 where the prediction is y.
 
+    Away from labels, whose signed logits are :math:`\pm h_k`, the rival being the label to flip, of the smallest of
+    these or given:
+
+    - ``"margin"``: :math:`\mp h_r`, above 0 where the label r is wrong;
+    - ``"ce"``: the binary cross-entropy, summed over all labels, or of the given one.
+
     Args:
         loss: one of these names.
-        classes: y, ``(B,)``: the right classes, or those to lead towards.
-        rival: classes ``(B,)`` to be raised above y.
+        classes: y, ``(B,)``: the right classes, or those to lead towards; or labels ``(B, K)`` bool.
+        rival: classes ``(B,)`` to be raised above y, or labels to flip.
         towards: lead towards y instead of away from it.
 
     >>> logits, target = torch.tensor([[3.0, 1.0, 2.0, 0.0]]), torch.tensor([0])
@@ -44,6 +51,8 @@ class Objective(PerSample):
     tensor([-0.8000])
     >>> Objective("margin", torch.tensor([1]), towards=True)(logits)
     tensor([-2.])
+    >>> Objective("margin", torch.tensor([[True, True, False, False]]))(logits)  # the third is wrong by 2
+    tensor([2.])
     """
 
     loss: Loss
@@ -57,6 +66,8 @@ class Objective(PerSample):
         return -away if self.towards else away
 
     def _away(self, logits: Tensor) -> Tensor:
+        if has_labels(self.classes):
+            return self._away_from_labels(logits)
         if self.loss == "ce":
             return nn.functional.cross_entropy(logits, self.classes, reduction="none")
         own = logits.gather(1, self.classes[:, None]).squeeze(1)
@@ -69,6 +80,14 @@ class Objective(PerSample):
         ordered = logits.sort(dim=1, descending=True).values
         third = ordered[:, 2] if self.rival is None else ordered[:, 2:4].mean(dim=1)
         return margin / (ordered[:, 0] - third).clamp(min=1e-12)
+
+    def _away_from_labels(self, logits: Tensor) -> Tensor:
+        signed = signed_scores(logits, self.classes)
+        if self.rival is not None:
+            signed = signed.gather(1, self.rival[:, None])
+        if self.loss == "ce":
+            return nn.functional.softplus(-signed).sum(dim=1)
+        return -signed.amin(dim=1)
 
 
 def lead(objective: Objective, logits: Tensor) -> Tensor:

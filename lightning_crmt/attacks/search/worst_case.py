@@ -27,9 +27,7 @@ class WorstCase:
     def __init__(self, attacked: AttackedModel) -> None:
         self.attacked = attacked
         self.inputs = {name: attacked.inputs[name].clone() for name in attacked.modalities}
-        self._left = ~attacked.fooled(attacked.clean_logits)
-        if attacked.towards is not None:
-            self._left &= attacked.towards != attacked.target  # the true class cannot be aimed for
+        self._left = ~attacked.fooled(attacked.clean_logits) & ~attacked.left_alone()
         self._lead = lead(attacked.objective("margin"), attacked.clean_logits)
 
     def rows(self) -> Tensor:

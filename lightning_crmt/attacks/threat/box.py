@@ -64,14 +64,15 @@ class Box:
         mean, std = (self._broadcast(_numbers(given), value) for given in (self.mean, self.std))
         return (self.low - mean) / std, (self.high - mean) / std
 
-    def contains(self, value: Tensor) -> bool:
-        """Whether all of ``value`` is in the box, up to rounding to single precision or to its own."""
+    def contains(self, value: Tensor, where: Tensor | None = None) -> bool:
+        """Whether ``value``, or its part ``where``, is in the box, up to rounding to single precision or its own."""
         low, high = self.bounds(value)
         mean, std = (self._broadcast(_numbers(given), value) for given in (self.mean, self.std))
         largest = max((abs(bound) for bound in (self.low, self.high) if abs(bound) < torch.inf), default=0.0)
         eps = max(torch.finfo(value.dtype).eps, torch.finfo(torch.float32).eps)
         slack = 8 * eps * (largest + mean.abs()) / std
-        return bool(((value >= low - slack) & (value <= high + slack)).all())
+        inside = (value >= low - slack) & (value <= high + slack)
+        return bool((inside if where is None else inside | ~where).all())
 
     def __repr__(self) -> str:
         plain = self.mean == 0 and self.std == 1

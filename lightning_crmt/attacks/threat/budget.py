@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.attacks.threat.box import Box, as_box
+from lightning_crmt.attacks.threat.mask import MaskSource, check_mask, free_entries
 from lightning_crmt.attacks.threat.norms import L2, LInf, Norm, Room
 from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation, choose
 from lightning_crmt.checks import check_modality_names, describe
-from lightning_crmt.modality import Inputs, widened, widest
+from lightning_crmt.modality import Inputs, modalities_of, widened, widest
 
 #: One radius for all samples, or one per sample ``(B,)``.
 Radius: TypeAlias = float | Tensor
@@ -30,7 +31,13 @@ class Budget(PerSample):
 
     A modality that is not attacked is not touched: the same tensor object comes back. Radii are in units of the model's
     inputs, after whatever normalisation came before them. A budget is immutable; two are equal if they have the
-    same modalities, radii, norm and boxes.
+    same modalities, radii, norm, boxes and masks.
+
+    Padding is not perturbed: masked entries come back bit by bit, and a modality that a sample lacks, by
+    ``"audio.present"``, does too. Without ``mask`` the context of the batch says what is padding:
+    ``"audio.attention_mask"`` for the modality ``audio``; ``".attention_mask"``, which is of the whole batch, for the
+    one modality that it fits, but for none if it fits token ids. No other name is taken for a mask, as there is no
+    telling what a 1 means in it: name it in ``mask``.
 
     Args:
         radius: a number, one per sample ``(B,)``, or either by modality.
@@ -38,6 +45,10 @@ class Budget(PerSample):
         norm: ``"l2"``, ``"linf"`` for the l-infinity norm of each modality, or a norm of your own, a ``Norm``.
         box: lowest and highest value an input may take after the attack, by modality; as a
             :class:`~lightning_crmt.attacks.Box` in units from before a normalisation.
+        mask: what may be perturbed, by modality: the name of a context entry, such as ``".pixel_mask"``, a tensor with
+            a row for each sample, or None to perturb padding too. Either holds 1 for real entries and 0 for padding, in
+            the shape of the first dimensions of the modality, ``(B, T)`` for ``(B, T, ...)``, or of all but the
+            channels, ``(B, H, W)`` for ``(B, C, H, W)``.
 
     Raises:
         ValueError: if a radius is negative, NaN or infinite, a box is empty, or arguments contradict each other.
@@ -47,12 +58,16 @@ class Budget(PerSample):
     (Budget(0.2), Budget(0.2, modalities=['audio']), Budget({'audio': 0.1, 'image': 0.3}))
     >>> Budget(0.2, modalities=["audio"]) == Budget({"audio": 0.2})
     True
+    >>> x, g = {"audio": torch.zeros(1, 3)}, {"audio": torch.tensor([[3.0, 4.0, 9.0]])}
+    >>> Budget(1.0).steepest(g, {**x, "audio.attention_mask": torch.tensor([[1, 1, 0]])})["audio"]
+    tensor([[0.6000, 0.8000, 0.0000]])
     """
 
     radius: Radius | Mapping[str, Radius]
     modalities: Sequence[str] | None
     norm: Literal["l2", "linf"] | Norm
     box: Mapping[str, Box]
+    mask: Mapping[str, MaskSource]
 
     def __init__(
         self,
@@ -61,6 +76,7 @@ class Budget(PerSample):
         modalities: Sequence[str] | None = None,
         norm: Literal["l2", "linf"] | Norm = "l2",
         box: Mapping[str, tuple[float, float] | Box] | None = None,
+        mask: Mapping[str, Tensor | str | None] | None = None,
     ) -> None:
         if not isinstance(norm, Norm) and norm not in _NORMS:
             raise ValueError(f"`norm` must be 'l2' or 'linf', got {norm!r}; for another norm give a Norm")
@@ -73,11 +89,13 @@ class Budget(PerSample):
             check_modality_names("modalities", modalities)
         if box is not None and not isinstance(box, Mapping):
             raise TypeError(f"`box` must be by modality, as in {{'image': (0.0, 1.0)}}, got {box!r}")
+        _check_masks(mask)
         vars(self).update(
             radius=dict(radius) if isinstance(radius, Mapping) else radius,
             modalities=None if modalities is None else list(modalities),
             norm=norm,
             box={name: as_box(each) for name, each in (box or {}).items()},
+            mask=dict(mask or {}),
         )
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -88,6 +106,8 @@ class Budget(PerSample):
         parts += [f"modalities={self.modalities}"] if self.modalities is not None else []
         parts += [f"norm={self.norm!r}"] if self.norm != "l2" else []
         parts += [f"box={self.box}"] if self.box else []
+        masks = {n: describe(each) if isinstance(each, Tensor) else each for n, each in self.mask.items()}
+        parts += [f"mask={masks}"] if masks else []
         return f"Budget({', '.join(parts)})"
 
     def __eq__(self, other: object) -> bool:
@@ -99,7 +119,8 @@ class Budget(PerSample):
     def _key(self) -> tuple[object, ...]:
         groups = self.groups(self.modalities or [""])
         radii = {(frozenset(names), _number(radius)) for names, radius in groups}
-        return frozenset(radii), self.norm, frozenset(self.box.items())
+        masks = frozenset((name, _content(each)) for name, each in self.mask.items())
+        return frozenset(radii), self.norm, frozenset(self.box.items()), masks
 
     def groups(self, names: Collection[str]) -> list[tuple[Collection[str], Radius]]:
         """The normal form: each group of modalities that share a radius, with that radius.
@@ -116,14 +137,14 @@ class Budget(PerSample):
 
     def names(self, inputs: Inputs) -> list[str]:
         """The modalities of ``inputs`` that are perturbed."""
-        return [name for names, _ in self.groups(self.modalities or list(inputs)) for name in names]
+        return [name for names, _ in self.groups(self.modalities or list(modalities_of(inputs))) for name in names]
 
     def attacked(self, inputs: Inputs) -> list[str]:
         """The modalities that are perturbed, after a check that the budget fits ``inputs``.
 
         Raises:
-            ValueError: if the budget names one that ``inputs`` lacks, has radii for another number of samples, or the
-                clean input lies outside its box.
+            ValueError: if the budget names one that ``inputs`` lacks, has radii for another number of samples, the
+                clean input lies outside its box, or a mask does not fit.
             TypeError: if one of them holds integers.
 
         >>> Budget({"audio": 0.1}).attacked({"image": torch.zeros(1, 3)})
@@ -131,11 +152,12 @@ class Budget(PerSample):
             ...
         ValueError: Budget({'audio': 0.1}) must name modalities among ['image'], got ['audio']
         """
-        groups = self.groups(self.modalities or list(inputs))
+        known = list(modalities_of(inputs))
+        groups = self.groups(self.modalities or known)
         chosen = [(name, radius) for names, radius in groups for name in names]
-        unknown = [name for name in [*dict(chosen), *self.box] if name not in inputs]
+        unknown = [name for name in [*dict(chosen), *self.box, *self.mask] if name not in known]
         if unknown:
-            raise ValueError(f"{self} must name modalities among {list(inputs)}, got {unknown}")
+            raise ValueError(f"{self} must name modalities among {known}, got {unknown}")
         for name, radius in chosen:
             value = inputs[name]
             if not value.is_floating_point():
@@ -147,8 +169,9 @@ class Budget(PerSample):
                 raise ValueError(
                     f"`radius` must be a number or one for each of {len(value)} samples, got {len(radius)}"
                 )
+            check_mask(name, inputs, self.mask)
         for name, box in self.box.items():
-            if not box.contains(inputs[name]):
+            if not box.contains(inputs[name], self.free(name, inputs)):
                 values = tuple(bound.item() for bound in inputs[name].aminmax())
                 raise ValueError(
                     f"`inputs[{name!r}]` must lie in its box {box} before the attack, got values in {values}"
@@ -165,7 +188,30 @@ class Budget(PerSample):
             radius: Radius | Mapping[str, Radius] = {name: each * factor for name, each in self.radius.items()}
         else:
             radius = self.radius * factor
-        return Budget(radius, modalities=self.modalities, norm=self.norm, box=self.box)
+        return Budget(radius, modalities=self.modalities, norm=self.norm, box=self.box, mask=self.mask)
+
+    def free(self, name: str, inputs: Inputs) -> Tensor | None:
+        """Which entries of a modality may be perturbed, bool, in a shape that broadcasts with it; None for all."""
+        return free_entries(name, inputs, self.mask)
+
+    def masked(self, values: Perturbation, inputs: Inputs, *, in_place: bool = False) -> Perturbation:
+        """``values`` by modality, such as gradients, with 0 for entries that may not be perturbed.
+
+        Args:
+            values: by modality, ``(B, ...)``.
+            inputs: the clean inputs, with their context.
+            in_place: the memory of ``values`` may be used.
+
+        >>> x = {"audio": torch.zeros(1, 2), "audio.attention_mask": torch.tensor([[1, 0]])}
+        >>> Budget(0.1).masked({"audio": torch.ones(1, 2)}, x)
+        {'audio': tensor([[1., 0.]])}
+        """
+        masked = dict(values)
+        for name, value in values.items():
+            free = self.free(name, inputs)
+            if free is not None:
+                masked[name] = value.masked_fill_(~free, 0) if in_place else value.masked_fill(~free, 0)
+        return masked
 
     def project(
         self, delta: Perturbation, inputs: Inputs, factor: Radius = 1.0, *, in_place: bool = False
@@ -184,6 +230,7 @@ class Budget(PerSample):
         >>> Budget(1.0, box={"audio": (0.0, 0.6)}).project({"audio": torch.tensor([[3.0, 4.0]]).double()}, x)
         {'audio': tensor([[0.6000, 0.6000]], dtype=torch.float64)}
         """
+        delta = self.masked(delta, inputs, in_place=in_place)
         room = self.room(inputs, delta)
         projected: Perturbation = {}
         for part, radius in self.parts(delta, factor):
@@ -201,6 +248,7 @@ class Budget(PerSample):
         >>> Budget(2.0).steepest(g, x)
         {'audio': tensor([[1.2000, 1.6000]], dtype=torch.float64)}
         """
+        gradient = self.masked(gradient, inputs)
         room = self.room(inputs, gradient)
         ahead: Perturbation = {}
         for part, radius in self.parts(gradient, factor):
@@ -226,6 +274,7 @@ class Budget(PerSample):
             value = inputs[name]
             drawn = torch.randn((1, *value.shape[1:]), generator=generator, dtype=torch.float64)
             noise[name] = widened(drawn, value.device).expand_as(value)
+        noise = self.masked(noise, inputs)
         share = torch.rand((), generator=generator, dtype=torch.float64).item()
         room = self.room(inputs, noise)
         drawn_within: Perturbation = {}
@@ -255,6 +304,10 @@ class Budget(PerSample):
         for name in (name for name in self.box if name in moved):
             low, high = (bound.to(moved[name].dtype) for bound in self.box[name].bounds(inputs[name]))
             moved[name] = moved[name].clamp(torch.minimum(low, inputs[name]), torch.maximum(high, inputs[name]))
+        for name, value in moved.items():
+            free = self.free(name, inputs)
+            if free is not None:  # bit by bit: adding 0 turns -0 into 0
+                moved[name] = torch.where(free, value, inputs[name])
         return {**inputs, **moved}
 
     def is_coarse(self, inputs: Inputs) -> bool:
@@ -263,8 +316,16 @@ class Budget(PerSample):
         return bool((self.size(rounding) > 1e-3).any())
 
     def difference(self, moved: Inputs, inputs: Inputs) -> Perturbation:
-        """The perturbation in the widest precision, by attacked modality: what a search is judged by."""
-        return {name: widened(moved[name]) - widened(inputs[name]) for name in self.names(inputs)}
+        """The perturbation in the widest precision, by attacked modality: what a search is judged by.
+
+        Infinite where an entry changed that may not, so that it is in no budget.
+        """
+        delta = {name: widened(moved[name]) - widened(inputs[name]) for name in self.names(inputs)}
+        for name, each in delta.items():
+            free = self.free(name, inputs)
+            if free is not None:
+                delta[name] = each.masked_fill(~free & (moved[name] != inputs[name]), torch.inf)
+        return delta
 
     def parts(self, delta: Perturbation, factor: Radius = 1.0) -> list[tuple[Perturbation, Tensor]]:
         """``delta`` in parts that share a radius, each with ``factor`` times that radius, ``(B,)``, in float64."""
@@ -306,6 +367,19 @@ def _check_radius(radius: Radius | Mapping[str, Radius]) -> None:
         given = torch.as_tensor(each)
         if given.dim() > 1 or not bool(((given >= 0) & (given < torch.inf)).all()):
             raise ValueError(f"`radius` must be finite and at least 0, a number or one per sample, got {radius}")
+
+
+def _check_masks(mask: object) -> None:
+    if mask is not None and not isinstance(mask, Mapping):
+        raise TypeError(f"`mask` must be by modality, as in {{'audio': '.lengths_mask'}}, got {describe(mask)}")
+    for name, each in (mask or {}).items():
+        if each is not None and not isinstance(each, str | Tensor):
+            raise TypeError(f"`mask[{name!r}]` must be a tensor, the name of context, or None, got {describe(each)}")
+
+
+def _content(mask: MaskSource) -> object:
+    """What masks are compared by."""
+    return (mask.shape, bytes((mask != 0).flatten().tolist())) if isinstance(mask, Tensor) else mask
 
 
 def _number(radius: Radius) -> object:

@@ -270,8 +270,12 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the lines of the description."""
 
 
-def prepare_command(words: Sequence[str]) -> int:
+def prepare_command(words: Sequence[str], kind: type[ArgumentParser] = ArgumentParser) -> int:
     """Prepare videos as the words of a command line say, and print a summary.
+
+    Args:
+        words: those after ``lightning-crmt prepare``.
+        kind: of the parser, which says how errors are told.
 
     Returns:
         The exit status: 1 if some kind could be made of no video at all, else 0.
@@ -280,7 +284,7 @@ def prepare_command(words: Sequence[str]) -> int:
         SystemExit: with status 2 and an explanation, if a word is wrong; with status 130, if interrupted.
     """
     what, _, _ = inspect.cleandoc(prepare.__doc__ or "").partition("\n\nArgs:")
-    parser = ArgumentParser(
+    parser = kind(
         prog="lightning-crmt prepare",
         description=what,
         epilog="Exit status: 0 if there is something of each kind, even if videos were skipped; 1 if there is nothing "

@@ -4,10 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+#: Values that are summed up at once.
+_PORTION = 2**18
 
 
 def standardised(value: Tensor, train: Tensor, over: Sequence[int]) -> Tensor:
@@ -55,3 +60,83 @@ def scaled(value: Tensor, train: Tensor, over: Sequence[int], norm: float) -> Te
     value = standardised(value, train, over)
     size = value[train].flatten(1).square().sum(1).mean().sqrt()
     return (value * (norm / size) if size > 0 else value).float()
+
+
+class Scale(NamedTuple):
+    r"""Mean and factor of each channel, :math:`x = f_c (v - \mu_c)`.
+
+    Attributes:
+        mean: :math:`\mu`, ``(C,)``, double precision.
+        factor: :math:`f`, ``(C,)``.
+        channel: the dimension of a sample that holds the channels; None if all of its values share one.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    channel: int | None
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """One sample, scaled, in single precision; computed in double."""
+        shape = [1] * value.dim()
+        if self.channel is not None:
+            shape[self.channel] = -1
+        return ((value.double() - self.mean.reshape(shape)) * self.factor.reshape(shape)).float()
+
+
+def fitted_scale(values: Iterable[Tensor], channel: int | None, norm: float | None = None) -> Scale:
+    r"""What standardises samples that are read one after the other, whatever their lengths.
+
+    Channels that are constant are not divided. With ``norm``, samples get a mean squared norm of ``norm``² over these
+    ``values``: radii of modalities of any dimension then compare.
+
+    Args:
+        values: samples to learn from, those of the training part, each of the same number of channels.
+        channel: the dimension of a sample that holds the channels, each with its own mean and deviation; None if all
+            values of a sample share one.
+        norm: root of the mean squared norm.
+
+    Raises:
+        ValueError: if there is no value.
+
+    >>> scale = fitted_scale([torch.tensor([1.0, 5.0]), torch.tensor([3.0, 5.0])], channel=0)
+    >>> scale(torch.tensor([7.0, 6.0]))
+    tensor([5., 1.])
+    """
+    count, samples = 0, 0
+    mean = square = low = high = torch.zeros(0)
+    for portion, number in _portions(values, channel):
+        # Means and sums of squares of both halves joined (Chan et al., 1979), which cancels nothing.
+        new, seen = portion.mean(0), len(portion)
+        inner = (portion - new).square().sum(0)
+        least, most = portion.aminmax(dim=0)
+        if count == 0:
+            mean, square, low, high = new, inner, least, most
+        else:
+            apart = new - mean
+            square = square + inner + apart.square() * (count * seen / (count + seen))
+            mean = mean + apart * (seen / (count + seen))
+            low, high = torch.minimum(low, least), torch.maximum(high, most)
+        count, samples = count + seen, samples + number
+    if count == 0:
+        raise ValueError("`values` must hold at least one value, got none")
+    varies = high > low  # a variance would be rounded
+    factor = torch.where(varies, (square / count).sqrt(), 1.0).reciprocal()
+    if norm is not None and varies.any():
+        # Each value that varies has the mean square 1.
+        factor = factor * (norm / math.sqrt(count * int(varies.sum()) / samples))
+    return Scale(mean, factor, channel)
+
+
+def _portions(values: Iterable[Tensor], channel: int | None) -> Iterable[tuple[Tensor, int]]:
+    """Many values at once, ``(n, C)`` in double precision, and of how many samples they are."""
+    held: list[Tensor] = []
+    size = 0
+    for value in values:
+        channels = 1 if channel is None else value.shape[channel]
+        held.append((value if channel is None else value.movedim(channel, -1)).reshape(-1, channels))
+        size += value.numel()
+        if size >= _PORTION:
+            yield torch.cat(held).double(), len(held)
+            held, size = [], 0
+    if held:
+        yield torch.cat(held).double(), len(held)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,9 +24,11 @@ from lightning_crmt.lipschitz.gate import (
     of_each_encoder,
     place_of,
     refuse_changed_behaviour,
+    refuse_context,
 )
 from lightning_crmt.lipschitz.known_code import CODE, remember_code
 from lightning_crmt.lipschitz.rigorous.forward_error import rigorous_bound
+from lightning_crmt.modality import Inputs, continuous_of, modalities_of
 from lightning_crmt.soundness import Soundness
 
 #: The levels that a bound can have.
@@ -112,6 +115,26 @@ def encoder_bounds(
         fingerprints={name: fingerprint(encoder) for name, encoder in encoders.items()},
         shapes=None if input_shapes is None else {name: tuple(shape) for name, shape in input_shapes.items()},
     )
+
+
+def bounds_for(encoders: Encoders, inputs: Inputs) -> LipschitzConstants:
+    """Sound :func:`encoder_bounds` for the shapes of a batch; modalities of integers stay clean.
+
+    Args:
+        encoders: one module per modality, by name.
+        inputs: one batch by modality.
+
+    Raises:
+        NoBoundError: as :func:`encoder_bounds`, and where an encoder gets context: a bound knows nothing of it.
+
+    >>> layers = {"image": nn.Sigmoid(), "text": nn.Embedding(5, 2)}
+    >>> bounds_for(layers, {"image": torch.ones(1, 3), "text": torch.tensor([[4, 0]])}).clean
+    ('text',)
+    """
+    refuse_context(inputs)
+    shapes = {name: tuple(value.shape[1:]) for name, value in continuous_of(inputs).items()}
+    bounds = encoder_bounds({name: encoders[name] for name in shapes}, shapes)
+    return replace(bounds, clean=tuple(name for name in modalities_of(inputs) if name not in shapes))
 
 
 #: Bounds by a module's id and the shape of a sample.

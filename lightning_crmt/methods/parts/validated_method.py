@@ -54,10 +54,15 @@ class ValidatedMethod(Method):
         if trainer.sanity_checking or dataloader_idx > 0 or not self.active(pl_module):
             return
         module = crmt_module(pl_module, self)
-        inputs, target = module.split_batch(batch)
+        inputs, target = module.counted_batch(batch)
+        if len(target) == 0:
+            return
         with torch.no_grad():
-            logits = module.head.unimodal_logits(module(inputs).scores)
-            self.validation.add(self.measure(logits, target), len(target))
+            output = module(inputs)
+            for name, logits in module.head.unimodal_logits(output.scores).items():
+                here = output.present.get(name, torch.ones(len(target), dtype=torch.bool, device=target.device))
+                sums = self.measure({name: logits[here]}, target[here])
+                self.validation.add(sums, len(target), output.present)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,0 +1,163 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""How to call a module's ``forward`` when inputs are known by name, and what else of a batch it is handed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_crmt.checks import describe
+from lightning_crmt.modality import Inputs, context_of, flattened, main_entry
+from lightning_crmt.training.batch_forms import TARGETS, Parts, check_tensor
+
+
+class ForwardCall:
+    """Calls ``forward`` by keyword, in order, or with a dict, as its signature tells.
+
+    - by keyword, if it has parameters of all names, or takes ``**kwargs``;
+    - in the order of ``names``, if it requires as many, or takes ``*args``;
+    - with a dict, if it requires one.
+
+    A ``forward`` that only hands on ``*args`` and ``**kwargs`` is judged by that of ``self.model`` or ``self.module``.
+    What else a batch holds is handed over by name where ``forward`` has such a parameter, takes ``**kwargs`` or a dict.
+    The target is handed over only if it is required: by a parameter without a default, or looked for in a dict.
+
+    Args:
+        module: the user's module.
+        names: names of its inputs.
+
+    Raises:
+        ValueError: if the signature does not tell.
+
+    >>> import torch
+    >>> class Mine(nn.Module):
+    ...     def forward(self, pixel_values, **others):
+    ...         return pixel_values, sorted(others)
+    >>> call, x = ForwardCall(Mine(), ["pixel_values", "input_values"]), torch.zeros(1, 2)
+    >>> call({"pixel_values": x, "input_values": x, ".attention_mask": x})
+    (tensor([[0., 0.]]), ['attention_mask', 'input_values'])
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self.module = module
+        self.names = list(names)
+        parameters = list(inspect.signature(_told(module).forward).parameters.values())
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        positional = [
+            p.name
+            for p in parameters
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            and p.default is p.empty
+            and (p.name in self.names or p.name not in TARGETS)
+        ]
+        known = {p.name for p in named}
+        if known.issuperset(self.names) or (anything and (known.intersection(self.names) or not positional)):
+            self._form, apart = "keywords", self.names
+        elif len(positional) == len(self.names) or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            self._form, apart = "positional", positional
+        elif len(positional) == 1:
+            self._form, apart = "dict", list(known)
+        else:
+            raise ValueError(
+                f"`inputs` = {self.names} do not tell how to call {type(module).__name__}.forward"
+                f"{inspect.signature(module.forward)}: use the names of its parameters"
+            )
+        self._takes_all = anything or self._form == "dict"
+        #: Parameters beside the inputs, and those of them without a default.
+        self._others = known.difference(apart)
+        self._required = {p.name for p in named if p.name in self._others and p.default is p.empty}
+        #: For inputs that are mappings, the key under which they hold what is perturbed.
+        self._keys: dict[str, str] = {}
+        self._looks_for_target = False
+
+    def inputs_of(self, parts: Parts) -> dict[str, Tensor]:
+        """The inputs by name, and what else ``forward`` is handed, as context.
+
+        Raises:
+            ValueError: if something that ``forward`` takes is missing, or does not have a row for each sample.
+            TypeError: if a modality is not a tensor.
+        """
+        self._keys = {name: main_entry(name, v) for name, v in parts.inputs.items() if isinstance(v, Mapping)}
+        inputs = flattened(parts.inputs)
+        for name in self.names:
+            check_tensor(name, inputs[name])
+        size = len(inputs[self.names[0]])
+        beside = dict(parts.beside)
+        if parts.target_name is not None:
+            beside[parts.target_name] = parts.target
+        beside |= {name: parts.target for name in self._required.intersection(TARGETS) if name not in beside}
+        for name, value in beside.items():
+            dotted = "." in name
+            if not (dotted or self._takes_all or name in self._others):
+                continue
+            if isinstance(value, Tensor) and value.dim() > 0 and len(value) == size:
+                inputs[name if dotted else f".{name}"] = value
+            elif isinstance(value, Tensor) or name in self._required:
+                raise ValueError(
+                    f"the batch's {name!r}, which `forward` of {type(self.module).__name__} takes, must be a tensor "
+                    f"with a row for each of {size} samples, got {describe(value)}: hold what is the same for all "
+                    "samples in the module, or give split_batch=, a function from a batch to (inputs, target)"
+                )
+        if missing := [name for name in self._required if not any(key.partition(".")[2] == name for key in inputs)]:
+            raise ValueError(
+                f"`forward` of {type(self.module).__name__} requires {missing}, but beside {self.names} the batch "
+                f"holds {list(beside)}"
+            )
+        return inputs
+
+    def __call__(self, inputs: Inputs) -> Any:
+        """The module's output for inputs by name."""
+        values: dict[str, Any] = {name: inputs[name] for name in self.names}
+        for name, key in self._keys.items():
+            values[name] = {key: inputs[name], **context_of(inputs, name)}
+        others = self._handed(inputs)
+        targets = {name: others.pop(name) for name in TARGETS if name in others and name not in self._required}
+        if targets and not self._looks_for_target:
+            try:
+                return self._called(values, others)
+            except KeyError as error:
+                if not error.args or error.args[0] not in targets:
+                    raise
+                self._looks_for_target = True
+        return self._called(values, {**others, **targets} if self._looks_for_target else others)
+
+    def _handed(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Context by the name under which it is handed over."""
+        handed: dict[str, Tensor] = {}
+        for name, value in context_of(inputs).items():
+            owner, _, key = name.partition(".")
+            if owner in self._keys:
+                continue
+            if self._form == "dict":
+                handed[key if owner == "" else name] = value
+            elif key in self._others or (owner == "" and self._takes_all):
+                if key in handed:
+                    raise ValueError(
+                        f"`forward` of {type(self.module).__name__} takes one {key!r}, but several entries of the "
+                        f"batch have this name: {[each for each in inputs if each.partition('.')[2] == key]}"
+                    )
+                handed[key] = value
+        return handed
+
+    def _called(self, values: dict[str, Any], others: dict[str, Tensor]) -> Any:
+        if self._form == "dict":
+            return self.module({**values, **others})
+        if self._form == "keywords":
+            return self.module(**values, **others)
+        return self.module(*values.values(), **others)
+
+
+def _told(module: nn.Module) -> nn.Module:
+    """The module whose ``forward`` says what it takes: one inside, where the outer one hands everything on."""
+    kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
+    if kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]:
+        for name in ("module", "model"):
+            inner = getattr(module, name, None)
+            if isinstance(inner, nn.Module):
+                return _told(inner)
+    return module
