@@ -43,6 +43,8 @@ def for_inference(model: nn.Module) -> nn.Module:
     for part in copy.modules():
         if parametrize.is_parametrized(part):
             _store(part)
+    for tensor in [*copy.parameters(), *copy.buffers()]:
+        tensor.data = tensor.data.contiguous()  # what was computed may be the transpose of what lies in memory
     return copy.requires_grad_(False)
 
 
@@ -91,7 +93,7 @@ def export_onnx(model: nn.Module, inputs: Inputs, file: str | PathLike[str] | No
     """The model in ONNX, for batches of any size; needs ``onnx`` and ``onnxscript``.
 
     The names of its inputs are those of ``inputs``; of its outputs ``logits``, ``scores.audio``, ``features.audio`` and
-    so on, in this order. It computes what :func:`export_program` gives, on the CPU.
+    so on. It computes what :func:`export_program` gives, on the CPU.
 
     Args:
         model: called with a mapping of inputs by name; it is left as it is.
@@ -110,14 +112,16 @@ def export_onnx(model: nn.Module, inputs: Inputs, file: str | PathLike[str] | No
         require_package(package, "ONNX needs a package that is not installed", "onnx")
     copy = for_inference(model).cpu()
     program = _program(copy, inputs)
-    outputs = list(_names_of(copy(as_taken_by(copy, inputs))))
-    if shared := [name for name in inputs if name in outputs]:
+    # In the program's order, which need not be that of the mappings.
+    ((taken,), _), given = _places(program.call_spec.in_spec), _places(program.call_spec.out_spec)
+    names, outputs = _names_by_place(taken), _names_by_place(given)
+    if shared := [name for name in names if name in outputs]:
         raise ValueError(f"`inputs` must not have names that the outputs have in ONNX, {outputs}; got {shared}")
     size = sum(value.nbytes for value in copy.state_dict().values() if isinstance(value, Tensor))
     settings = {
-        "input_names": list(inputs),
+        "input_names": names,
         "output_names": outputs,
-        "dynamic_shapes": {"inputs": {name: {0: "batch"} for name in inputs}},
+        "dynamic_shapes": {"inputs": {name: {0: "batch"} if number == 0 else {} for number, name in enumerate(inputs)}},
         "external_data": size > _LARGEST_FILE,
         "verbose": False,
         **settings,
@@ -125,11 +129,20 @@ def export_onnx(model: nn.Module, inputs: Inputs, file: str | PathLike[str] | No
     return torch.onnx.export(program, f=file, **settings)
 
 
-def _names_of(output: Any, path: str = "") -> Iterator[str]:
-    """Names of the tensors in an output, in their order: ``"logits"``, ``"scores.audio"``."""
-    if isinstance(output, Tensor):
-        yield path or "output"
+def _places(spec: Any) -> Any:
+    """Arguments or outputs of a program, with its place in the place of every tensor."""
+    return spec.unflatten(range(spec.num_leaves))
+
+
+def _names_by_place(places: Any) -> list[str]:
+    return [name for _, name in sorted(_named(places))]
+
+
+def _named(places: Any, path: str = "") -> Iterator[tuple[int, str]]:
+    """Places of tensors, and their names: ``"logits"``, ``"scores.audio"``."""
+    if isinstance(places, int):
+        yield places, path or "output"
     else:
-        fields = output._asdict() if hasattr(output, "_asdict") else output
+        fields = places._asdict() if hasattr(places, "_asdict") else places
         for name, value in fields.items() if isinstance(fields, Mapping) else enumerate(fields):
-            yield from _names_of(value, f"{path}.{name}" if path else str(name))
+            yield from _named(value, f"{path}.{name}" if path else str(name))

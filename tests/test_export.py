@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.export import Dim
-from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from lightning_crmt import CRMTModule, LinearFusion, OrthogonalFusion, export_onnx, export_program, for_inference
 from lightning_crmt.encoders import (
@@ -26,6 +26,7 @@ from lightning_crmt.encoders import (
 )
 from lightning_crmt.fusion import AttentionFusion, CosineFusion, FiLMFusion, GatedFusion, MemoryFusion
 from lightning_crmt.layers import OrthogonalConv2d, Residual, ScaledAvgPool2d
+from lightning_crmt.modality import where_present
 
 CIRCULAR = nn.Sequential(
     OrthogonalConv2d(1, 4, 3, padding_mode="circular"), ScaledAvgPool2d(2), Residual(nn.ReLU()), nn.Flatten()
@@ -64,10 +65,11 @@ def case(encoder, head, modalities):
     """A model in evaluation mode whose statistics are not those that it began with, and what draws its inputs."""
     torch.manual_seed(0)
     made, shape = (ENCODERS | TOKENS)[encoder]
-    shapes = {"a": shape, "b": (7,), "c": (5,)}
+    # Not in the order of the alphabet, in which torch may sort them.
+    shapes = {"b": (7,), "a": shape, "c": (5,)}
     shapes = dict(list(shapes.items())[:modalities])
-    others = {name: MLP(size, 16) for name, (size, *rest) in shapes.items() if name != "a"}
-    model = CRMTModule({"a": made} | others, 4, head=HEADS[head])
+    encoders = {name: made if name == "a" else MLP(size[0], 16) for name, size in shapes.items()}
+    model = CRMTModule(encoders, 4, head=HEADS[head])
 
     def draw(size):
         return {name: torch.randn(size, *shape) for name, shape in shapes.items()}
@@ -83,30 +85,41 @@ def absent(inputs):
     present = {first: torch.arange(size) % 2 == 0, last: torch.arange(size) % 3 > 0}
     if len(inputs) == 2:
         present[last] |= ~present[first]
-    changed = {name: inputs[name] * has[:, None] for name, has in present.items()}
+    changed = {name: where_present(inputs[name], has) for name, has in present.items()}
     return inputs | changed | {f"{name}.present": has for name, has in present.items()}
 
 
+def named(output, path=""):
+    """Tensors of an output by name."""
+    if isinstance(output, torch.Tensor):
+        return {path.removeprefix("."): output.detach()}
+    fields = output._asdict() if hasattr(output, "_asdict") else output
+    return {key: each for name, value in fields.items() for key, each in named(value, f"{path}.{name}").items()}
+
+
 def assert_same(found, wanted):
-    found, wanted = tree_leaves(found), tree_leaves(wanted)
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(torch.as_tensor(one), other.detach(), rtol=1e-4, atol=1e-5)
+    found, wanted = named(found), named(wanted)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
 def run_onnx(tmp_path):
-    """A function that runs an ONNX file on inputs by name."""
+    """A function that runs an ONNX file on inputs by name, and gives its outputs by name."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     runtime.set_default_logger_severity(3)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision is not installed
 
-    def run(file, inputs, outputs=None):
+    def run(file, inputs):
         session = runtime.InferenceSession(file)
-        assert [each.name for each in session.get_inputs()] == list(inputs)
-        return session.run(outputs, {name: value.numpy() for name, value in inputs.items()})
+        assert {each.name for each in session.get_inputs()} == set(inputs)
+        assert {each.shape[0] for each in session.get_inputs()} == {"batch"}
+        names = [each.name for each in session.get_outputs()]
+        found = session.run(names, {name: value.numpy() for name, value in inputs.items()})
+        return {name: torch.as_tensor(value) for name, value in zip(names, found, strict=True)}
 
     return run
 
@@ -145,10 +158,6 @@ def test_onnx_answers_the_same(encoder, head, modalities, run_onnx, tmp_path):
     for size in (1, 2, 9):
         inputs = draw(size)
         assert_same(run_onnx(tmp_path / "model.onnx", inputs), model(inputs))
-    last = list(inputs)[-1]
-    named = run_onnx(tmp_path / "model.onnx", inputs, ["logits", f"scores.{last}", f"features.{last}"])
-    output = model(inputs)
-    assert_same(named, [output.logits, output.scores[last], output.features[last]])
 
 
 @pytest.mark.parametrize("modalities", [2, 3])
@@ -209,17 +218,13 @@ def test_context_comes_along(run_onnx, tmp_path):
     assert not torch.equal(program(other).logits, program(inputs).logits)
 
 
-@pytest.mark.parametrize(
-    ("encoder", "head", "shape"),
-    [(ConvNet1d(3, 16, (4, 8)), "gated", (3, 21)), (nn.Linear(3, 16), "attention", (6, 3))],
-)
-def test_sequences_of_any_length(encoder, head, shape):
-    model = CRMTModule({"a": encoder, "b": MLP(7, 16)}, 4, head=HEADS[head]).eval()
-    batch, time, axis = Dim("batch"), Dim("time", min=4, max=100), shape.index(max(shape)) + 1
-    inputs = {"a": torch.randn(3, *shape), "b": torch.randn(3, 7)}
-    dynamic = {"a": {0: batch, axis: time}, "b": {0: batch}}
+def test_sequences_of_any_length():
+    model = CRMTModule({"a": nn.Linear(3, 16), "b": MLP(7, 16)}, 4, head=AttentionFusion).eval()
+    batch, time = Dim("batch"), Dim("time", min=2, max=100)
+    inputs = {"a": torch.randn(3, 6, 3), "b": torch.randn(3, 7)}
+    dynamic = {"a": {0: batch, 1: time}, "b": {0: batch}}
     program = torch.export.export(model.to_deploy(), (inputs,), dynamic_shapes=(dynamic,)).module()
-    longer = {"a": torch.cat([inputs["a"]] * 3, dim=axis), "b": torch.randn(3, 7)}
+    longer = inputs | {"a": torch.randn(3, 40, 3)}
     assert_same(program(longer), model(longer))
 
 
@@ -247,9 +252,9 @@ def test_after_a_fit(make_model, make_trainer, data, tmp_path):
 @pytest.mark.parametrize("head", [OrthogonalFusion, LinearFusion])
 def test_certificates_of_a_deployed_model_are_those_of_the_model(head):
     torch.manual_seed(0)
-    model = CRMTModule({"a": LipschitzMLP(12, 16), "b": LipschitzCNN(1, 16, (8, 8), (4, 16))}, 4, head=head).eval()
+    model = CRMTModule({"a": LipschitzMLP(12, 16), "b": LipschitzMLP(7, 16)}, 4, head=head).eval()
     deployed = model.to_deploy()
-    inputs = {"a": torch.randn(20, 12), "b": torch.randn(20, 1, 8, 8)}
+    inputs = {"a": torch.randn(20, 12), "b": torch.randn(20, 7)}
     one, other = model.certify(inputs), deployed.certify(inputs)
     assert one.soundness is other.soundness
     assert torch.equal(one.prediction, other.prediction)
@@ -336,18 +341,20 @@ def test_a_model_without_lightning(tmp_path):
 def test_onnx_of_outputs_of_other_forms(run_onnx, tmp_path):
     class Plain(nn.Module):
         def forward(self, inputs):
-            return {"logits": inputs["a"] * 2, "parts": (inputs["b"], inputs["a"] + 1)}
+            return {"logits": inputs["a"] * 2, "parts": (inputs["b"] * 5, inputs["a"] + 2)}
 
     inputs = {"a": torch.ones(2, 3), "b": torch.zeros(2, 3)}
     export_onnx(Plain(), inputs, tmp_path / "model.onnx")
-    logits, part = run_onnx(tmp_path / "model.onnx", inputs, ["logits", "parts.1"])
-    assert (logits == 2).all()
-    assert (part == 2).all()
+    found = run_onnx(tmp_path / "model.onnx", inputs)
+    assert list(found) == ["logits", "parts.0", "parts.1"]
+    assert (found["logits"] == 2).all()
+    assert (found["parts.0"] == 0).all()
+    assert (found["parts.1"] == 3).all()
 
 
 def test_what_cannot_be_exported_is_said(monkeypatch):
     model, draw = case("mlp", "orthogonal", 2)
-    with pytest.raises(TypeError, match="`input_sample` must be one batch of inputs by name, got None"):
+    with pytest.raises(TypeError, match="`input_sample` must be one batch of inputs by name, got a NoneType"):
         model.to_onnx("model.onnx")
     with pytest.raises(ValueError, match="`inputs` must have one batch size"):
         export_program(model, draw(2) | {"b": torch.zeros(3, 7)})
@@ -375,10 +382,11 @@ def test_example_inputs_of_a_trainer_do_not_disturb(make_trainer):
     model, draw = case("mlp", "orthogonal", 2)
     model.example_input_array = (draw(2),)
     trainer: Trainer = make_trainer(enable_model_summary=True)
-    trainer.validate(model, [(draw(4), torch.tensor([0, 1, 2, 3]))], verbose=False)
+    trainer.validate(model, DataLoader([(draw(4), torch.tensor([0, 1, 2, 3]))], batch_size=None), verbose=False)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
 def test_aot_inductor(tmp_path):
     """Where there is a compiler, a library that needs no Python."""
     model, draw = case("lipschitz mlp", "orthogonal", 2)

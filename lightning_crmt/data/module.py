@@ -126,7 +126,8 @@ class MultimodalDataModule(LightningDataModule, ABC):
     @property
     def parts(self) -> dict[str, Dataset[Any]]:
         """The parts by name, loaded when they are first asked for."""
-        self.setup()
+        if not self._parts:
+            self.setup()
         return self._parts
 
     def setup(self, stage: str | None = None) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from typing import Any
 
@@ -46,7 +45,6 @@ class ProgressBar:
                 disable=not shown,
                 leave=False,
                 dynamic_ncols=True,
-                file=sys.stdout,  # as the Trainer's
                 delay=after,
                 smoothing=0.1,  # quick and slow steps may alternate: the time left is by the mean of the last ten or so
             )
