@@ -489,6 +489,10 @@ class Required(Theirs):
         return self.model(pixel_values, input_values, attention_mask)
 
 
+class Nothing(LightningModule):
+    def validation_step(self, batch, index): ...
+
+
 class Strange(Theirs):
     def forward(self, one, two, three):
         return self.model(one, two, three)
@@ -543,6 +547,7 @@ class Strange(Theirs):
             "'speaker', which `forward` of Required takes, must be a tensor",
         ),
         (Strange, {}, ValueError, "do not tell how to call Strange.forward"),
+        (Nothing, {}, ValueError, "Nothing must have a `forward` that gives logits, or a classifier as `self.model`"),
     ],
 )
 def test_what_cannot_be_understood_says_how_to_pass_it(kind, change, error, message, make_trainer):

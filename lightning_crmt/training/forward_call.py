@@ -33,7 +33,7 @@ class ForwardCall:
         names: names of its inputs.
 
     Raises:
-        ValueError: if the signature does not tell.
+        ValueError: if the signature does not tell, or there is no ``forward``.
 
     >>> import torch
     >>> class Mine(nn.Module):
@@ -48,7 +48,14 @@ class ForwardCall:
         self.module = module
         self.names = list(names)
         #: What is called.
-        self._called_module = _inner(module) if type(module).forward is LightningModule.forward else module
+        self._called_module = module
+        if type(module).forward is LightningModule.forward:
+            self._called_module = _inner(module)
+            if self._called_module is module:
+                raise ValueError(
+                    f"{type(module).__name__} must have a `forward` that gives logits, or a classifier as `self.model`"
+                    ", and has neither"
+                )
         parameters = list(inspect.signature(_told(module).forward).parameters.values())
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
