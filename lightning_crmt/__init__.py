@@ -12,6 +12,7 @@ from lightning_crmt.certification import (
     certify,
     verify_certificate,
 )
+from lightning_crmt.criterion import Criterion
 from lightning_crmt.export import export_onnx, export_program, for_inference
 from lightning_crmt.fusion import FixedFusion, LinearFusion, OrthogonalFusion
 from lightning_crmt.layers import with_fixed_weights
@@ -41,6 +42,7 @@ __all__ = [
     "CRMTModule",
     "Certificate",
     "CertificateViolation",
+    "Criterion",
     "FixedFusion",
     "ForwardError",
     "FusionOutput",

@@ -32,7 +32,17 @@ from lightning_crmt.export import export_onnx, for_inference
 from lightning_crmt.fusion import FusionHead
 from lightning_crmt.lipschitz import LipschitzConstants, remember_code, replaced_calls
 from lightning_crmt.losses import smooth_margins
-from lightning_crmt.modality import FusionOutput, Inputs, answer, encoded, mean_over, present_of, samples_of, select
+from lightning_crmt.modality import (
+    FusionOutput,
+    Inputs,
+    answer,
+    encoded,
+    flattened,
+    mean_over,
+    present_of,
+    samples_of,
+    select,
+)
 from lightning_crmt.random_state import random_state, set_random_state
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.stage import Stage, StageObjective
@@ -124,7 +134,7 @@ class CRMTMixin(LightningModule):
                 f"a batch must be (inputs, target) with inputs by modality, got {describe(batch)}; "
                 "override `split_batch` for another form"
             )
-        return batch[0], batch[1]
+        return flattened(batch[0]), batch[1]
 
     def counted_batch(self, batch: Any) -> tuple[Inputs, Tensor]:
         """The samples of a batch that count, which may be none, and their checked target; see ``crmt_criterion``.

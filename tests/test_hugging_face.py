@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_crmt import CRMTModule, OrthogonalFusion, estimate_lipschitz, lipschitz_bound
-from lightning_crmt.attacks import PGD, Budget, MinimumNorm
+from lightning_crmt.attacks import PGD, Budget, EmbeddedModel, MinimumNorm
 from lightning_crmt.callbacks import (
     AdversarialRobustness,
     CertifiedRobustness,
@@ -280,6 +280,18 @@ def test_embedded_tokens_are_tokens():
     ids, mask = tokens()
     embedded = encoder.model.get_input_embeddings()(ids)
     assert torch.allclose(encoder(embedded, attention_mask=mask), encoder(ids, attention_mask=mask), atol=1e-5)
+
+
+def test_text_is_attacked_at_its_embeddings_and_padding_is_not():
+    module = CRMTModule({"text": made("bert"), "image": made("vit")}, num_classes=3).eval()
+    embedded = EmbeddedModel(module, {"text": "encoders.text.model.embeddings.word_embeddings"})
+    ids, mask = tokens()
+    inputs = embedded.embed({"text": ids, "text.attention_mask": mask, "image": images()})
+    y = module({"text": ids, "text.attention_mask": mask, "image": images()}).logits.argmax(dim=1)
+    moved = PGD(Budget({"text": 3.0}), steps=5)(embedded, inputs, y)
+    assert moved["text"][mask == 0].equal(inputs["text"][mask == 0])
+    with torch.no_grad():
+        assert (embedded(moved).logits.argmax(dim=1) != y).any()
 
 
 def test_models_by_name(tmp_path):

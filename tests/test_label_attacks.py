@@ -15,6 +15,7 @@ from lightning_crmt.attacks import (
     APGD,
     FGM,
     PGD,
+    PROBABILITIES_OF_LABELS,
     AutoAttack,
     Budget,
     Ensemble,
@@ -225,6 +226,11 @@ def test_a_healthy_model_raises_no_suspicion_and_rounded_logits_do():
     with torch.no_grad():
         right = rounded(x) > 0
     assert any("gradients are 0" in each for each in suspicions(PGD(Budget(0.3)), rounded, x, right))
+
+
+def test_a_sigmoid_at_the_end_is_noticed():
+    model, x, y = linear()
+    assert suspicions(PGD(Budget(0.3)), lambda inputs: model(inputs).sigmoid(), x, y) == [PROBABILITIES_OF_LABELS]
 
 
 def test_metrics_of_labels():

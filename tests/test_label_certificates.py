@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates of labels: the formula in slow loops, exact distances, and attempts to break them."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from lightning_crmt import (
     verify_certificate,
     with_fixed_weights,
 )
+from lightning_crmt.attacks import Budget, MinimumNorm, distance_by
 from lightning_crmt.certification import CertificateViolation, certify_late_fusion, label_sensitivities, sensitivities
 from lightning_crmt.encoders import LipschitzMLP
 from lightning_crmt.losses import radius_loss, true_class_radii
@@ -222,6 +224,57 @@ def test_attacks_do_not_break_certificates(level, dtype):
         CertificateViolation, match=r"is estimated to stay of labels \[.*\] under .* makes it labels \["
     ):
         verify_certificate(model, too_long, x, probes=4, steps=30)
+
+
+@pytest.mark.parametrize("level", ["sound", "rigorous"])
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e5])
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_to_the_edge_of_each_label_break_none(level, scale, seed):
+    """Linear models in single precision, straight towards the boundary of each label; some weights are 0."""
+    torch.manual_seed(seed)
+    sizes = {"a": 4, "b": 3}
+    rows = {n: scale * torch.randn(5, size) * (torch.rand(5, 1) > 0.2) for n, size in sizes.items()}
+    head = FixedFusion(rows, {n: torch.rand(5) for n in sizes}, bias=0.1 * scale * torch.randn(5))
+    model = CRMTModule(
+        {n: nn.Identity() for n in sizes}, 5, in_features=sizes, head=lambda *_: head, multi_label=True
+    ).eval()
+    x = {n: torch.randn(50, size) for n, size in sizes.items()}
+    certificate = model.certify(x, level=level)
+    assert torch.equal(certificate.prediction, model(x).logits > 0)
+    # What is sound is so in exact arithmetic, what is rigorous as the model rounds.
+    dtype = torch.float32 if level == "rigorous" else torch.float64
+    judge, x = copy.deepcopy(model).to(dtype), {n: v.to(dtype) for n, v in x.items()}
+    probes = 0
+    for names in (["a", "b"], ["a"]):
+        radii = certificate.label_radii(names)
+        for k in range(5):
+            row = torch.cat([model.head.class_weights[n][k].detach().double() for n in names])
+            radius = radii[:, k]
+            assert ((radius > 1e17) == (row == 0).all()).all()
+            if (row == 0).all():
+                continue
+            signs = torch.where(certificate.prediction[:, k], -1.0, 1.0).double()
+            for share in (1 - 1e-7, 1 - 1e-6, 0.99):
+                steps = (signs * radius * share / row.norm())[:, None] * row
+                parts = dict(zip(names, steps.split([sizes[n] for n in names], dim=1), strict=True))
+                moved = {n: (v.double() + parts[n]).to(dtype) if n in parts else v for n, v in x.items()}
+                sides = [moved[n].double() - x[n].double() for n in names]
+                inside = torch.cat(sides, dim=1).norm(dim=1) <= radius
+                kept = (judge(moved).logits[:, k] > 0) == certificate.prediction[:, k]
+                assert kept[inside].all()
+                probes += int(inside.sum())
+    assert probes > 500
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_search_for_a_label_ends_within_its_radius(seed):
+    model, x = build(LinearFusion, torch.float64, seed, (5, 3)), inputs_of((5, 3), 10, torch.float64, seed)
+    certificate = model.certify(x)
+    for k in range(3):
+        for names in (None, ["b"]):
+            attack = MinimumNorm(Budget(1.0, modalities=names), towards=k, steps=20, restarts=1)
+            distance = distance_by(attack, model, x, certificate.prediction)
+            assert (distance >= certificate.label_radii(names)[:, k] * (1 - 1e-9)).all()
 
 
 def test_rigorous_radii_are_no_longer_than_sound_ones_and_hardly_shorter():

@@ -381,6 +381,15 @@ def test_masks_of_another_type():
         Budget(1.0, mask={"audio": [1, 0]})
 
 
+def test_means_are_over_samples_that_have_the_modality():
+    x = {"audio": torch.tensor([[2.0], [100.0], [4.0]]), "audio.present": torch.tensor([True, False, True])}
+    x |= {"audio.mask": torch.ones(3, 1), "text": torch.ones(3, 2, dtype=torch.long)}
+    assert attacks.mean_inputs([x, x]) == {"audio": torch.tensor([3.0], dtype=torch.float64)}
+    assert attacks.mean_inputs([{"text": x["text"]}]) == {}
+    with pytest.raises(ValueError, match=r"at least one sample of each modality, got {'audio': 0}"):
+        attacks.mean_inputs([{**x, "audio.present": torch.zeros(3, dtype=torch.bool)}])
+
+
 def test_padding_ids():
     tokens = {"text": torch.tensor([[5, 3]]), "image": torch.ones(1, 2)}
     assert MissingModality().filled(tokens, ["text"])["text"].tolist() == [[0, 0]]

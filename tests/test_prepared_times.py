@@ -73,7 +73,8 @@ def pairs(video, folder):
 
 @pytest.mark.parametrize("suffix", SOUND)
 @pytest.mark.parametrize(
-    "heard", ["gte(t,3)", "gte(t,0.5)", "lt(t,1)+gt(t,4)", "lt(t,1)+between(t,2,2.4)+between(t,3,3.3)+gt(t,4.2)"]
+    "heard",
+    ["gte(t,3)", "gte(t,0.5)", "gte(t,0.07)", "lt(t,1)+gt(t,4)", "lt(t,1)+between(t,2,2.4)+between(t,3,3.3)+gt(t,4.2)"],
 )
 def test_sound_that_begins_late_or_has_gaps_stays_with_the_pictures(parts, tmp_path, suffix, heard):
     join(parts, tmp_path / f"a{suffix}", options=["-af", f"aselect='{heard}'"])
@@ -152,23 +153,25 @@ def test_sound_that_is_not_late_is_not_touched(tmp_path):
 # --- each picture once
 
 
+@pytest.mark.parametrize("codec", ["rawvideo", "mpeg4"])
 @pytest.mark.parametrize(
-    ("times", "suffix"),
+    "times",
     [
-        ("4*N", ".mp4"),  # four seconds each
-        ("if(lt(N,10),N/25,3+N/5)", ".mkv"),  # another rate from the middle on
-        ("N/200", ".mkv"),
-        ("N*N/50", ".mp4"),
-        ("floor(N/2)/5", ".mkv"),  # two at the same time
-        ("2+N/10", ".mp4"),
+        "4*N",  # four seconds each
+        "if(lt(N,10),N/25,3+N/5)",  # another rate from the middle on
+        "N/200",
+        "N*N/50",
+        "floor(N/2)/5",  # two at the same time
+        "2+N/10",
     ],
 )
-def test_flow_sees_each_picture_once_whatever_its_time(tmp_path, times, suffix):
+def test_flow_sees_each_picture_once_whatever_its_time(tmp_path, times, codec):
     pytest.importorskip("cv2")
-    codec = ["-c:v", "rawvideo"] if suffix == ".mkv" else []
-    options = ["-vf", f"setpts='({times})/TB'", *program.FFmpeg().every_picture, *codec]
-    clips.encode(tmp_path / f"a{suffix}", clips.moving(1, 0, 1)[:20], options=options, rate=1000)
-    Flow(48).make(program.FFmpeg(), tmp_path / f"a{suffix}", tmp_path / "flow")
+    if codec == "mpeg4" and "floor" in times:
+        pytest.skip("the encoder refuses such times")
+    options = ["-vf", f"setpts='({times})/TB'", *program.FFmpeg().every_picture, "-c:v", codec]
+    clips.encode(tmp_path / "a.mkv", clips.moving(1, 0, 1)[:20], options=options, rate=1000)
+    Flow(48).make(program.FFmpeg(), tmp_path / "a.mkv", tmp_path / "flow")
     found = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "flow" / "u").iterdir())])
     found = np.median((found - 128) / 127.5 * 20, axis=(1, 2))
     assert found == pytest.approx(np.ones(19), abs=0.4), "a repeated picture does not move, a lost one makes two"

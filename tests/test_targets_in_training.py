@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits on every kind of target: what is trained on and logged, by hand and from YAML, with methods and callbacks."""
 
+import csv
 import math
 import sys
 from functools import partial
@@ -26,7 +27,7 @@ from lightning_crmt.callbacks import (
 )
 from lightning_crmt.cli import main
 from lightning_crmt.criterion import Criterion
-from lightning_crmt.data import MultimodalDataset
+from lightning_crmt.data import MultimodalDataset, UCIMultiFeatures
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.fusion import MemoryFusion
 from lightning_crmt.targets import MixedTarget
@@ -294,6 +295,8 @@ def test_certified_numbers_of_labels_are_those_of_the_certificate(make_trainer):
     right = certificate.prediction == y
     label = right & (certificate.label_radii() > 0.02)
     assert numbers["val/certified_label_accuracy/joint@0.02"] == pytest.approx(label.double().mean().item(), rel=1e-5)
+    alone = right & (certificate.label_radii(["a"]) > 0.02)
+    assert numbers["val/certified_label_accuracy/a@0.02"] == pytest.approx(alone.double().mean().item(), rel=1e-5)
     of_label = label.double().mean(dim=0).tolist()
     for k, share in enumerate(of_label):
         assert numbers[f"val/certified_label_accuracy_of_class/{k}@0.02"] == pytest.approx(share, rel=1e-5)
@@ -441,12 +444,23 @@ def test_a_module_of_ones_own_has_its_criterion_checked(make_trainer):
 # --- from YAML
 
 
+class LabelledViews(UCIMultiFeatures):
+    """Digits described by labels: even, above 4, a multiple of 3; as floats, as many loaders give them."""
+
+    def load(self):
+        parts = super().load()
+        for part in parts.values():
+            digits = part.target
+            part.target = torch.stack([digits % 2 == 0, digits > 4, digits % 3 == 0], dim=1).float()
+        return parts
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-crmt"])
 
-    def run(of_model, of_trainer=()):
+    def run(of_model, of_trainer=(), data="UCIMultiFeatures", words=("fit",)):
         encoders = {
             view: {"class_path": "MLP", "init_args": {"in_features": size, "out_features": 16}}
             for view, size in (("fou", 76), ("mor", 6))
@@ -454,7 +468,7 @@ def run(tmp_path, monkeypatch):
         arguments = {"num_classes": 10, "encoders": encoders} | of_model
         config = {
             "model": {"class_path": "CRMTModule", "init_args": arguments},
-            "data": {"class_path": "UCIMultiFeatures", "init_args": {"views": ["fou", "mor"], "batch_size": 200}},
+            "data": {"class_path": data, "init_args": {"views": ["fou", "mor"], "batch_size": 200}},
             "trainer": {
                 "accelerator": "cpu",
                 "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path)}},
@@ -467,17 +481,57 @@ def run(tmp_path, monkeypatch):
         }
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump(config))
-        main(["fit", "--config", str(path)])
+        main([*words, "--config", str(path)])
+        logs = sorted(tmp_path.rglob("metrics.csv"), key=lambda log: log.stat().st_mtime)
+        with logs[-1].open() as lines:
+            rows = list(csv.DictReader(lines))
+        return {name: float(value) for row in rows for name, value in row.items() if value}
 
     return run
 
 
-def test_settings_come_from_yaml(run, tmp_path):
+def test_settings_come_from_yaml(run):
     callbacks = [{"class_path": "IntegrationReweighting", "init_args": {"epochs": 1}}]
     settings = {"class_weights": [1, 2, 1, 1, 1, 1, 1, 1, 1, 0.5], "label_smoothing": 0.1, "ignore_index": 3}
-    run(settings, {"callbacks": callbacks})
-    logged = (tmp_path / "lightning_logs").rglob("metrics.csv")
-    assert "val/loss" in next(logged).read_text()
+    numbers = run(settings, {"callbacks": callbacks})
+    assert math.isfinite(numbers["val/loss"])
+    assert math.isfinite(numbers["train/integration_objective"])
+
+
+def test_labels_are_trained_attacked_certified_and_reweighted_from_yaml(run, tmp_path):
+    attack = {"class_path": "PGD", "init_args": {"budget": {"class_path": "Budget", "init_args": {"radius": 0.05}}}}
+    towards = {"class_path": "PGD", "init_args": {**attack["init_args"], "towards": 1}}
+    callbacks = [
+        {"class_path": "CertifiedRobustness", "init_args": {"radii": [0.05]}},
+        {"class_path": "AdversarialRobustness", "init_args": {"attacks": {"any": attack, "second": towards}}},
+        {"class_path": "MissingModalities"},
+        {"class_path": "UnimodalLosses"},
+        {"class_path": "IntegrationReweighting", "init_args": {"epochs": 2}},
+    ]
+    settings = {"num_classes": 3, "multi_label": True, "class_weights": [1, 2, 0.5]}
+    where = f"{LabelledViews.__module__}.LabelledViews"
+    of_trainer = {"callbacks": callbacks, "max_epochs": 4, "enable_checkpointing": True}
+    numbers = run(settings, of_trainer, where)
+    assert numbers["val/certified_accuracy/joint@0.05"] <= numbers["val/robust_accuracy/any@0.05"]
+    assert numbers["val/robust_accuracy/any@0.05"] <= numbers["val/robust_accuracy/second@0.05"]
+    assert numbers["val/accuracy/joint"] <= numbers["val/label_accuracy/joint"]
+    assert numbers["val/certified_accuracy/joint@0.05"] <= numbers["val/certified_label_accuracy/joint@0.05"]
+    [checkpoint] = tmp_path.rglob("*.ckpt")
+    done = tmp_path / "reweighted.ckpt"
+    run(settings, of_trainer, where, ("reweight", "--ckpt_path", str(checkpoint), "--out", str(done)))
+    assert done.is_file()
+
+
+def test_bools_are_the_two_classes_of_a_fit(make_trainer):
+    model = model_of(num_classes=2, lr=0.1)
+    x = loader("uint8").dataset.inputs
+    data = DataLoader(MultimodalDataset(x, x["a"][:, 0] > 0), batch_size=40)
+    trainer = make_trainer(MissingModalities(), IntegrationReweighting(epochs=1), max_epochs=1, precision="64-true")
+    with pytest.raises(TypeError, match="needs late fusion with integration weights"):
+        trainer.fit(model, data, data)
+    trainer = make_trainer(MissingModalities(), max_epochs=30, precision="64-true")
+    trainer.fit(model, data, data)
+    assert float(trainer.callback_metrics["val/accuracy/joint"]) > 0.7
 
 
 @pytest.mark.parametrize(

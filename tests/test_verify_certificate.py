@@ -38,6 +38,17 @@ def exact_certificate(model, inputs, scale=1.0, soundness=Soundness.SOUND):
         return dataclasses.replace(certify(model(inputs), None, constants), soundness=soundness)
 
 
+def test_certificates_are_about_padding_too():
+    """One that is too long is refuted although only padding, which attacks leave alone by default, can do it."""
+    model, x = Linear(sizes={"audio": (5,)}), samples(sizes={"audio": (5,)})
+    with torch.no_grad():
+        model.weights["audio"][:, :2] = 0  # the real entries decide nothing
+    padded = {**x, "audio.attention_mask": torch.tensor([1, 1, 0, 0, 0]).expand(20, 5)}
+    assert verify_certificate(model, exact_certificate(model, x), padded).samples == 20
+    with pytest.raises(CertificateViolation):
+        verify_certificate(model, exact_certificate(model, x, scale=0.9), padded)
+
+
 def test_the_trap_exposes_the_estimate(tmp_path):
     model, data = Trap(), {"x": torch.linspace(-1.5, 1.5, 31)[:, None]}
     x = {"x": torch.zeros(1, 1)}

@@ -14,7 +14,7 @@ from lightning_crmt.attacks.missing import Fill, MissingModality, mean_inputs
 from lightning_crmt.attacks.pgd import PGD, LossAscent
 from lightning_crmt.attacks.presets import paper_fgm, paper_pgd, strongest
 from lightning_crmt.attacks.random_search import RandomNoise, RandomSearch
-from lightning_crmt.attacks.sanity_checks import PROBABILITIES, suspicions
+from lightning_crmt.attacks.sanity_checks import PROBABILITIES, PROBABILITIES_OF_LABELS, suspicions
 from lightning_crmt.attacks.search.attacked_model import (
     AttackedModel,
     Model,
@@ -33,6 +33,7 @@ __all__ = [
     "FGM",
     "PGD",
     "PROBABILITIES",
+    "PROBABILITIES_OF_LABELS",
     "Adversarial",
     "Attack",
     "AttackedModel",

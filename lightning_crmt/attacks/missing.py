@@ -19,7 +19,15 @@ from lightning_crmt.attacks.threat.per_sample import choose
 from lightning_crmt.checks import check_at_least, check_batch, check_logits, describe, require_finite
 from lightning_crmt.deprecation import renamed_argument
 from lightning_crmt.fusion import LateFusion
-from lightning_crmt.modality import FusionOutput, Inputs, logits_of, widened
+from lightning_crmt.modality import (
+    FusionOutput,
+    Inputs,
+    continuous_of,
+    logits_of,
+    present_of,
+    where_present,
+    widened,
+)
 from lightning_crmt.targets import check_answers
 
 #: What replaces a missing input: one number for all entries, or a value with the shape of one sample.
@@ -200,23 +208,28 @@ def mean_inputs(batches: Iterable[Inputs | Sequence[Any]]) -> dict[str, Tensor]:
             target. Batches may differ in size.
 
     Returns:
-        By modality the mean over all samples, of the shape ``(...)`` of one sample; without integer modalities.
+        By modality the mean over all samples that have it, of the shape ``(...)`` of one sample; without integer
+        modalities.
 
     Raises:
         TypeError: if inputs are not tensors by modality.
-        ValueError: if there are no samples, or the modalities of a batch differ in their number of samples.
+        ValueError: if there are no samples, or none that has a modality, or the modalities of a batch differ in their
+            number of samples.
 
     >>> mean_inputs([{"audio": torch.ones(3, 2)}, {"audio": torch.full((1, 2), 5.0)}])
     {'audio': tensor([2., 2.], dtype=torch.float64)}
     """
     total: dict[str, Tensor] = {}
-    samples = 0
+    samples: dict[str, int] = {}
+    seen = 0
     for batch in batches:
         inputs: Inputs = batch if isinstance(batch, Mapping) else batch[0]
-        samples += check_batch("batches", inputs)
-        for name, value in inputs.items():
-            if value.is_floating_point():
-                total[name] = widened(value.detach()).sum(dim=0) + total.get(name, 0.0)
-    if samples == 0:
-        raise ValueError("`batches` must hold at least one sample, got none")
-    return {name: each / samples for name, each in total.items()}
+        size = check_batch("batches", inputs)
+        seen += size
+        for name, value in continuous_of(inputs).items():
+            here = present_of(inputs).get(name)
+            samples[name] = samples.get(name, 0) + (size if here is None else int(here.sum()))
+            total[name] = widened(where_present(value.detach(), here)).sum(dim=0) + total.get(name, 0.0)
+    if seen == 0 or 0 in samples.values():
+        raise ValueError(f"`batches` must hold at least one sample of each modality, got {samples or 'none'}")
+    return {name: each / samples[name] for name, each in total.items()}

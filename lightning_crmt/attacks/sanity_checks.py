@@ -38,6 +38,11 @@ PROBABILITIES = (
     "the model returns probabilities, outputs that are at least 0 and sum to 1, which attacks take for logits; return "
     "logits, the values before softmax"
 )
+#: The same of labels, all of which a model that returns probabilities would say yes to.
+PROBABILITIES_OF_LABELS = (
+    "the model returns probabilities of labels, outputs that are all between 0 and 1, which attacks take for logits, a "
+    "yes above 0; return logits, the values before sigmoid"
+)
 
 
 def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> list[str]:
@@ -46,7 +51,7 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     After Carlini et al., *On Evaluating Adversarial Robustness* (2019), and Athalye et al. (ICML 2018), on samples that
     are predicted correctly:
 
-    - the outputs are probabilities;
+    - the outputs are probabilities, of classes or of labels;
     - two forwards of the same inputs differ; predictions change with the batch that a sample is in; or the attack fools
       samples with a radius of 0: then nothing else is tried;
     - the first gradient that the attack takes is 0, or not finite, in every attacked modality, for a tenth of the
@@ -96,6 +101,8 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
                 "draw of random numbers left on in evaluation mode?"
             ]
         target = check_answers(target, logits.shape[1], len(logits)).to(logits.device)
+        if has_labels(target) and bool(((logits >= 0) & (logits <= 1)).all()):
+            return [PROBABILITIES_OF_LABELS]
         right = right_answers(logits, target)
         if isinstance(attack, BudgetedAttack) and attack.towards is not None and not has_labels(target):
             right &= target != torch.as_tensor(attack.towards, device=target.device)  # those are left alone

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_crmt.attacks import (
     PROBABILITIES,
+    PROBABILITIES_OF_LABELS,
     Attack,
     BudgetedAttack,
     MinimumNormAttack,
@@ -170,7 +171,7 @@ class AdversarialRobustness(Observer):
         rows = slice(None, None, max(1, -(-len(target) // _CHECKED)))
         few = {name: value[rows] for name, value in inputs.items()}
         doubts = [
-            (suspicion, "" if suspicion == PROBABILITIES else f", attack {name!r}")
+            (suspicion, "" if suspicion in (PROBABILITIES, PROBABILITIES_OF_LABELS) else f", attack {name!r}")
             for name, attack in self.attacks.items()
             for suspicion in suspicions(attack, model, few, target[rows])
         ]

@@ -188,6 +188,8 @@ class _Certificates(Measurement):
             own: dict[Key, Tensor] = {}
             if name in perturbed and together != name:
                 own |= self.of_radius(certificate, target, name, modalities=[name])
+                hits = self.of_label_radii(certificate, target, name, [name]) if labels else {}
+                own |= {key: each.float().mean(dim=1) for key, each in hits.items()}
             if name in perturbed:
                 own[Key("", "vulnerability", name)] = certificate.sensitivities[name].gather(1, rival[:, None])[:, 0]
             if name in output.scores:

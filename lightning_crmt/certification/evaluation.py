@@ -152,7 +152,7 @@ class Evaluation:
         with frozen_eval(model), torch.no_grad(), uncompiled(model) as compiled:
             encoders, head = encoders_and_head(model)
             check_inputs(inputs, encoders.keys())
-            present = present_of(inputs)
+            whole, present = inputs, present_of(inputs)
             refuse_context(inputs)
             inputs = modalities_of(with_stand_ins(inputs, present))
             given, inputs = inputs, as_taken_by(model, inputs)
@@ -220,7 +220,7 @@ class Evaluation:
                     "`model` has layers of your own and parts that were compiled: torch does not notice when such "
                     "layers change; certify it before it is compiled"
                 )
-            self.refuse_other_code(model, given)
+            self.refuse_other_code(model, whole)
 
     def certificate(self, missing: Collection[str] = ()) -> Certificate:
         """The certificate of these predictions, or of those with some modalities dropped from the fusion.

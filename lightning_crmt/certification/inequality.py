@@ -77,11 +77,11 @@ def label_sensitivities(lipschitz: LipschitzConstants, head: LateFusion | None) 
         ValueError: if a head is needed and there is none, modalities or the number of classes differ, or constants are
             of the margins of pairs, which say nothing about a logit alone.
 
-    >>> from lightning_crmt import OrthogonalFusion, Soundness
-    >>> head = OrthogonalFusion({"audio": 4}, num_classes=2)
-    >>> one = LipschitzConstants({"audio": torch.tensor(3.0)}, of="encoder", soundness=Soundness.SOUND)
-    >>> label_sensitivities(one, head)["audio"].detach()  # rows of length 1
-    tensor([3., 3.])
+    >>> from lightning_crmt import FixedFusion, Soundness
+    >>> head = FixedFusion({"audio": torch.eye(2)}, {"audio": torch.tensor([1.0, 2.0])}, bias=torch.zeros(2))
+    >>> three = LipschitzConstants({"audio": torch.tensor(3.0)}, of="encoder", soundness=Soundness.SOUND)
+    >>> label_sensitivities(three, head)["audio"].detach()
+    tensor([3., 6.])
     """
     _refuse(lipschitz, "margins", "differences of logits say nothing about one alone, which decides about a label")
     if lipschitz.of == "labels":

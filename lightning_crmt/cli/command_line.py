@@ -14,7 +14,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from lightning_crmt.cli.explain import explain, stop
+from lightning_crmt.cli.explain import broken_file, explain, stop
+from lightning_crmt.cli.failures import own_bug
 from lightning_crmt.cli.help import FullHelp, Parser, short_help
 from lightning_crmt.cli.places import config_files
 from lightning_crmt.version import __version__
@@ -93,12 +94,15 @@ class CRMTCLI(LightningCLI):
 
         Raises:
             SystemExit: with status 2, see the class.
+            Exception: whatever a module of one's own raises while it is imported.
             FileNotFoundError: if there is no file ``ckpt_path``.
         """
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             self._stop(error)
+        except UnicodeDecodeError as error:
+            stop(broken_file(self.words) or str(error))
         subcommand = self.config.get("subcommand")
         path = str(self.config[subcommand].get("ckpt_path") or "") if subcommand else ""
         if path and path not in _ALIASES and "://" not in path and not Path(path).exists():
@@ -124,6 +128,11 @@ class CRMTCLI(LightningCLI):
         super().instantiate_classes()
 
     def _stop(self, error: ArgumentError) -> NoReturn:
+        bug = own_bug(error)
+        if isinstance(bug, SyntaxError):
+            stop(f"{bug.filename}, line {bug.lineno}: not Python: {bug.msg}")
+        if bug:
+            raise bug
         parsers = getattr(self, "_subcommand_parsers", {})
         parser = next((parsers[word] for word in self.words if word in parsers), self.parser)
         stop(explain(str(error), parser, self.words))

@@ -46,7 +46,7 @@ def explain(report: str, parser: ArgumentParser, words: Sequence[str]) -> str:
         parser: of the subcommand.
         words: of the command line, in which config files are named.
     """
-    if re.match("Problems parsing config|Unexpected config", report) and (broken := _broken_file(words)):
+    if re.match("Problems parsing config|Unexpected config", report) and (broken := broken_file(words)):
         return broken
     if found := re.match(r"unrecognized arguments: (.*)", report):
         return _unknown_words(found[1].split(), parser)
@@ -237,11 +237,15 @@ def _wrong_value(finding: Finding, words: Sequence[str]) -> str:
     shown = "" if value is None else f", got {_short(value)}"
     if finding.expected:
         choices = re.findall(r"'([^']+)'", finding.expected)
+        if value and re.fullmatch(r"[A-Z]\w+", value):  # it may be meant for a class
+            choices += _short_names(finding)
         near = did_you_mean(value, choices) if value and choices else ""
         tuple_hint = "  YAML has no tuples: write a list, [3, 3]" if value and re.fullmatch(r"\(.*\)", value) else ""
         return few_lines(f"`{key}` must be {finding.expected}{shown}{near}", at(place), tuple_hint)
     if found := re.match(r"Not a valid subclass of (\w+)", finding.reason):
         return few_lines(f"`{key}` must be of class {found[1]}{shown}", at(place), f"  {_FORM}")
+    if "is not iterable" in finding.reason or "no signature found" in finding.reason:
+        return few_lines(f"`{key}`: `class_path` must name a class", at(place))
     reason = finding.reason if not key or f"`{key}`" in finding.reason else f"`{key}`: {finding.reason}"
     return few_lines(reason + shown, at(place))
 
@@ -252,14 +256,16 @@ def _short(value: str) -> str:
 
 
 def _unknown_words(unknown: list[str], parser: ArgumentParser) -> str:
-    word = unknown[0].partition("=")[0]
-    if not word.startswith("-"):
+    options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    if not options:
+        word = unknown[0].partition("=")[0]
         return few_lines(f"`{word}` belongs to no option: options begin with --, and hold one value each")
-    known = [f"--{key}" for key in _known_keys(parser)]
-    return few_lines(f"there is no option `{word}`{did_you_mean(word, known)}")
+    known = ["--help", "--config", "--print_config", *(f"--{key}" for key in _known_keys(parser))]
+    return few_lines(*(f"there is no option `{option}`{did_you_mean(option, known)}" for option in options))
 
 
-def _broken_file(words: Sequence[str]) -> str:
+def broken_file(words: Sequence[str]) -> str:
+    """What is wrong with the first config that is not YAML; nothing if all are."""
     for file in config_files(words):
         try:
             with file.open(encoding="utf-8") as text:

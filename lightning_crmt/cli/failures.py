@@ -79,11 +79,23 @@ def _told(error: Exception, own: Sequence[tuple[FrameType, int]], place: str = "
     message = str(error).strip() or type(error).__name__
     if isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.strerror}: {error.filename}"
+    if isinstance(error, UnpicklingError):
+        message = f"`ckpt_path` must be a checkpoint, which cannot be read: {message.partition(chr(10))[0]}"
     raised = f"  raised in {_shown(own[-1][0])}, line {own[-1][1]}" if own else ""
     hint = f"  ({TRACEBACK}=1 shows the traceback)"
     lines = few_lines(message).splitlines()
     rest = [line for line in (place, raised, hint) if line]
     return few_lines(*lines[: 5 - len(rest)], *rest)
+
+
+def own_bug(error: BaseException) -> Exception | None:
+    """What code of one's own raised while its module was imported, of which jsonargparse tells without a place."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = bool(frames) and not _of_library(frames[-1][0])
+    own = own and not isinstance(error, ImportError)  # of which enough is told
+    return error if isinstance(error, Exception) and (own or isinstance(error, SyntaxError)) else None
 
 
 def unwrapped(error: Exception) -> Exception:
@@ -96,7 +108,8 @@ def unwrapped(error: Exception) -> Exception:
 
 
 def _of_library(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith((*_LIBRARIES, "<"))  # <frozen importlib...>
+    name = frame.f_code.co_filename  # those of frozen and of compiled modules are no paths, or not whole ones
+    return not os.path.isabs(name) or name.startswith(_LIBRARIES)
 
 
 def _is_raise(frame: FrameType, line: int) -> bool:

@@ -108,7 +108,7 @@ def _deepest(report: str) -> Finding:
     if furthest.steps:
         return furthest
     told = [each for each in findings if not each.expected and not each.reason.startswith("Not a valid subclass")]
-    types = any(each.expected not in ("", "null") for each in findings)
+    types = "class_path" not in value and any(each.expected not in ("", "null") for each in findings)
     # That a value is no import path says little of what may be a number as well.
     if told and not (types and told[0].reason.startswith("Expected a dot import path")):
         return replace(told[0], value=told[0].value or value)

@@ -90,9 +90,15 @@ def find_place(
             spots = _follow(spots, Step(last))
         for spot in spots:
             entry = spot if value is None else next((each for each in _below(spot) if _holds(each, value)), None)
-            if entry and entry.key and not (absent and _entry(entry, last)):
+            if entry and entry.key and not (absent and _given(entry, last)):
                 return Place(entry.key, entry.file, entry.line)
     return None
+
+
+def _given(spot: _Spot, key: str) -> bool:
+    """Whether there is an entry with a value, which null is not."""
+    entry = _entry(spot, key)
+    return entry is not None and not entry.node.tag.endswith(":null")
 
 
 def _holds(spot: _Spot, value: str) -> bool:

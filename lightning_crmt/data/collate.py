@@ -193,7 +193,8 @@ def _take_apart(
                 continue
             values[key] = in_single(as_value(value))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{key!r} of {name}: {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{key!r} of {name}: {error}") from error
     present = {key.removesuffix(f".{PRESENT}"): value for key, value in context.items() if key.endswith(f".{PRESENT}")}
     for modality, here in present.items():
         if here.numel() != 1 or here.dtype is not torch.bool:

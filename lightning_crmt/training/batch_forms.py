@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias
@@ -28,32 +29,39 @@ class Parts(NamedTuple):
         beside: everything else in a dict, but for the target.
         target: the target.
         target_name: what it was called, None if it had no name.
+        kind: the class of the mapping that held the inputs; None if they had no names.
     """
 
     inputs: dict[str, Any]
     beside: dict[str, Any]
     target: Any
     target_name: str | None
+    kind: type[Mapping[str, Any]] | None
 
 
 def take_apart(batch: Any, names: Sequence[str]) -> Parts:
-    """The parts of a batch that is (…, target) in the order of ``names``, (dict, target), or a dict with the target.
+    """The parts of a batch: inputs and target in a row, inputs in the order of ``names``, or by name.
+
+    That is ``(…, target)``, ``((…), target)``, ``(dict, target)``, or a dict, a named tuple or a dataclass that holds
+    the target too.
 
     Raises:
         ValueError: if a dict lacks a modality or the target.
         TypeError: if the batch has none of these forms.
 
     >>> take_apart({"image": 1, "labels": 2, "attention_mask": 3}, ["image"])
-    Parts(inputs={'image': 1}, beside={'attention_mask': 3}, target=2, target_name='labels')
+    Parts(inputs={'image': 1}, beside={'attention_mask': 3}, target=2, target_name='labels', kind=<class 'dict'>)
     """
+    batch = _by_field(batch, names)
     pair = isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping)
     if isinstance(batch, Mapping) or pair:
-        held: dict[str, Any] = dict(batch[0] if pair else batch)
+        mapping: Mapping[str, Any] = batch[0] if pair else batch
+        held: dict[str, Any] = dict(mapping)
         if absent := [name for name in names if name not in held]:
             raise ValueError(f"`inputs` names {absent}, but the batch holds {list(held)}")
         inputs = {name: held.pop(name) for name in names}
         if pair:
-            return Parts(inputs, held, batch[1], None)
+            return Parts(inputs, held, batch[1], None, type(mapping))
         key = next((key for key in TARGETS if key in held), None)
         if key is None:
             known = ", ".join(map(repr, TARGETS[:-1]))
@@ -61,14 +69,27 @@ def take_apart(batch: Any, names: Sequence[str]) -> Parts:
                 f"a dict batch must hold {known} or {TARGETS[-1]!r}, got keys {list(batch)}; for another name give "
                 "split_batch=, a function from a batch to (inputs, target)"
             )
-        return Parts(inputs, held, held.pop(key), key)
+        return Parts(inputs, held, held.pop(key), key, type(mapping))
     if isinstance(batch, tuple | list) and len(batch) == len(names) + 1:
-        return Parts(dict(zip(names, batch[:-1], strict=True)), {}, batch[-1], None)
+        return Parts(dict(zip(names, batch[:-1], strict=True)), {}, batch[-1], None, None)
+    nested = isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], tuple | list)
+    if nested and len(batch[0]) == len(names):
+        return Parts(dict(zip(names, batch[0], strict=True)), {}, batch[1], None, None)
     raise TypeError(
         f"a batch must be ({', '.join(names)}, target) or hold these names in a dict, got {describe(batch)}"
         + (f" of length {len(batch)}" if isinstance(batch, tuple | list) else "")
         + "; for another form give split_batch=, a function from a batch to (inputs, target)"
     )
+
+
+def _by_field(batch: Any, names: Sequence[str]) -> Any:
+    """A named tuple or dataclass whose fields have these names as a dict; anything else as it is."""
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type | Mapping):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    fields = getattr(batch, "_fields", ())
+    if isinstance(batch, tuple) and set(names) <= set(fields):
+        return dict(zip(fields, batch, strict=True))
+    return batch
 
 
 def check_tensor(name: str, value: Any) -> None:

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_crmt.checks import describe
@@ -22,7 +23,8 @@ class ForwardCall:
     - in the order of ``names``, if it requires as many, or takes ``*args``;
     - with a dict, if it requires one.
 
-    A ``forward`` that only hands on ``*args`` and ``**kwargs`` is judged by that of ``self.model`` or ``self.module``.
+    A ``forward`` that only hands on ``*args`` and ``**kwargs`` is judged by that of ``self.model`` or ``self.module``;
+    these are called instead of a module without a ``forward`` of its own.
     What else a batch holds is handed over by name where ``forward`` has such a parameter, takes ``**kwargs`` or a dict.
     The target is handed over only if it is required: by a parameter without a default, or looked for in a dict.
 
@@ -31,7 +33,7 @@ class ForwardCall:
         names: names of its inputs.
 
     Raises:
-        ValueError: if the signature does not tell.
+        ValueError: if the signature does not tell, or there is no ``forward``.
 
     >>> import torch
     >>> class Mine(nn.Module):
@@ -45,6 +47,15 @@ class ForwardCall:
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         self.module = module
         self.names = list(names)
+        #: What is called.
+        self._called_module = module
+        if type(module).forward is LightningModule.forward:
+            self._called_module = _inner(module)
+            if self._called_module is module:
+                raise ValueError(
+                    f"{type(module).__name__} must have a `forward` that gives logits, or a classifier as `self.model`"
+                    ", and has neither"
+                )
         parameters = list(inspect.signature(_told(module).forward).parameters.values())
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -59,7 +70,8 @@ class ForwardCall:
         if known.issuperset(self.names) or (anything and (known.intersection(self.names) or not positional)):
             self._form, apart = "keywords", self.names
         elif len(positional) == len(self.names) or any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            self._form, apart = "positional", positional
+            # With one input a parameter may be that, or the batch that holds it.
+            self._form, apart = ("maybe dict" if positional == ["batch"] else "positional"), positional
         elif len(positional) == 1:
             self._form, apart = "dict", list(known)
         else:
@@ -71,8 +83,9 @@ class ForwardCall:
         #: Parameters beside the inputs, and those of them without a default.
         self._others = known.difference(apart)
         self._required = {p.name for p in named if p.name in self._others and p.default is p.empty}
-        #: For inputs that are mappings, the key under which they hold what is perturbed.
-        self._keys: dict[str, str] = {}
+        #: For inputs that are mappings, their class and the key under which they hold what is perturbed.
+        self._mappings: dict[str, tuple[type, str]] = {}
+        self._kind: type = dict
         self._looks_for_target = False
 
     def inputs_of(self, parts: Parts) -> dict[str, Tensor]:
@@ -82,7 +95,11 @@ class ForwardCall:
             ValueError: if something that ``forward`` takes is missing, or does not have a row for each sample.
             TypeError: if a modality is not a tensor.
         """
-        self._keys = {name: main_entry(name, v) for name, v in parts.inputs.items() if isinstance(v, Mapping)}
+        if self._form == "maybe dict":
+            self._form = "positional" if parts.kind is None else "dict"
+            self._takes_all = self._takes_all or self._form == "dict"
+        self._kind = parts.kind or dict
+        self._mappings = {n: (type(v), main_entry(n, v)) for n, v in parts.inputs.items() if isinstance(v, Mapping)}
         inputs = flattened(parts.inputs)
         for name in self.names:
             check_tensor(name, inputs[name])
@@ -92,8 +109,8 @@ class ForwardCall:
             beside[parts.target_name] = parts.target
         beside |= {name: parts.target for name in self._required.intersection(TARGETS) if name not in beside}
         for name, value in beside.items():
-            dotted = "." in name
-            if not (dotted or self._takes_all or name in self._others):
+            dotted = isinstance(name, str) and "." in name
+            if not isinstance(name, str) or not (dotted or self._takes_all or name in self._others):
                 continue
             if isinstance(value, Tensor) and value.dim() > 0 and len(value) == size:
                 inputs[name if dotted else f".{name}"] = value
@@ -113,15 +130,16 @@ class ForwardCall:
     def __call__(self, inputs: Inputs) -> Any:
         """The module's output for inputs by name."""
         values: dict[str, Any] = {name: inputs[name] for name in self.names}
-        for name, key in self._keys.items():
-            values[name] = {key: inputs[name], **context_of(inputs, name)}
+        for name, (kind, key) in self._mappings.items():
+            values[name] = _mapping(kind, {key: inputs[name], **context_of(inputs, name)})
         others = self._handed(inputs)
         targets = {name: others.pop(name) for name in TARGETS if name in others and name not in self._required}
         if targets and not self._looks_for_target:
             try:
                 return self._called(values, others)
-            except KeyError as error:
-                if not error.args or error.args[0] not in targets:
+            except (KeyError, AttributeError) as error:
+                looked_for = error.name if isinstance(error, AttributeError) else next(iter(error.args), None)
+                if looked_for not in targets:
                     raise
                 self._looks_for_target = True
         return self._called(values, {**others, **targets} if self._looks_for_target else others)
@@ -131,7 +149,7 @@ class ForwardCall:
         handed: dict[str, Tensor] = {}
         for name, value in context_of(inputs).items():
             owner, _, key = name.partition(".")
-            if owner in self._keys:
+            if owner in self._mappings:
                 continue
             if self._form == "dict":
                 handed[key if owner == "" else name] = value
@@ -146,18 +164,29 @@ class ForwardCall:
 
     def _called(self, values: dict[str, Any], others: dict[str, Tensor]) -> Any:
         if self._form == "dict":
-            return self.module({**values, **others})
+            return self._called_module(_mapping(self._kind, {**values, **others}))
         if self._form == "keywords":
-            return self.module(**values, **others)
-        return self.module(*values.values(), **others)
+            return self._called_module(**values, **others)
+        return self._called_module(*values.values(), **others)
 
 
 def _told(module: nn.Module) -> nn.Module:
     """The module whose ``forward`` says what it takes: one inside, where the outer one hands everything on."""
     kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
-    if kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]:
-        for name in ("module", "model"):
-            inner = getattr(module, name, None)
-            if isinstance(inner, nn.Module):
-                return _told(inner)
-    return module
+    hands_on = kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
+    inner = _inner(module) if hands_on else module
+    return module if inner is module else _told(inner)
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """The model that a module holds as ``model`` or ``module``; itself without one."""
+    parts = (getattr(module, name, None) for name in ("model", "module"))
+    return next((part for part in parts if isinstance(part, nn.Module)), module)
+
+
+def _mapping(kind: type, held: dict[str, Any]) -> Any:
+    """A mapping of the class that a batch has, which may give its entries as attributes, or else a dict."""
+    try:
+        return held if kind is dict else kind(held)
+    except TypeError:
+        return held

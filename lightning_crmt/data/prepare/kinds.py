@@ -31,7 +31,9 @@ Method: TypeAlias = Literal["dis", "tvl1"]
 class Frames:
     """Pictures ``000001.jpg``, ``000002.jpg``, ...: each from the middle of the ``1 / fps`` seconds that it shows.
 
-    A video of :math:`D` seconds has ``D * fps`` of them, rounded, and at least one.
+    A video of :math:`D` seconds has ``D * fps`` of them, rounded, and at least one. Time begins where pictures or sound
+    begin, whichever is first; before the first picture there is the first picture. Pixels are made square, and pictures
+    turned as the video says.
 
     Args:
         fps: pictures per second.
@@ -72,7 +74,9 @@ class Frames:
 class Spectrograms:
     """Logarithms of mel-spaced energies ``(T, bands)``, in half precision, of the first sound track, as one channel.
 
-    Frames of 25 ms, every 10 ms, as ``log_mel`` computes them; neither normalised nor padded.
+    Frames of 25 ms, every 10 ms, as ``log_mel`` computes them; neither normalised nor padded. Row ``t`` is what is
+    heard ``t / 100`` seconds after pictures or sound begin, whichever is first: where sound begins late or has a gap of
+    more than 0.1 seconds, there is silence.
 
     Args:
         sample_rate: samples per second that the sound is brought to.
@@ -112,6 +116,8 @@ class Spectrograms:
 @dataclass(frozen=True)
 class Flow:
     r"""Flow from each picture to the next, ``u/000001.jpg`` to the right and ``v/000001.jpg`` downwards, ...
+
+    Pictures are those of the video, each once, for however long it is shown. Pixels are made square as those of frames.
 
     A displacement of :math:`d` pixels of the scaled picture, within plus and minus ``bound``, becomes the grey value
 
@@ -177,7 +183,7 @@ def _in_time(sound: Array, pieces: Iterable[tuple[int, int]], most: int, rate: i
     """
     track, taken, end, last, heard = np.zeros(most, sound.dtype), 0, 0, 0, 0
     for start, length in pieces:
-        if abs(start - end) > _JITTER * rate:
+        if not taken or abs(start - end) > _JITTER * rate:
             end = start
         piece = sound[taken : taken + length][max(0, -end) : max(0, most - end)]
         place = max(0, end)

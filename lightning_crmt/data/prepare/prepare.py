@@ -143,8 +143,13 @@ def prepare(
         OUTPUT/skipped.csv                 videos that are broken: video, kind, reason
         OUTPUT/frames.json ...             the settings of each kind
 
+    Time begins where pictures or sound begin, whichever is first: row 100 t of the sound is heard while picture `fps` t
+    is seen, whatever the rate of the video, and silence stands where sound begins late or has a gap. Pixels that are
+    not square become square.
+
     What is there is not made again, and a run that was stopped goes on from there, with the same settings. A video
-    that is cut off, damaged, or has no picture or no sound is skipped and listed, and tried again in the next run.
+    that is cut off, damaged, changes the size of its pictures, or has no picture or no sound is skipped and listed, and
+    tried again in the next run.
     A video that was replaced is not noticed: delete its output to have it made again. Only one run at a time
     may write to OUTPUT.
 
@@ -265,10 +270,6 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the lines of the description."""
 
 
-def _place(name: str) -> Path:
-    return Path(name)
-
-
 def prepare_command(words: Sequence[str], kind: type[ArgumentParser] = ArgumentParser) -> int:
     """Prepare videos as the words of a command line say, and print a summary.
 
@@ -291,9 +292,9 @@ def prepare_command(words: Sequence[str], kind: type[ArgumentParser] = ArgumentP
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    # By a function, since the type Path of jsonargparse refuses names that are not UTF-8.
-    parser.add_argument("videos", type=_place, help="folder of videos; those in folders below it count too.")
-    parser.add_argument("output", type=_place, help="folder to write to.")
+    # Strings, since the type Path of jsonargparse refuses names that are not UTF-8.
+    parser.add_argument("videos", type=str, help="folder of videos; those in folders below it count too.")
+    parser.add_argument("output", type=str, help="folder to write to.")
     parser.add_function_arguments(prepare, as_group=False, as_positional=True, skip={"videos", "output", "kinds"})
     parser.add_argument(
         "--kinds",
@@ -310,6 +311,6 @@ def prepare_command(words: Sequence[str], kind: type[ArgumentParser] = ArgumentP
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command again goes on from here\n")
     # What the terminal cannot show must not fail what is done.
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(str(report).encode(encoding, "backslashreplace").decode(encoding))  # noqa: T201
     return 1 if report.nothing else 0

@@ -93,7 +93,7 @@ def named(where: str, line: str, is_label: Callable[[str], bool] = lambda label:
     if not words[-1].isdecimal():
         words = line.split(maxsplit=1)
     if len(words) < 2:
-        raise ValueError(f"{where} must be `name label`, got {line!r}")
+        raise ValueError(f"{where} must be `name label`, got {line!r}; or `name,label` or `name,number,label`")
     return words[0].strip(), words[1].strip()
 
 
