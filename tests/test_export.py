@@ -125,9 +125,9 @@ def run_onnx(tmp_path):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(("encoder", "head", "modalities"), CASES)
-def test_torch_export_takes_the_module_as_it_is(encoder, head, modalities, strict):
-    model, draw = case(encoder, head, modalities)
+@pytest.mark.parametrize(("encoder", "head"), [("mlp", "orthogonal"), ("lipschitz cnn", "film"), ("mlp", "attention")])
+def test_torch_export_takes_the_module_as_it_is(encoder, head, strict):
+    model, draw = case(encoder, head, 2)
     batch = Dim("batch")
     program = torch.export.export(
         model, (draw(3),), dynamic_shapes=({name: {0: batch} for name in draw(1)},), strict=strict
@@ -160,10 +160,10 @@ def test_onnx_answers_the_same(encoder, head, modalities, run_onnx, tmp_path):
         assert_same(run_onnx(tmp_path / "model.onnx", inputs), model(inputs))
 
 
-@pytest.mark.parametrize("modalities", [2, 3])
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_samples_may_lack_modalities(head, modalities, run_onnx, tmp_path):
-    model, draw = case("mlp", head, modalities)
+def test_samples_may_lack_modalities(head, run_onnx, tmp_path):
+    model, draw = case("mlp", head, 3)
     program = export_program(model, absent(draw(2))).module()
     model.to_onnx(tmp_path / "model.onnx", absent(draw(2)))
     for size in (1, 2, 12):
@@ -174,7 +174,7 @@ def test_samples_may_lack_modalities(head, modalities, run_onnx, tmp_path):
     assert list(output.present) == list(program(inputs).present) != []
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["orthogonal", "linear", "cosine", "gated", "film"])
 def test_programs_answer_nan_for_samples_without_any_modality(head):
     model, draw = case("mlp", head, 2)
     program = export_program(model, absent(draw(2))).module()
