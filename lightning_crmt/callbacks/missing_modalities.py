@@ -37,9 +37,9 @@ class MissingModalities(Observer):
     ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing. A sample with several labels
     is right where all of them are.
 
-    Where samples lack modalities of their own (``"audio.present"`` in the inputs), these numbers are of the samples that
-    lack none, and ``val/accuracy_present/image`` is the accuracy of those that have the image and nothing else, for
-    every pattern of presence that occurs. A model that was trained on such samples expects that scores are dropped:
+    Where samples lack modalities of their own (``"audio.present"`` in the inputs), these numbers are of the samples
+    that lack none, and ``val/accuracy_present/image`` is the accuracy of those that have the image and nothing else,
+    for every pattern of presence that occurs. A model that was trained on such samples expects that scores are dropped:
     ``fill="dropped"``.
 
     Args:
