@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -24,6 +25,23 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with keys {list(value)}"
     return f"a {type(value).__name__}"
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """A question, if a known name is near.
+
+    >>> did_you_mean("widht", ["width", "depth"])
+    '; did you mean `width`?'
+    >>> did_you_mean("xyz", ["width", "depth"])
+    ''
+    """
+    names = list(known)
+    # What a key is called without those above it counts too, as does the case of letters.
+    aliases = {each.rpartition(".")[2].lower(): each for each in reversed(names)}
+    aliases.update({each.lower(): each for each in names})
+    near = difflib.get_close_matches(wrong.lower(), aliases, n=1, cutoff=0.6)
+    near = near or difflib.get_close_matches(wrong.rpartition(".")[2].lower(), aliases, n=1, cutoff=0.75)
+    return f"; did you mean `{aliases[near[0]]}`?" if near else ""
 
 
 def require_package(name: str, reason: str, extra: str) -> Any:

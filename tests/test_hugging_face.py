@@ -331,6 +331,98 @@ def test_bad_settings(settings, error, message):
         HuggingFaceEncoder(**settings)
 
 
+def test_loaded_models_train_however_they_are_given(tmp_path):
+    """transformers loads in evaluation mode, in which Lightning leaves a module; what a user put there stays."""
+    model = seeded(lambda: transformers.BertModel(transformers.BertConfig(**BERT)))
+    model.save_pretrained(tmp_path)
+    assert all(part.training for part in HuggingFaceEncoder(transformers.BertModel.from_pretrained(tmp_path)).modules())
+    loaded = transformers.BertModel.from_pretrained(tmp_path).train()
+    loaded.embeddings.eval()
+    assert not HuggingFaceEncoder(loaded).model.embeddings.training
+    assert not HuggingFaceEncoder(model.eval()).model.training
+
+
+class KeepsContext(nn.Module):
+    """Not of transformers: what it does with other names is its own affair."""
+
+    main_input_name = "input_ids"
+
+    def forward(self, input_ids, **others):
+        self.got = sorted(others)
+        return {"pooler_output": torch.zeros(len(input_ids), 3)}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_context_that_a_model_does_not_name_is_refused(name):
+    encoder, (x, mask) = made(name), INPUTS[ENCODERS[name][2]]()
+    known = mask is not None
+    with pytest.raises(ValueError, match=r"`context` must be what .* has no 'attention_maks'") as error:
+        encoder(x, attention_maks=torch.ones(B, T))
+    assert ("did you mean `attention_mask`?" in str(error.value)) == known
+    if not known:
+        with pytest.raises(ValueError, match="has no 'attention_mask'"):
+            encoder(x, attention_mask=torch.ones(B, T))
+
+
+def test_mistaken_context_in_a_module_names_the_modality():
+    module = CRMTModule({"text": made("bert"), "image": made("vit")}, num_classes=3).eval()
+    ids, mask = tokens()
+    with pytest.raises(ValueError, match=r"(?s)text.*has no 'mask'; did you mean `\w*mask`"):
+        module({"text": ids, "text.mask": mask, "image": images()})
+    keeps = KeepsContext()
+    HuggingFaceEncoder(keeps, out_features=3)(ids, mask=mask)
+    assert keeps.got == ["mask"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("BertModel", {**BERT, "hiden_size": 8}, "`config` .* BertConfig, which has no 'hiden_size'; .* `hidden_size`"),
+        ("DistilBertModel", {"n_layer": 1}, "DistilBertConfig, which has no 'n_layer'; did you mean `n_layers`"),
+        (
+            "CLIPModel",
+            {"text_config": {"vocab_sise": 3}},
+            "`config.text_config` .* CLIPTextConfig, .* 'vocab_sise'; did you mean `vocab_size`",
+        ),
+        ("AutoModel", BERT, "`model` must be a class with one configuration, .* got 'transformers.AutoModel'"),
+        ("ViTConfig", VIT, "such as 'transformers.ViTModel', got 'transformers.ViTConfig'"),
+        ("BertTokenizer", {}, "such as 'transformers.BertModel', got 'transformers.BertTokenizer'"),
+    ],
+)
+def test_what_a_model_cannot_be_made_of(kind, config, message):
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceEncoder(f"transformers.{kind}", config=config)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_setting_of_a_configuration_is_taken(name):
+    kind, config, _, size = ENCODERS[name]
+    own = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "transformers_version")}
+    assert HuggingFaceEncoder(f"transformers.{kind.__name__}", config=own).out_features == size
+    short = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "num_labels": 4, "id2label": {0: "a"}}
+    if name == "distilbert":  # which calls them otherwise
+        assert HuggingFaceEncoder("transformers.DistilBertModel", config={**short, "hidden_dim": 8}).out_features == 16
+
+
+@pytest.mark.parametrize("model", [None, "transformers.BertModel"])
+def test_weights_that_are_not_there_are_told_in_one_line(model, tmp_path):
+    absent, nothing = tmp_path / "absent", tmp_path / "nothing"
+    nothing.mkdir()
+    for folder, cause in [(absent, "there is no such folder here"), (nothing, "no file named|Unrecognized model")]:
+        with pytest.raises(ValueError, match=f"`pretrained` must be .*{re.escape(str(folder))}.*({cause})") as error:
+            HuggingFaceEncoder(model, pretrained=str(folder))
+        assert "\n" not in str(error.value)
+        assert error.value.__suppress_context__
+    with pytest.raises(ValueError, match=r"such as 'transformers\.BertModel', got 'transformers\.BertConfig'"):
+        HuggingFaceEncoder("transformers.BertConfig", pretrained=str(nothing))
+
+
+def test_a_model_with_a_head_is_told_which_one_has_none():
+    model = seeded(lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**BERT)))
+    with pytest.raises(ValueError, match=r"outputs \['logits'\] of BertForSeq.*; BertModel, which has no head, gives"):
+        HuggingFaceEncoder(model)(tokens()[0])
+
+
 def pair(i):
     ids, mask = tokens(48)
     return {"text": ids[i], "text.attention_mask": mask[i], "image": images(48)[i]}, i % 3

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_crmt import CRMTModule, FusionOutput
 from lightning_crmt.attacks import PGD, Budget, MinimumNorm, MissingModality
 from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, MissingModalities
+from lightning_crmt.criterion import Criterion
 from lightning_crmt.encoders import MLP
 from lightning_crmt.modality import logits_of
 from lightning_crmt.training import NamedModel
@@ -592,6 +593,73 @@ class ReadsIds(LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore:AdversarialRobustness, attack")
+class Renames(LightningModule):
+    """Its steps hand the batch's mask over under another name."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(T, 3)
+
+    def forward(self, input_values, mask=None, y=None):
+        return self.linear(input_values if mask is None else input_values * mask)
+
+    def validation_step(self, batch, index): ...
+
+
+def mask_by_its_name(batch):
+    return {"input_values": batch["input_values"], "mask": batch["attention_mask"]}, batch["labels"]
+
+
+def left_out(record):
+    return [str(each.message) for each in record if "is left out" in str(each.message)]
+
+
+def test_a_mask_that_forward_calls_otherwise_is_told_once(make_trainer, recwarn):
+    held = {**batch(), "index": torch.arange(B), "file_ids": list(range(B)), "length": 3}
+    observe = [MissingModalities(inputs=["input_values"]) for _ in range(2)]
+    loader, module = DataLoader([held, held], batch_size=None), Renames()
+    for _ in range(2):
+        make_trainer(*observe).validate(module, loader, verbose=False)
+    (told,) = left_out(recwarn)
+    assert "'attention_mask'" in told
+    assert "Renames takes ['input_values', 'mask', 'y']" in told
+    assert "split_batch=" in told
+
+
+def test_a_mask_by_its_name_is_handed_over_and_nothing_told(recwarn):
+    model, x = NamedModel(Renames(), ["input_values"], mask_by_its_name), batch()
+    inputs, _ = model.split_batch(x)
+    assert model(inputs).equal(model.module.linear(x["input_values"] * MASK))
+    everything = NamedModel(TakesEverything(), NAMES)
+    everything.split_batch({**x, "token_ids": MASK})
+    assert not left_out(recwarn)
+
+
+class Learns(Renames):
+    """Several labels per sample, as the losses of transformers take them."""
+
+    def forward(self, input_values):
+        return self.linear(input_values)
+
+
+def test_targets_of_floating_point_say_how_to_give_them(make_trainer):
+    held = {"input_values": batch()["input_values"], "labels": (torch.arange(3 * B).view(B, 3) % 2).float()}
+    loader, settings = DataLoader([held], batch_size=None), {"inputs": ["input_values"]}
+    message = r"`target` of Learns .*float32 tensor .*split_batch=.*\.bool\(\).*crmt_criterion = Criterion\(multi_label"
+    with pytest.raises(TypeError, match=message):
+        make_trainer(MissingModalities(**settings)).validate(Learns(), loader, verbose=False)
+
+    module = Learns()
+    logits = module.linear(held["input_values"])
+    right = ((logits > 0) == held["labels"].bool()).all(dim=1).float().mean().item()
+    by_function = MissingModalities(**settings, split_batch=lambda x: (x, x["labels"].bool()))
+    (found,) = make_trainer(by_function).validate(module, loader, verbose=False)
+    module.crmt_criterion = Criterion(multi_label=True)
+    (same,) = make_trainer(MissingModalities(**settings)).validate(module, loader, verbose=False)
+    assert found["val/accuracy_zeroed/none"] == pytest.approx(right) == same["val/accuracy_zeroed/none"]
+
+
 def test_token_ids_are_a_modality_that_stays_or_goes_missing(make_trainer):
     names, data = ("pixel_values", "input_ids"), batch() | {"input_ids": Ids().ids}
     callbacks = [

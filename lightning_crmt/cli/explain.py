@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -22,6 +21,7 @@ from typing_extensions import override
 
 from lightning_crmt import attacks, data, encoders, fusion, methods, module
 from lightning_crmt import callbacks as own_callbacks
+from lightning_crmt.checks import did_you_mean
 from lightning_crmt.cli.findings import Finding, read_finding
 from lightning_crmt.cli.places import Place, config_files, find_place
 
@@ -103,23 +103,6 @@ def few_lines(*lines: str) -> str:
 def at(place: Place | None) -> str:
     """The line that says where an entry stands."""
     return f"  at {place}" if place else ""
-
-
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """A question, if a known name is near.
-
-    >>> did_you_mean("widht", ["width", "depth"])
-    '; did you mean `width`?'
-    >>> did_you_mean("xyz", ["width", "depth"])
-    ''
-    """
-    names = list(known)
-    # What a key is called without those above it counts too, as does the case of letters.
-    aliases = {each.rpartition(".")[2].lower(): each for each in reversed(names)}
-    aliases.update({each.lower(): each for each in names})
-    near = difflib.get_close_matches(wrong.lower(), aliases, n=1, cutoff=0.6)
-    near = near or difflib.get_close_matches(wrong.rpartition(".")[2].lower(), aliases, n=1, cutoff=0.75)
-    return f"; did you mean `{aliases[near[0]]}`?" if near else ""
 
 
 def import_class(path: str) -> object | None:

@@ -13,8 +13,9 @@ from lightning.pytorch.cli import ArgsType
 
 # Classes are found in YAML by their short names once their modules are imported.
 from lightning_crmt import attacks, callbacks, data, encoders, fusion, methods, module  # noqa: F401
+from lightning_crmt.checks import did_you_mean
 from lightning_crmt.cli.command_line import CRMTCLI
-from lightning_crmt.cli.explain import ExplainingParser, did_you_mean, stop
+from lightning_crmt.cli.explain import ExplainingParser, stop
 from lightning_crmt.cli.failures import TRACEBACK, explain_failure, unwrapped
 from lightning_crmt.cli.help import SUBCOMMANDS, overview
 from lightning_crmt.cli.methods import listing

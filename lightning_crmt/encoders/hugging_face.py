@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lightning_crmt.checks import describe, require_package
+from lightning_crmt.checks import describe, did_you_mean
+from lightning_crmt.encoders.models_by_name import model_by_name
 
 #: What features are taken from unless an output is named, the first that the model gives.
 _OUTPUTS = ("pooler_output", "text_embeds", "image_embeds", "audio_embeds", "last_hidden_state")
@@ -24,7 +25,9 @@ class HuggingFaceEncoder(nn.Module):
     as ``"text.attention_mask"``, or under another name after ``"text."``, is handed over as that keyword.
 
     Args:
-        model: the model, or the import path of its class, such as ``"transformers.BertModel"``, for YAML.
+        model: the model, or the import path of its class, such as ``"transformers.BertModel"``, for YAML. One that was
+            loaded by ``from_pretrained`` is put in training mode, which transformers leaves; to keep it out of that,
+            call ``eval()`` of the encoder.
         config: settings of the configuration of a model given by its class, whose weights are then random.
         pretrained: name on the hub, or folder, of trained weights; without ``model``, transformers chooses the class.
         output: which output holds the features; by default ``pooler_output`` where the model gives one, embeddings
@@ -35,8 +38,9 @@ class HuggingFaceEncoder(nn.Module):
 
     Raises:
         ModuleNotFoundError: for a class or weights by name, without ``pip install "lightning_crmt[transformers]"``.
-        ValueError: if arguments contradict each other, a class cannot be imported, or the configuration does not say
-            how many features there are; on call, if there are another number of them.
+        ValueError: if arguments contradict each other, a class cannot be imported, there are no such weights, a
+            configuration does not have a setting, or does not say how many features there are; on call, if there are
+            another number of them, or the model does not take what goes with the input.
         TypeError: if ``model`` is neither a module nor a path.
 
     >>> class Tiny(nn.Module):  # stands for a model of transformers
@@ -67,9 +71,13 @@ class HuggingFaceEncoder(nn.Module):
                 raise ValueError("`config` and `pretrained` are for a `model` given by its class, got a module")
             self.model = model
         else:
-            self.model = _made(model, config, pretrained)
+            self.model = model_by_name(model, config, pretrained)
+        if getattr(self.model, "name_or_path", "") and not self.model.training:
+            # transformers gives loaded models in evaluation mode, in which Lightning would leave them.
+            self.model.train()
         self.output = output
         self.pooling = pooling
+        self._context = _named_context(self.model)
         self.out_features = _size(self.model, output) if out_features is None else out_features
 
     def forward(self, x: Tensor, **context: Tensor) -> Tensor:
@@ -80,6 +88,13 @@ class HuggingFaceEncoder(nn.Module):
                 ``(B, C, H, W)``, or what else the model takes.
             context: what else it takes, by name, such as ``attention_mask`` ``(B, T)``.
         """
+        known = self._context
+        unknown = [key for key in context if known is not None and key not in known]
+        if known is not None and unknown:
+            raise ValueError(
+                f"`context` must be what `forward` of {type(self.model).__name__} names, which has no "
+                f"{unknown[0]!r}{did_you_mean(unknown[0], known)}"
+            )
         name = getattr(self.model, "main_input_name", None)
         if name == "input_ids" and x.is_floating_point():
             name = "inputs_embeds"
@@ -101,8 +116,13 @@ class HuggingFaceEncoder(nn.Module):
         kinds = [name for name, value in held.items() if isinstance(value, Tensor)]
         raise ValueError(
             f"`output` must be one of the outputs {kinds} of {type(self.model).__name__}, got "
-            f"{self.output or 'none of ' + str(list(_OUTPUTS))}"
+            f"{self.output or 'none of ' + str(list(_OUTPUTS))}{self._without_head()}"
         )
+
+    def _without_head(self) -> str:
+        """For a model with a head, that of the same kind which gives features."""
+        inner = getattr(self.model, "base_model", self.model)
+        return "" if inner is self.model else f"; {type(inner).__name__}, which has no head, gives features"
 
     def _pooled(self, output: Tensor, mask: Tensor | None) -> Tensor:
         if output.dim() == 4:  # maps of convolutional networks
@@ -127,29 +147,18 @@ class HuggingFaceEncoder(nn.Module):
         return nn.functional.adaptive_max_pool1d(mask.float()[:, None], positions)[:, 0]
 
 
-def _made(path: str | None, config: Mapping[str, Any] | None, pretrained: str | None) -> nn.Module:
-    if path is not None and not isinstance(path, str):
-        raise TypeError(f"`model` must be a module or the import path of a class of models, got {describe(path)}")
-    if (config is None) == (pretrained is None) or (path is None and pretrained is None):
-        raise ValueError(
-            "give `model` as a module, as the path of a class with either `config` or `pretrained`, or `pretrained` "
-            f"alone, got model={path!r}, config={config!r}, pretrained={pretrained!r}"
-        )
-    path = path or "transformers.AutoModel"
-    package, _, name = path.rpartition(".")
-    require_package("transformers", f"{path} needs transformers", "transformers")
-    try:
-        kind = getattr(import_module(package), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"`model` must be a module or the import path of a class of models, such as 'transformers.BertModel', got "
-            f"{path!r}: {error}"
-        ) from error
-    if config is not None:
-        made: nn.Module = kind(kind.config_class(**config))
-        return made
-    loaded: nn.Module = kind.from_pretrained(pretrained)
-    return loaded.train()  # transformers gives it in evaluation mode, in which Lightning would leave it
+def _named_context(model: nn.Module) -> list[str] | None:
+    """What a model takes beside its main input, None if it may take anything.
+
+    Models of transformers name what they use: whatever else ``**kwargs`` collects is forgotten without a word.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    anything = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if anything and not type(model).__module__.startswith("transformers."):
+        return None
+    named = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    main = getattr(model, "main_input_name", None)
+    return [name for name in named if name != main] if main is not None else named[1:]
 
 
 def _size(model: nn.Module, output: str | None) -> int:

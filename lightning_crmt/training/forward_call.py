@@ -7,13 +7,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_crmt.checks import describe
 from lightning_crmt.modality import Inputs, context_of, flattened, main_entry
 from lightning_crmt.training.batch_forms import TARGETS, Parts, check_tensor
+
+#: Words in the names of entries that say how inputs are to be read.
+_BELONGS = ("mask", "length", "ids")
+
+#: Entries by module that were left out and warned of, for every observer calls it, and in every epoch anew.
+_left_out: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 class ForwardCall:
@@ -67,6 +75,7 @@ class ForwardCall:
             and (p.name in self.names or p.name not in TARGETS)
         ]
         known = {p.name for p in named}
+        self._takes = [p.name for p in named]
         if known.issuperset(self.names) or (anything and (known.intersection(self.names) or not positional)):
             self._form, apart = "keywords", self.names
         elif len(positional) == len(self.names) or any(p.kind is p.VAR_POSITIONAL for p in parameters):
@@ -111,6 +120,7 @@ class ForwardCall:
         for name, value in beside.items():
             dotted = isinstance(name, str) and "." in name
             if not isinstance(name, str) or not (dotted or self._takes_all or name in self._others):
+                self._warn_of_leaving(name, value, size)
                 continue
             if isinstance(value, Tensor) and value.dim() > 0 and len(value) == size:
                 inputs[name if dotted else f".{name}"] = value
@@ -126,6 +136,20 @@ class ForwardCall:
                 f"holds {list(beside)}"
             )
         return inputs
+
+    def _warn_of_leaving(self, name: Any, value: Any, size: int) -> None:
+        """Warn, once for a module, of what is likely to belong to the inputs: without a mask all numbers change."""
+        told = _left_out.setdefault(self.module, set())
+        if name in told or not isinstance(name, str) or not any(word in name for word in _BELONGS):
+            return
+        if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != size:
+            return
+        told.add(name)
+        rank_zero_warn(
+            f"the batch's {name!r} is left out, because `forward` of {type(self.module).__name__} takes {self._takes}: "
+            "what is measured is the model without it. If a step of yours hands it over under another name, give "
+            "split_batch=, a function from a batch to (inputs, target) with that name among the inputs"
+        )
 
     def __call__(self, inputs: Inputs) -> Any:
         """The module's output for inputs by name."""

@@ -113,10 +113,18 @@ class NamedModel(nn.Module):
 
         Raises:
             ValueError, TypeError: as :meth:`split_batch` does, and if the target is not of the kind that the module
-                says.
+                says, or is of floating point and the module says nothing.
         """
         inputs, target = self.split_batch(batch)
         criterion = getattr(self.module, "crmt_criterion", None)
+        if not isinstance(criterion, Criterion) and isinstance(target, Tensor) and target.is_floating_point():
+            raise TypeError(
+                f"`target` of {type(self.module).__name__} must be a tensor of integer class indices (B,), or of "
+                f"labels (B, K) that are bools or integers, got {describe(target)}: give split_batch=, a function from "
+                "a batch to (inputs, target), which returns `.bool()` of labels or `.argmax(dim=1)` of probabilities; "
+                "or say what it learns, module.crmt_criterion = Criterion(multi_label=True) for labels, Criterion() "
+                "for probabilities"
+            )
         if not isinstance(criterion, Criterion) or not isinstance(target, Tensor):
             return inputs, target
         num_classes = target.shape[1] if target.dim() == 2 else _MANY
