@@ -196,6 +196,7 @@ def encoded(encoders: Mapping[str, Any] | nn.ModuleDict, inputs: Inputs) -> dict
     Raises:
         RuntimeError, ValueError, IndexError: what an encoder raises, with the name of its modality and the shape of
             what it was given before the message.
+        TypeError: if an encoder does not take its context.
 
     >>> encoded({"audio": lambda x, gain: gain * x}, {"audio": torch.ones(1, 2), "audio.gain": torch.tensor([[3.0]])})
     {'audio': tensor([[3., 3.]])}
@@ -211,6 +212,14 @@ def _encode(name: str, encoder: Callable[..., Tensor], value: Tensor, context: I
         if type(error) not in (RuntimeError, ValueError, IndexError):  # out of memory, the compiler's own
             raise
         raise type(error)(f"the encoder of {name!r} failed on {describe(value)}: {error}") from error
+    except TypeError as error:
+        if not context or "unexpected keyword argument" not in str(error):
+            raise
+        held = [f"{name}.{key}" for key in context]
+        raise TypeError(
+            f"the encoder of {name!r} must take what the inputs hold for it beside, {held}, as keyword arguments: "
+            f"{error}; give it one that does, or leave them out of the data, as masked=[] does"
+        ) from error
 
 
 def answer(head: Callable[..., FusionOutput], features: Inputs, present: Inputs) -> FusionOutput:

@@ -56,6 +56,10 @@ class Soundness(IntEnum):
             raise ValueError(f"`{argument}` must be {', '.join(names)} or {last}, got {given!r}")
         return cls(level)
 
+    def __str__(self) -> str:
+        """The name in lower case, as arguments take it."""
+        return self.name.lower()
+
     @property
     def certified(self) -> bool:
         """Whether a radius of this level may be called certified."""

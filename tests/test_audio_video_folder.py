@@ -21,7 +21,7 @@ from lightning_crmt.cli import main
 from lightning_crmt.data import AudioVideoFolder
 from lightning_crmt.data.video.lists import Listed, hold_out, named
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "crema_d.yaml"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "videos" / "crema_d.yaml"
 
 
 def people(data):

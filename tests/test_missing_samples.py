@@ -155,6 +155,12 @@ def test_joint_fusion_needs_something_to_fuse():
         head({"a": torch.ones(2, 3), "b": torch.ones(2, 3)}, {"a": gone, "b": gone})
 
 
+def test_an_encoder_that_does_not_take_its_context_is_named():
+    inputs, _ = whole(samples(size=4))
+    with pytest.raises(TypeError, match=r"the encoder of 'a' must take .*\['a.attention_mask'\].* masked=\[\]"):
+        model_of()({**inputs, "a.attention_mask": torch.ones(4, 5)})
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -427,9 +433,11 @@ def test_numbers_of_one_modality_are_over_the_samples_that_have_it(make_trainer,
         alone_here = here & ~part.inputs[f"{other}.present"]
         right = output.logits.argmax(1) == part.target
         assert logged[f"test/accuracy_present/{name}"] == pytest.approx(float(right[alone_here].float().mean()))
-        # Without the other, those that have this one.
+        # Without the other, of those that have both.
         only = model.head.fuse({name: output.scores[name]}).argmax(1) == part.target
-        assert logged[f"test/accuracy_dropped/{other}"] == pytest.approx(float(only[here].float().mean()))
+        both = here & part.inputs[f"{other}.present"]
+        assert logged[f"test/accuracy_dropped/{other}"] == pytest.approx(float(only[both].float().mean()))
+        assert logged["test/accuracy_dropped/worst"] <= logged[f"test/accuracy_dropped/{other}"]
         assert math.isfinite(logged[f"test/estimated_radius/{name}"])
     everything = part.inputs["fou.present"] & part.inputs["mor.present"]
     assert logged["test/accuracy_present/fou+mor"] == pytest.approx(float(right[everything].float().mean()))

@@ -37,9 +37,10 @@ class MissingModalities(Observer):
     ``val/accuracy_zeroed/worst`` the share of samples that are right whatever is missing. A sample with several labels
     is right where all of them are.
 
-    Where samples lack modalities of their own (``"audio.present"`` in the inputs), a sample counts where something is
-    left of it, and ``val/accuracy_present/image`` is the accuracy of samples that have the image and nothing else, for
-    every pattern of presence that occurs.
+    Where samples lack modalities of their own (``"audio.present"`` in the inputs), these numbers are of the samples
+    that lack none, and ``val/accuracy_present/image`` is the accuracy of those that have the image and nothing else,
+    for every pattern of presence that occurs. A model that was trained on such samples expects that scores are dropped:
+    ``fill="dropped"``.
 
     Args:
         fill: ``"zeroed"`` or values by modality, for any model: a number, or a tensor of the shape of a sample, as
@@ -124,12 +125,11 @@ class _Accuracies(Measurement):
         hits = [answers(each, has_labels(target)) == target for each in logits]
         right = [each.all(dim=1) if each.dim() == 2 else each for each in hits]
         here = self._here(inputs, target)
-        # Samples that have a modality besides those that are missing.
-        left = [here[:, [n not in subset for n in self.model.names]].any(dim=1) for subset in subsets]
-        for subset, each, counted in zip(subsets, right, left, strict=True):
-            self.means.add({Key("", self.what, "+".join(subset) or "none"): each}, counted[:, None])
-        anyway = torch.stack([each | ~counted for each, counted in zip(right, left, strict=True)]).all(dim=0)
-        self.means.add({Key("", self.what, "worst"): anyway})
+        names = [*("+".join(subset) or "none" for subset in subsets), "worst"]
+        right.append(torch.stack(right).all(dim=0))
+        numbers = {Key("", self.what, name): each for name, each in zip(names, right, strict=True)}
+        # One set of samples for all: those from which anything can be taken.
+        self.means.add(numbers, here.all(dim=1)[:, None])
         if present_of(inputs):
             self._add_patterns(right[0], here)
 
@@ -151,7 +151,7 @@ class _Accuracies(Measurement):
 
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:
-        numbers = super().compute(reduce)
+        numbers = {key: each for key, each in super().compute(reduce).items() if not math.isnan(each)}
         if self.patterns:
             shares = zip(self.patterns, self.of_patterns.compute(reduce)[""], strict=True)
             numbers |= {Key("", "accuracy_present", name): each for name, each in shares if not math.isnan(each)}

@@ -24,7 +24,7 @@ class AudioVideoFolder(ClipDataModule):
     ``pattern`` says what the name of a clip means: the path below the folder of each modality, without suffix. By
     default clips lie in ``<class>/<clip>``, or in ``train/<class>/<clip>`` and ``test/<class>/<clip>``. For CREMA-D
     (Cao et al., 2014), whose clips are called like ``1001_DFA_ANG_XX``, it names the person and the emotion, so that
-    no person is in two parts: see ``examples/crema_d.yaml``.
+    no person is in two parts: see ``examples/videos/crema_d.yaml``.
 
     Without ``parts``, and without a part in the names, ``test_share`` of each class is held out for the test and
     ``val_share`` of the rest for validation, whole groups at a time. Samples are those of

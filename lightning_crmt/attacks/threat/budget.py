@@ -15,7 +15,7 @@ from lightning_crmt.attacks.threat.mask import MaskSource, check_mask, free_entr
 from lightning_crmt.attacks.threat.norms import L2, LInf, Norm, Room
 from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation, choose
 from lightning_crmt.checks import check_modality_names, describe
-from lightning_crmt.modality import Inputs, modalities_of, widened, widest
+from lightning_crmt.modality import Inputs, continuous_of, modalities_of, widened, widest
 
 #: One radius for all samples, or one per sample ``(B,)``.
 Radius: TypeAlias = float | Tensor
@@ -163,7 +163,8 @@ class Budget(PerSample):
             if not value.is_floating_point():
                 raise TypeError(
                     f"`inputs[{name!r}]` must be floating point to be perturbed, got {describe(value)}; "
-                    "leave it out of the budget, or make the embedded sequence the input"
+                    f"leave it out of the budget, modalities={list(continuous_of(inputs))}, or make the embedded "
+                    "sequence the input"
                 )
             if isinstance(radius, Tensor) and radius.shape not in ((), (len(value),)):
                 raise ValueError(
