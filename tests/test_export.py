@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that left Python answers what it answered there, for batches of any size."""
 
+import copy
 import logging
 import subprocess
 import sys
@@ -64,7 +65,7 @@ CASES += [(tokens, "attention", 2) for tokens in TOKENS]
 def case(encoder, head, modalities):
     """A model in evaluation mode whose statistics are not those that it began with, and what draws its inputs."""
     torch.manual_seed(0)
-    made, shape = (ENCODERS | TOKENS)[encoder]
+    made, shape = copy.deepcopy((ENCODERS | TOKENS)[encoder])
     # Not in the order of the alphabet, in which torch may sort them.
     shapes = {"b": (7,), "a": shape, "c": (5,)}
     shapes = dict(list(shapes.items())[:modalities])
