@@ -276,12 +276,19 @@ class CRMTMixin(LightningModule):
         return deployed
 
     @override
-    def to_onnx(self, file_path: Any = None, input_sample: Any = None, **kwargs: Any) -> Any:
+    def to_onnx(
+        self,
+        file_path: Any = None,
+        input_sample: Any = None,
+        dynamic: Mapping[str, Mapping[int, str]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """The model in ONNX, for batches of any size: :func:`~lightning_crmt.export.export_onnx`.
 
         Args:
             file_path: where to save it, if anywhere.
             input_sample: one batch of inputs by name; ``example_input_array`` by default, also in a tuple.
+            dynamic: dimensions beside the first that may have other sizes: ``{"text": {1: "length"}}``.
             kwargs: of ``torch.onnx.export``.
 
         Raises:
@@ -292,7 +299,7 @@ class CRMTMixin(LightningModule):
             (inputs,) = inputs
         if not isinstance(inputs, Mapping):
             raise TypeError(f"`input_sample` must be one batch of inputs by name, got {describe(inputs)}")
-        return export_onnx(self, inputs, file_path, **kwargs)
+        return export_onnx(self, inputs, file_path, dynamic, **kwargs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch; logs ``train/loss``, or under the name of a stage's own objective."""

@@ -473,6 +473,11 @@ def test_sizes_by_part():
 
 def test_broken_files(tmp_path):
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
+    np.save(tmp_path / "lists.npy", np.array([[1, 2], [3]], dtype=object))
+    with pytest.raises(
+        ValueError, match=r"lists.npy cannot be read: .*; save lists of different lengths by torch\.save"
+    ):
+        loaded({"a": tmp_path / "lists.npy"}, [0, 1])
     with pytest.raises(ValueError, match=re.escape("`inputs['a']`: ") + ".*broken.npy cannot be read"):
         loaded({"a": str(tmp_path / "broken.npy")}, [0, 1])
     np.savez(tmp_path / "several.npz", audio=np.zeros((2, 1)), target=np.arange(2))

@@ -76,6 +76,16 @@ def test_reweight_does_step_two_on_a_checkpoint(tmp_path, capsys):
     main(["test", "--config", config, "--ckpt_path=after/two.ckpt"])
     assert "test/accuracy/joint" in capsys.readouterr().out
 
+    # Whether it was done already is said, by whichever of both.
+    assert "already" not in shown
+    main(["reweight", "--config", config, "--ckpt_path", "after/two.ckpt", "--out", "three.ckpt"])
+    assert "step 2 had been done on this checkpoint already, and went on" in capsys.readouterr().out
+    in_fit = "--trainer.callbacks=[{class_path: IntegrationReweighting}]"
+    main(["fit", "--config", config, in_fit, "--trainer.logger.init_args.save_dir=fit"])
+    (done,) = (tmp_path / "fit").rglob("*.ckpt")
+    main(["reweight", "--config", config, "--ckpt_path", str(done), "--out", "four.ckpt"])
+    assert "already" in capsys.readouterr().out
+
     # The settings are those of the callback in the config.
     step_2 = "{class_path: IntegrationReweighting, init_args: {epochs: 1, lr: 1.0e-9}}"
     main(["reweight", *words, "--out", "still.ckpt", "--trainer.callbacks", f"[{step_2}]"])
@@ -123,6 +133,36 @@ def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
     keys = "accuracy/joint", "estimated_accuracy/mor@0.2", "accuracy_zeroed/mor", "robust_accuracy/pgd@0.2"
     for key in (f"test/{key}" for key in keys):
         assert key in shown
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_predictions_are_saved_beside_the_logs(tmp_path, capsys):
+    config, path = checkpoint(tmp_path, capsys)
+    words = ["predict", "--config", config, "--ckpt_path", str(path)]
+    main([*words, "--trainer.logger.init_args.save_dir=here"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "predictions" in line]
+    (saved,) = (tmp_path / "here").rglob("predictions.pt")
+    assert line == f"predictions: {saved.relative_to(tmp_path)}"
+    probabilities = torch.cat(torch.load(saved, weights_only=True))
+    assert probabilities.shape == (400, 10)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(400))
+    main([*words, "--trainer.logger=false", "--trainer.default_root_dir=there"])
+    assert torch.equal(torch.cat(torch.load("there/predictions.pt", weights_only=True)), probabilities)
+
+    (tmp_path / "writer.py").write_text(
+        "from lightning.pytorch.callbacks import BasePredictionWriter\n"
+        "class Writer(BasePredictionWriter):\n"
+        "    def write_on_epoch_end(self, *args):\n"
+        "        print('written elsewhere')\n"
+    )
+    capsys.readouterr()
+    elsewhere = "--trainer.logger.init_args.save_dir=elsewhere"
+    main([*words, elsewhere, "--trainer.callbacks=[{class_path: writer.Writer, init_args: {write_interval: epoch}}]"])
+    assert "written elsewhere" in capsys.readouterr().out
+    for none in ("--return_predictions=false", "--trainer.fast_dev_run=1"):
+        main([*words, elsewhere, none])
+        assert "predictions:" not in capsys.readouterr().out
+    assert not list((tmp_path / "elsewhere").rglob("predictions.pt"))
 
 
 @pytest.mark.slow

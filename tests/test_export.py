@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that left Python answers what it answered there, for batches of any size."""
 
+import copy
 import logging
 import subprocess
 import sys
@@ -64,7 +65,7 @@ CASES += [(tokens, "attention", 2) for tokens in TOKENS]
 def case(encoder, head, modalities):
     """A model in evaluation mode whose statistics are not those that it began with, and what draws its inputs."""
     torch.manual_seed(0)
-    made, shape = (ENCODERS | TOKENS)[encoder]
+    made, shape = copy.deepcopy((ENCODERS | TOKENS)[encoder])
     # Not in the order of the alphabet, in which torch may sort them.
     shapes = {"b": (7,), "a": shape, "c": (5,)}
     shapes = dict(list(shapes.items())[:modalities])
@@ -226,6 +227,57 @@ def test_sequences_of_any_length():
     program = torch.export.export(model.to_deploy(), (inputs,), dynamic_shapes=(dynamic,)).module()
     longer = inputs | {"a": torch.randn(3, 40, 3)}
     assert_same(program(longer), model(longer))
+
+
+def sequences(size, length):
+    """Titles in tokens, padded by 0, and features of frames with a mask."""
+    mask = (torch.arange(length) < torch.randint(1, length + 1, (size, 1))).long()
+    return {
+        "title": torch.randint(1, 20, (size, length)),
+        "image": torch.randn(size, 7),
+        "text": torch.randint(0, 20, (size, length + 3)),
+        "text.attention_mask": torch.cat([torch.ones(size, 3).long(), mask], dim=1),
+    }
+
+
+DYNAMIC = {"title": {1: "length"}, "text": {1: "tokens"}, "text.attention_mask": {1: "tokens"}}
+
+
+def test_other_dimensions_may_change(run_onnx, tmp_path):
+    """Lengths, independently of each other, and of a mask with its tokens."""
+    encoders = {"title": nn.EmbeddingBag(20, 16, padding_idx=0), "image": MLP(7, 16), "text": Tokens()}
+    model = CRMTModule(encoders, 4, in_features={"title": 16, "text": 16}).eval()
+    program = export_program(model, sequences(1, 5), DYNAMIC).module()
+    model.to_onnx(tmp_path / "model.onnx", sequences(1, 5), dynamic=DYNAMIC)
+    for size, length in ((1, 1), (3, 2), (2, 40)):
+        inputs = sequences(size, length)
+        inputs["title"][0, length // 2 + 1 :] = 0
+        assert_same(program(inputs), model(inputs))
+        assert_same(run_onnx(tmp_path / "model.onnx", inputs), model(inputs))
+    with pytest.raises((RuntimeError, AssertionError)):  # one name, one size
+        program(inputs | {"text.attention_mask": inputs["text.attention_mask"][:, 1:]})
+    fixed = export_program(model, sequences(2, 5), {"title": {1: "length"}}).module()
+    with pytest.raises((RuntimeError, AssertionError)):
+        fixed(sequences(2, 6))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "message"),
+    [
+        ({"titel": {1: "length"}}, r"`dynamic` must map some of \['title', .*got 'titel': \{1: 'length'\}"),
+        ({"title": "length"}, r"as \{\"text\": \{1: \"length\"\}\}, got 'title': 'length'"),
+        ({"title": {2: "length"}}, r"`dynamic\['title'\]` must number dimensions from 1 to 1, got 2"),
+        ({"title": {0: "size"}}, r"`dynamic\['title'\]` must number dimensions from 1 to 1, got 0"),
+        ({"title": {1: "batch"}}, r"`dynamic\['title'\]\[1\]` must be a name that is not 'batch', got 'batch'"),
+        ({"title": {1: "its length"}}, "must be a name that is not 'batch', got 'its length'"),
+        ({"one": {1: "length"}}, r"`inputs\['one'\]` must have at least 2 in dimension 1 .*\(2, 1\)"),
+    ],
+)
+def test_dimensions_that_cannot_change_are_said(dynamic, message):
+    inputs = {"title": torch.ones(2, 5), "one": torch.ones(2, 1)}
+    model = CRMTModule({"title": MLP(5, 16), "one": MLP(1, 16)}, 4)
+    with pytest.raises(ValueError, match=message):
+        export_program(model, inputs, dynamic)
 
 
 def test_after_a_fit(make_model, make_trainer, data, tmp_path):

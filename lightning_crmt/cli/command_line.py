@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
@@ -18,6 +20,7 @@ from lightning_crmt.cli.explain import broken_file, explain, stop
 from lightning_crmt.cli.failures import own_bug
 from lightning_crmt.cli.help import FullHelp, Parser, short_help
 from lightning_crmt.cli.places import config_files
+from lightning_crmt.training import callbacks_of
 from lightning_crmt.version import __version__
 
 #: What Lightning finds a checkpoint for by itself.
@@ -126,6 +129,23 @@ class CRMTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """As LightningCLI does; tracebacks that go through here are of constructors."""
         super().instantiate_classes()
+
+    def after_predict(self) -> None:
+        """Saves what ``predict_step`` returned, by batch, beside the logs, and says where; under DDP that of process 0.
+
+        Not where a callback writes predictions, or none are kept.
+        """
+        trainer = self.trainer
+        predictions = trainer.predict_loop.predictions
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
+        if not predictions or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
+            return
+        if callbacks_of(trainer, BasePredictionWriter):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(predictions, folder / "predictions.pt")
+        part = "" if trainer.world_size == 1 else f", of process 0 of {trainer.world_size}"
+        print(f"predictions: {folder / 'predictions.pt'}{part}")  # noqa: T201
 
     def _stop(self, error: ArgumentError) -> NoReturn:
         bug = own_bug(error)

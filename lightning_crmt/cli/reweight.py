@@ -22,6 +22,11 @@ _DESCRIPTION = """Step 2 of CRMT on a checkpoint: measures the constants and sco
 integration weights, and writes a checkpoint that differs in these alone. Settings are those of IntegrationReweighting
 in the config, or its defaults. All other options are those of fit: --config, --model..., --data..., --trainer..."""
 
+#: Where checkpoints written here say after how many steps of training; a state of the callback would ask for one.
+_DONE_AT = "reweighted_at"
+
+_ALREADY = "\nnote: step 2 had been done on this checkpoint already, and went on from its weights"
+
 
 def reweight_command(words: Sequence[str], make: Callable[[list[str]], LightningCLI]) -> str:
     """Do what the words say; what there is to tell at the end.
@@ -71,14 +76,17 @@ def reweight_command(words: Sequence[str], make: Callable[[list[str]], Lightning
         counted = ((inputs, target) for inputs, target in map(module.counted_batch, shown) if len(target) > 0)
         right = ((inputs, module.crmt_criterion.answers(target)) for inputs, target in counted)
         kept = keep_scores(module, right, step_2.constants)
+    steps, by_callback = checkpoint.get("global_step"), checkpoint.get("callbacks", {}).get(step_2.state_key, {})
+    again = steps is not None and steps in (checkpoint.get(_DONE_AT), by_callback.get("done_at"))
     before = {name: float(weight.detach().mean()) for name, weight in head.integration_weights.items()}
     done = step_2.reweight(head, kept)
     head.load_state_dict(done.head.state_dict())
     checkpoint["state_dict"] = {name: value.cpu() for name, value in module.state_dict().items()}
+    checkpoint[_DONE_AT] = steps
     own.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, own.out)
     weights = "\n".join(f"  {name}: {mean:.4f} -> {done.weights[-1][name]:.4f}" for name, mean in before.items())
     return (
         f"objective: {done.objective[0]:.4f} -> {done.objective[-1]:.4f}, over {len(kept.target)} samples\n"
-        f"mean integration weight:\n{weights}\nwritten: {own.out}"
+        f"mean integration weight:\n{weights}\nwritten: {own.out}{_ALREADY * again}"
     )

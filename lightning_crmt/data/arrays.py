@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.checks import check_modality_names, describe
@@ -130,6 +131,46 @@ class ArrayData(OwnData):
         in_memory = not any(map(mapped, held.values()))
         return Read(columns, context, _listed(target), split, groups, in_memory)
 
+    def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """New samples, given as the data were, as a batch that the model takes: scaled, padded, with presence.
+
+        Args:
+            inputs: samples by modality, ``(B, ...)``, and the context that the data have. A modality that is left out
+                is absent from all of them. ``"audio.present"`` is in the batch if the data may lack audio, if it is
+                given here, or if one of these samples lacks it.
+
+        Returns:
+            Inputs by modality, ``(B, ...)``, with the entries of batches of the data. Sequences are padded as far as
+            those are, further if one is longer.
+
+        Raises:
+            ValueError: naming the sample, if one has no modality, another shape than those of the data, or is not
+                finite; if modalities or context are unknown or missing, or differ in their number of samples.
+            TypeError: if something is not numbers.
+
+        >>> data = ArrayData({"sensor": np.arange(60.0).reshape(30, 2)}, target=[0, 1, 2] * 10)
+        >>> data.prepared({"sensor": [data.mean["sensor"] + data.deviation["sensor"]]})
+        {'sensor': tensor([[1., 1.]])}
+        """
+        self.setup()
+        held = {key: opened(value, f"`inputs[{key!r}]`", key) for key, value in inputs.items()}
+        known = {*self.modalities, *(f"{name}.{PRESENT}" for name in self.modalities), *self._context}
+        if unknown := sorted(set(held) - known):
+            raise ValueError(f"`inputs` must name what the data have, {sorted(known)}, got {unknown}")
+        if not set(held) & set(self.modalities):
+            raise ValueError(f"`inputs` must have some of the modalities {list(self.modalities)}, got {list(inputs)}")
+        sizes = {key: len(values) for key, values in held.items()}
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise ValueError(f"`inputs` must have one number of samples, at least 1, got {sizes}")
+        (size,) = set(sizes.values())
+        columns = {}
+        for name, column in self._columns.items():
+            values = held.get(name, [None] * size)
+            present, declared = self._present(name, {**held, name: values})
+            optional = column.optional or declared or not bool(present.all())
+            columns[name] = column.of_others(values, present, optional)
+        return self.batch_of(columns, {key: held[key] for key in self._context if key in held})
+
     def _opened(self, argument: str, given: Any, key: str) -> Sequence[Any]:
         """One argument; if it is given by part, all parts end to end."""
         if not isinstance(given, Mapping):
@@ -138,6 +179,18 @@ class ArrayData(OwnData):
         return EndToEnd([opened(given[part], f"{argument}[{part!r}]", key) for part in self.given_target])
 
     def _column(self, name: str, held: Mapping[str, Sequence[Any]]) -> Column:
+        values = held[name]
+        present, declared = self._present(name, held)
+        return Column(
+            name,
+            values,
+            present,
+            optional=declared or not bool(present.all()),
+            ragged=name in self.ragged or lengths_differ(values, present),
+        )
+
+    def _present(self, name: str, held: Mapping[str, Sequence[Any]]) -> tuple[Tensor, bool]:
+        """Which samples have a modality, and whether it was said that some may lack it."""
         values, key = held[name], f"{name}.{PRESENT}"
         present = found_present(values, name, name in self.nan_is_absent)
         declared = key in held or name in self.nan_is_absent
@@ -149,13 +202,7 @@ class ArrayData(OwnData):
                 row = int(contradicted.nonzero()[0])
                 raise ValueError(f"`inputs[{key!r}]` must be False where there is no {name!r}, got True at {row}")
             present = says
-        return Column(
-            name,
-            values,
-            present,
-            optional=declared or not bool(present.all()),
-            ragged=name in self.ragged or lengths_differ(values, present),
-        )
+        return present, declared
 
 
 def _parts_of(given: Any) -> set[str]:

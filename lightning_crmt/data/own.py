@@ -18,6 +18,7 @@ from lightning_crmt.checks import check_positive
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.columns import Column
 from lightning_crmt.data.read.labels import Label, class_indices, few
+from lightning_crmt.data.read.scaling import Scale
 from lightning_crmt.data.read.splits import check_shares, split_rows
 from lightning_crmt.data.samples import ColumnDataset, check_presence, collate_for, fit_scales, shown
 from lightning_crmt.data.settings import several
@@ -93,6 +94,9 @@ class OwnData(MultimodalDataModule):
         self.given_classes = classes
         self._classes: list[Label] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._columns: dict[str, Column] = {}
+        self._context: tuple[str, ...] = ()
+        self._lengths: dict[str, int] = {}  # of what is padded to one length in all batches
 
     def among(self, argument: str, names: str | Sequence[str]) -> tuple[str, ...]:
         """The modalities that a setting names.
@@ -125,6 +129,50 @@ class OwnData(MultimodalDataModule):
         self.setup()
         return self._shapes
 
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """What is subtracted from each modality that is standardised, in double precision; reads the data.
+
+        In a shape that goes with one sample, such as ``(3, 1, 1)`` for channels: the model takes
+        ``(value - data.mean["image"]) / data.deviation["image"]``. Pixels, uint8, are from 0 to 1 before that.
+        """
+        self.setup()
+        return {name: scale.along(column.example.dim())[0] for name, column, scale in self._scaled()}
+
+    @property
+    def deviation(self) -> dict[str, Tensor]:
+        """What each modality that is standardised is divided by, like ``mean``; reads the data.
+
+        The deviation over the training part; 1 where nothing varies. ``norm`` is counted in: with it, a multiple of
+        that.
+        """
+        self.setup()
+        return {name: scale.along(column.example.dim())[1].reciprocal() for name, column, scale in self._scaled()}
+
+    def _scaled(self) -> list[tuple[str, Column, Scale]]:
+        return [(name, column, column.scale) for name, column in self._columns.items() if column.scale is not None]
+
+    def batch_of(self, columns: Mapping[str, Column], context: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
+        """New samples as a batch of the same entries and, where all of the data were in memory, lengths.
+
+        Args:
+            columns: what they have, by modality.
+            context: what else they say, by names with a dot, each ``(B, ...)``.
+
+        Raises:
+            ValueError: naming the sample, if one has no modality, is like no sample of the data, or is not finite; if
+                context is missing.
+        """
+        if missing := sorted(set(self._context) - set(context)):
+            raise ValueError(f"new samples must have the context that the data have, {missing} is missing")
+        target = torch.zeros(len(columns[self.modalities[0]]), dtype=torch.long)
+        collate = collate_for(columns, context, self.masked, self.padding_id)
+        inputs: dict[str, Tensor] = ColumnDataset(columns, context, target, torch.arange(len(target)), collate)[:][0]
+        for key, length in self._lengths.items():
+            tokens = key in columns and not inputs[key].is_floating_point()
+            inputs[key] = _lengthened(inputs[key], length, self.padding_id if tokens else 0)
+        return inputs
+
     @override
     def load(self) -> dict[str, Dataset[Any]]:
         """Read, split and scale."""
@@ -139,6 +187,7 @@ class OwnData(MultimodalDataModule):
             raise ValueError(f"`standardise` must name real numbers, got {sorted(tokens)}, which are integers: tokens")
         fit_scales((each for each in numbers if each.name in chosen), rows["train"], self.channels_last, self.norm)
         collate = collate_for(columns, context, self.masked, self.padding_id)
+        self._columns, self._context = columns, tuple(context)
         self._shapes = {
             name: (-1, *column.example.shape[1:]) if column.ragged else tuple(column.example.shape)
             for name, column in columns.items()
@@ -149,6 +198,10 @@ class OwnData(MultimodalDataModule):
         everything = ColumnDataset(columns, context, target, torch.arange(len(target)), collate)
         inputs, target = collate([everything[row] for row in shown(range(len(target)), "Reading")])
         self._shapes = {name: tuple(inputs[name].shape[1:]) for name in columns}
+        ragged = {name for name, column in columns.items() if column.ragged}
+        self._lengths = {
+            key: value.shape[1] for key, value in inputs.items() if value.dim() > 1 and (key in ragged or "." in key)
+        }
         return {part: MultimodalDataset(select(inputs, each), target[each]) for part, each in rows.items()}
 
     def _warn_of_new_classes(self, target: Tensor, rows: Mapping[str, Tensor]) -> None:
@@ -158,3 +211,9 @@ class OwnData(MultimodalDataModule):
             if new := sorted(set(target[each].tolist()) - known):
                 names = few([self._classes[index] for index in new])
                 rank_zero_warn(f"the part {part!r} has classes without a sample in training: {names}")
+
+
+def _lengthened(value: Tensor, length: int, filling: float) -> Tensor:
+    """Sequences ``(B, T, ...)`` with ``filling`` up to a length; longer ones as they are."""
+    gap = value.new_full((len(value), max(0, length - value.shape[1]), *value.shape[2:]), filling)
+    return torch.cat([value, gap], dim=1)

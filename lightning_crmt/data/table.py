@@ -102,32 +102,65 @@ class TableData(OwnData):
     @override
     def read(self) -> Read:
         """Read the table, and look for the files."""
-        rows, where = self._rows()
+        rows, where = self._rows(self.table)
         columns = {name: self._column(name, rows, where) for name in self.modalities}
         target, split, groups = (self._cells(name, rows, where) for name in (self.target, self.split, self.groups))
         if all(isinstance(cell, str) for cell in target or ()):
             target = from_text(target or [])
         return Read(columns, {}, target or [], split, groups, in_memory=False)
 
-    def _rows(self) -> tuple[list[Mapping[str, Any]], Callable[[int], str]]:
+    def prepared(self, table: str | Path | Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """New samples, given as the table was, as a batch that the model takes: read, scaled, padded, with presence.
+
+        Args:
+            table: rows, or the path of a file of them, with the columns of the modalities alone; a column may be
+                missing where samples lack the modality. Files are looked for where those of the data are.
+
+        Returns:
+            Inputs by modality, ``(B, ...)``, with the entries of batches of the data. ``"audio.present"`` is among them
+            if a sample of the data or of these lacks audio.
+
+        Raises:
+            ValueError: naming the row, if a sample has no modality, or is like no sample of the data.
+            FileNotFoundError: if the table is missing, or a file of it.
+        """
+        self.setup()
+        given = Path(table) if isinstance(table, str | Path) else list(table)
+        rows, where = self._rows(given)
+        if not rows:
+            raise ValueError("`table` must hold at least one row, got none")
+        sources = [
+            name for source in self.sources.values() for name in ([source] if isinstance(source, str) else source)
+        ]
+        if not any(name in row for row in rows for name in sources):
+            raise ValueError(f"`table` must have some of the columns {sources}, got {list(rows[0])}")
+        rows = [{**dict.fromkeys(sources), **row} for row in rows]
+        columns = {}
+        for name, column in self._columns.items():
+            values, here = self._values(name, rows, where)
+            present = torch.tensor([value is not None for value in values])
+            columns[name] = column.of_others(values, present, column.optional or not bool(present.all()), here)
+        return self.batch_of(columns, {})
+
+    def _rows(self, table: Path | list[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], Callable[[int], str]]:
         """The rows, and what an error calls each."""
-        if not isinstance(self.table, Path):
-            return self.table, partial(_row_of, "row {} of `table`", range(len(self.table)))
-        if not self.table.is_file():
-            raise FileNotFoundError(f"`table` must be the path of a file, there is no {self.table}")
-        with self.table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t" if self.table.suffix == ".tsv" else ",", restkey="")
+        if not isinstance(table, Path):
+            return table, partial(_row_of, "row {} of `table`", range(len(table)))
+        if not table.is_file():
+            raise FileNotFoundError(f"`table` must be the path of a file, there is no {table}")
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",", restkey="")
             rows, lines = [], []
             for row in reader:
                 if "" in row or None in row.values():
                     cells = [cell for cell in row.values() if cell is not None]
                     raise ValueError(
-                        f"line {reader.line_num} of {self.table} must have {len(reader.fieldnames or [])} cells, "
+                        f"line {reader.line_num} of {table} must have {len(reader.fieldnames or [])} cells, "
                         f"as the first line has, got {cells}"
                     )
                 rows.append({key: cell.strip() for key, cell in row.items()})
                 lines.append(reader.line_num)
-        return list(rows), partial(_row_of, f"line {{}} of {self.table}", lines)
+        return list(rows), partial(_row_of, f"line {{}} of {table}", lines)
 
     def _cells(
         self, name: str | None, rows: Sequence[Mapping[str, Any]], where: Callable[[int], str], *, empty: bool = False
@@ -149,24 +182,33 @@ class TableData(OwnData):
         return cells
 
     def _column(self, name: str, rows: Sequence[Mapping[str, Any]], where: Callable[[int], str]) -> Column:
+        values, here = self._values(name, rows, where)
+        present = torch.tensor([value is not None for value in values])
+        optional = not bool(present.all())
+        if not isinstance(self.sources[name], str):
+            return Column(name, values, present, optional, where=here)
+        read = self.from_text.get(name) or self.readers.get(name, read_by_suffix)
+        return Column(name, values, present, optional, partial(_read_value, read), here, name in self.ragged)
+
+    def _values(
+        self, name: str, rows: Sequence[Mapping[str, Any]], where: Callable[[int], str]
+    ) -> tuple[Sequence[Any], Callable[[int], str]]:
+        """What is read of each sample, None where it lacks the modality, and what an error calls it."""
         source = self.sources[name]
         if not isinstance(source, str):
-            return _numbers(name, {key: self._cells(key, rows, where, empty=True) or [] for key in source}, where)
-        cells = self._cells(source, rows, where, empty=True) or []
-        present = torch.tensor([cell is not None for cell in cells])
-        ragged, optional = name in self.ragged, not bool(present.all())
+            cells = {key: self._cells(key, rows, where, empty=True) or [] for key in source}
+            return _numbers(name, cells, where), where
+        texts = self._cells(source, rows, where, empty=True) or []
         if name in self.from_text:
-            reader = partial(_read_value, self.from_text[name])
-            return Column(name, cells, present, optional, reader, where, ragged)
-        paths = [None if cell is None else self.root / str(cell) for cell in cells]
+            return texts, where
+        paths = [None if cell is None else self.root / str(cell) for cell in texts]
         missing = [row for row, path in enumerate(paths) if path is not None and not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{name!r} lacks {len(missing)} of {int(present.sum())} files; the first is {paths[missing[0]]} in "
-                f"{where(missing[0])}"
+                f"{name!r} lacks {len(missing)} of {len(paths) - paths.count(None)} files; the first is "
+                f"{paths[missing[0]]} in {where(missing[0])}"
             )
-        reader = partial(_read_value, self.readers.get(name, read_by_suffix))
-        return Column(name, paths, present, optional, reader, partial(_file_of, where, paths), ragged)
+        return paths, partial(_file_of, where, paths)
 
 
 def _read_value(reader: Callable[[Any], Any], cell: Any) -> Tensor:
@@ -181,8 +223,8 @@ def _file_of(where: Callable[[int], str], paths: Sequence[Path | None], row: int
     return f"{where(row)} ({paths[row]})"
 
 
-def _numbers(name: str, cells: Mapping[str, Sequence[Any]], where: Callable[[int], str]) -> Column:
-    """Columns of numbers as vectors; a sample lacks the modality if all of its cells are empty."""
+def _numbers(name: str, cells: Mapping[str, Sequence[Any]], where: Callable[[int], str]) -> list[list[float] | None]:
+    """Columns of numbers as vectors; a sample lacks the modality, None, if all of its cells are empty."""
     values: list[list[float] | None] = []
     for row, held in enumerate(zip(*cells.values(), strict=True)):
         if all(cell is None for cell in held):
@@ -193,5 +235,4 @@ def _numbers(name: str, cells: Mapping[str, Sequence[Any]], where: Callable[[int
         except (TypeError, ValueError) as error:
             shown = dict(zip(cells, held, strict=True))
             raise ValueError(f"{name!r} of {where(row)} must be numbers, all or none of them, got {shown}") from error
-    present = torch.tensor([value is not None for value in values])
-    return Column(name, values, present, not bool(present.all()), where=where)
+    return values

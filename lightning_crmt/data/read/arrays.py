@@ -124,7 +124,10 @@ def _opened_file(path: Path, argument: str, key: str) -> Any:
                 raise ValueError(f"it must hold a tensor or a list, got {describe(loaded)}")
             return loaded
     except (ValueError, OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{argument}: {path} cannot be read: {error}") from error
+        hint = (
+            "; save lists of different lengths by torch.save(..., 'name.pt')" if "object" in str(error).lower() else ""
+        )
+        raise ValueError(f"{argument}: {path} cannot be read: {str(error).rstrip('.')}{hint}") from error
     raise ValueError(f"{argument} must be the path of an .npy, .npz or .pt file, got {path}")
 
 

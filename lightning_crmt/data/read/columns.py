@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,14 @@ class Column:
             return None
         value = self.raw(row)
         return in_single(value) if self.scale is None else self.scale(value)
+
+    def of_others(
+        self, values: Sequence[Any], present: Tensor, optional: bool, where: Callable[[int], str] | None = None
+    ) -> Column:
+        """What other samples have of the modality, read and scaled like these; see the class for the arguments."""
+        others = copy.copy(self)  # not made anew: none of them need have it, and what is like the example is decided
+        others.values, others.present, others.optional, others.where = values, present, optional, where
+        return others
 
     def raw(self, row: int) -> Tensor:
         """One sample that is present, as it was read and before it is scaled; see ``__getitem__`` for errors."""

@@ -77,10 +77,19 @@ class Scale(NamedTuple):
 
     def __call__(self, value: Tensor) -> Tensor:
         """One sample, scaled, in single precision; computed in double."""
-        shape = [1] * value.dim()
+        mean, factor = self.along(value.dim())
+        return ((value.double() - mean) * factor).float()
+
+    def along(self, dimensions: int) -> tuple[Tensor, Tensor]:
+        """Mean and factor in the shape that goes with samples of so many dimensions.
+
+        >>> Scale(torch.zeros(3), torch.ones(3), channel=0).along(3)[0].shape
+        torch.Size([3, 1, 1])
+        """
+        shape = [1] * dimensions
         if self.channel is not None:
             shape[self.channel] = -1
-        return ((value.double() - self.mean.reshape(shape)) * self.factor.reshape(shape)).float()
+        return self.mean.reshape(shape), self.factor.reshape(shape)
 
 
 def fitted_scale(values: Iterable[Tensor], channel: int | None, norm: float | None = None) -> Scale:
