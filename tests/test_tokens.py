@@ -22,10 +22,11 @@ from lightning_crmt import (
     certify,
     estimate_lipschitz,
     keep_scores,
+    methods,
     reweight,
     verify_certificate,
 )
-from lightning_crmt.attacks import APGD, PGD, Budget, EmbeddedModel, MinimumNorm
+from lightning_crmt.attacks import APGD, PGD, Budget, EmbeddedModel, LossAscent, MinimumNorm
 from lightning_crmt.callbacks import (
     AdversarialRobustness,
     CertifiedRobustness,
@@ -35,6 +36,7 @@ from lightning_crmt.callbacks import (
 )
 from lightning_crmt.certification import certify_late_fusion
 from lightning_crmt.encoders import MLP, LipschitzMLP
+from lightning_crmt.fusion import MemoryFusion
 from lightning_crmt.lipschitz import NoBoundError
 from lightning_crmt.losses import integration_objective, radius_loss
 from lightning_crmt.modality import FusionOutput
@@ -89,6 +91,30 @@ def test_a_fit_with_everything(make_trainer, order):
     assert "val/accuracy_zeroed/text" in logged
     assert callbacks[0].lipschitz.clean == ("text",)
     assert list(callbacks[0].lipschitz.values) == others
+
+
+SETTINGS = {
+    "AdversarialTraining": lambda: {"attack": LossAscent(Budget(0.1, modalities=["image"]))},
+    "TeacherFeatures": lambda: {
+        "teachers": {name: copy.deepcopy(each) for name, each in model_of("image", "text").encoders.items()}
+    },
+}
+
+
+@pytest.mark.parametrize("name", [each for each in methods.__all__ if each[0].isupper() and each != "Method"])
+def test_methods_take_tokens(name, make_trainer):
+    method = getattr(methods, name)(**SETTINGS.get(name, dict)())
+    module = model_of("image", "text", **({"head": MemoryFusion} if name == "FeatureMemory" else {}))
+    before = {key: value.clone() for key, value in module.encoders.state_dict().items()}
+    loader, trainer = loader_of(*samples("image", "text")), make_trainer(method, max_epochs=2)
+    if name == "Mixup":
+        with pytest.raises(TypeError, match=r"`inputs\['text'\]` must be floating point to be mixed"):
+            trainer.fit(module, loader, loader)
+        return
+    trainer.fit(module, loader, loader)
+    assert any(
+        not value.equal(before[key]) for key, value in module.encoders["text"].state_dict(prefix="text.").items()
+    )
 
 
 def test_some_of_several_continuous_modalities(make_trainer):
