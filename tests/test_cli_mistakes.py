@@ -328,6 +328,23 @@ def test_in_the_config(name, monkeypatch, capsys):
         assert "(run.yaml, line " in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("settings", "first", "key"),
+    [
+        ({"model": "transformers.BertModel", "config": {"hiden_size": 3}}, "`config` must hold settings of", "config"),
+        ({"model": "transformers.AutoModel", "config": {}}, "`model` must be a class with one configuration", "model"),
+        ({"pretrained": "no/such/folder/here"}, "`pretrained` must be the name on the hub, or a folder", "pretrained"),
+    ],
+)
+def test_models_of_transformers(settings, first, key, monkeypatch, capsys):
+    """An argument called ``config`` is not the option ``--config``."""
+    pytest.importorskip("transformers")
+    written(lambda c: model(c)["encoders"].update(fou={"class_path": "HuggingFaceEncoder", "init_args": settings}))
+    lines = told(monkeypatch, capsys, "fit", "--config", "run.yaml")
+    assert lines[0].startswith(f"error: {first}")
+    assert lines[1].startswith(f"  at {AT_FOU}.init_args.{key} (run.yaml, line ")
+
+
 ON_THE_COMMAND_LINE = {
     # the fifteen, too
     "no such config": (["--config", "nothing.yaml"], "there is no file "),

@@ -646,7 +646,7 @@ class Learns(Renames):
 def test_targets_of_floating_point_say_how_to_give_them(make_trainer):
     held = {"input_values": batch()["input_values"], "labels": (torch.arange(3 * B).view(B, 3) % 2).float()}
     loader, settings = DataLoader([held], batch_size=None), {"inputs": ["input_values"]}
-    message = r"`target` of Learns .*float32 tensor .*split_batch=.*\.bool\(\).*crmt_criterion = Criterion\(multi_label"
+    message = r"`target` of Learns .*float32 tensor .*\.bool\(\).*split_batch=.*crmt_criterion = Criterion\(multi_label"
     with pytest.raises(TypeError, match=message):
         make_trainer(MissingModalities(**settings)).validate(Learns(), loader, verbose=False)
 

@@ -77,6 +77,8 @@ def find_place(
         for word, following in pairwise([*words, ""]):
             option, equals, given = word.partition("=")
             meant = option.startswith("--") and option[2:].rpartition(".")[2] == key.rpartition(".")[2]
+            if option == "--config" and steps:  # names the files; an argument of a class may be called so too
+                continue
             if meant and value in (None, given if equals else following):
                 return Place(option)
     for file in reversed(config_files(words)):

@@ -34,6 +34,7 @@ class ForwardCall:
     A ``forward`` that only hands on ``*args`` and ``**kwargs`` is judged by that of ``self.model`` or ``self.module``;
     these are called instead of a module without a ``forward`` of its own.
     What else a batch holds is handed over by name where ``forward`` has such a parameter, takes ``**kwargs`` or a dict.
+    Of masks, lengths and ids that it does not take a warning tells, once for a module.
     The target is handed over only if it is required: by a parameter without a default, or looked for in a dict.
 
     Args:

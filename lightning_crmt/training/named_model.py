@@ -120,10 +120,10 @@ class NamedModel(nn.Module):
         if not isinstance(criterion, Criterion) and isinstance(target, Tensor) and target.is_floating_point():
             raise TypeError(
                 f"`target` of {type(self.module).__name__} must be a tensor of integer class indices (B,), or of "
-                f"labels (B, K) that are bools or integers, got {describe(target)}: give split_batch=, a function from "
-                "a batch to (inputs, target), which returns `.bool()` of labels or `.argmax(dim=1)` of probabilities; "
-                "or say what it learns, module.crmt_criterion = Criterion(multi_label=True) for labels, Criterion() "
-                "for probabilities"
+                f"labels (B, K) that are bools or integers, got {describe(target)}: give `.bool()` of labels or "
+                "`.argmax(dim=1)` of probabilities by split_batch=, a function from a batch to (inputs, target); or "
+                "say what it learns, module.crmt_criterion = Criterion(multi_label=True) for labels, Criterion() for "
+                "probabilities"
             )
         if not isinstance(criterion, Criterion) or not isinstance(target, Tensor):
             return inputs, target
