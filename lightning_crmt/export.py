@@ -119,8 +119,8 @@ def _program(model: nn.Module, inputs: Inputs, dimensions: Mapping[str, Mapping[
         inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
     names = {name for each in dimensions.values() for name in each.values()}
     several = len(names) > 1
-    # Where more than the batch may change, products of sizes, which `nn.EmbeddingBag` computes, must not be taken for at
-    # least 2, or batches of one fail; attention asks for a least size then. Programs take sizes of one with either.
+    # Where more than the batch may change, products of sizes, which `nn.EmbeddingBag` computes, must not be taken for
+    # at least 2, or batches of one fail; attention asks for a least size then. Programs take sizes of one with either.
     sizes = {name: Dim(name, min=2 if several else None) for name in names}
     any_size = {key: {number: sizes[name] for number, name in each.items()} for key, each in dimensions.items()}
     with _config.patch(backed_size_oblivious=several):  # type: ignore[attr-defined]
