@@ -117,10 +117,13 @@ def _dimensions(inputs: Inputs, dynamic: Dynamic | None) -> dict[str, dict[int, 
 def _program(model: nn.Module, inputs: Inputs, dimensions: Mapping[str, Mapping[int, str]]) -> ExportedProgram:
     if check_batch("inputs", inputs) == 1:  # torch.export takes 1 for a size that never changes
         inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
-    sizes = {name: Dim(name) for names in dimensions.values() for name in names.values()}
-    any_size = {key: {number: sizes[name] for number, name in names.items()} for key, names in dimensions.items()}
-    # Products of sizes, which `nn.EmbeddingBag` computes, must not be taken for at least 2: batches of one would fail.
-    with _config.patch(backed_size_oblivious=len(sizes) > 1):  # type: ignore[attr-defined]
+    names = {name for each in dimensions.values() for name in each.values()}
+    several = len(names) > 1
+    # Where more than the batch may change, products of sizes, which `nn.EmbeddingBag` computes, must not be taken for
+    # at least 2, or batches of one fail; attention asks for a least size then. Programs take sizes of one with either.
+    sizes = {name: Dim(name, min=2 if several else None) for name in names}
+    any_size = {key: {number: sizes[name] for number, name in each.items()} for key, each in dimensions.items()}
+    with _config.patch(backed_size_oblivious=several):  # type: ignore[attr-defined]
         return torch.export.export(model, (as_taken_by(model, inputs),), dynamic_shapes=(any_size,))
 
 

@@ -3,6 +3,7 @@
 """The command line, as a user types it and mistypes it."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_crmt import CRMTModule, methods
+from lightning_crmt import CRMTModule, export_program, methods
 from lightning_crmt.cli import main
 from lightning_crmt.training import Source
 
@@ -133,6 +134,21 @@ def test_fit_then_test_from_the_checkpoint(tmp_path, capsys):
     keys = "accuracy/joint", "estimated_accuracy/mor@0.2", "accuracy_zeroed/mor", "robust_accuracy/pgd@0.2"
     for key in (f"test/{key}" for key in keys):
         assert key in shown
+
+
+def test_from_a_checkpoint_to_a_program_as_the_page_says(tmp_path, capsys):
+    config, path = checkpoint(tmp_path, capsys)
+    Path(config).rename("run.yaml")
+    path.rename("last.ckpt")
+    page = (EXAMPLES.parent / "docs" / "export.md").read_text()
+    (block,) = [each for each in re.findall(r"^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "made" in each]
+    names = {"torch": torch, "export_program": export_program}
+    exec(block, names)
+    inputs = {name: torch.cat([value, value]) for name, value in names["example"].items()}
+    found = torch.export.load("model.pt2").module()(inputs).logits
+    torch.testing.assert_close(found, names["made"].model.eval()(inputs).logits)
+    weights = torch.load("last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.equal(weights[name]) for name, value in names["made"].model.state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

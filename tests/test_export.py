@@ -225,8 +225,19 @@ def test_sequences_of_any_length():
     inputs = {"a": torch.randn(3, 6, 3), "b": torch.randn(3, 7)}
     dynamic = {"a": {0: batch, 1: time}, "b": {0: batch}}
     program = torch.export.export(model.to_deploy(), (inputs,), dynamic_shapes=(dynamic,)).module()
+    named = export_program(model, inputs, {"a": {1: "time"}}).module()
     longer = inputs | {"a": torch.randn(3, 40, 3)}
-    assert_same(program(longer), model(longer))
+    for each in (program, named):
+        assert_same(each(longer), model(longer))
+    for size, length in ((1, 6), (1, 1), (4, 1)):
+        others = {"a": torch.randn(size, length, 3), "b": torch.randn(size, 7)}
+        assert_same(named(others), model(others))
+
+
+def test_a_length_that_an_encoder_fixes():
+    model, inputs = CRMTModule({"a": ConvNet1d(3, 16, (4, 8))}, 4), {"a": torch.randn(2, 3, 21)}
+    with pytest.raises(torch._dynamo.exc.UserError, match=r"Constraints violated \(time\)"):
+        export_program(model, inputs, {"a": {2: "time"}})
 
 
 def sequences(size, length):

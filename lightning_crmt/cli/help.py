@@ -19,7 +19,7 @@ SUBCOMMANDS = {
     "fit": "train a model, and log how accurate and how robust it is",
     "validate": "measure a model on the validation part",
     "test": "measure a model on the test part",
-    "predict": "class probabilities of a model",
+    "predict": "class probabilities of a model, saved beside the logs",
 }
 
 #: What every subcommand of LightningCLI takes.
