@@ -157,6 +157,8 @@ def check_named_batch(inputs: Any, modalities: Iterable[str]) -> None:
         check_same_modalities("inputs", [name for name in inputs if "." not in name], modalities)
         for name, value in inputs.items():
             owner, _, key = name.partition(".")
+            if "." in key:
+                raise ValueError(f"`inputs[{name!r}]` must have one dot, between a modality and what its context is")
             if key and owner not in modalities:
                 raise ValueError(
                     f"`inputs[{name!r}]` must begin with one of the modalities {modalities}, whose context it is"

@@ -27,6 +27,7 @@ from lightning_crmt.checks import (
     usable,
 )
 from lightning_crmt.criterion import Criterion
+from lightning_crmt.encoding import encoded
 from lightning_crmt.evaluation import Key
 from lightning_crmt.export import export_onnx, for_inference
 from lightning_crmt.fusion import FusionHead
@@ -36,7 +37,6 @@ from lightning_crmt.modality import (
     FusionOutput,
     Inputs,
     answer,
-    encoded,
     flattened,
     mean_over,
     present_of,
@@ -427,7 +427,9 @@ class CRMTMixin(LightningModule):
             here = output.present.get(name, counted)  # over the samples that have the modality, and count
             here = here & counted if here is not None and counted is not None else here
             means = {str(Key(split, what, name)): mean_over(each.float(), here) for what, each in values.items()}
-            self.log_dict(means, batch_size=len(right) if here is None else int(here.sum()), sync_dist=True)
+            # Lightning divides whole numbers by the number of processes to whole numbers.
+            count: Any = float(len(right) if here is None else here.sum())
+            self.log_dict(means, batch_size=count, sync_dist=True)
         self.log_dict(numbers, batch_size=size, sync_dist=True)
 
 

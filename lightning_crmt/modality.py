@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree
 
 from lightning_crmt.checks import describe
@@ -183,43 +183,6 @@ def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:
             if name.partition(".")[0] == owner and name != f"{owner}.{PRESENT}":
                 changed[name] = inputs[name][rows.to(inputs[name].device)]
     return changed
-
-
-def encoded(encoders: Mapping[str, Any] | nn.ModuleDict, inputs: Inputs) -> dict[str, Tensor]:
-    """Features by modality: what each encoder makes of its modality and of the context of that.
-
-    Args:
-        encoders: of some or all modalities, each called with ``(B, ...)`` and its context as keyword arguments.
-        inputs: one batch; where samples lack a modality, the features are those of stand-ins, see
-            :func:`with_stand_ins`.
-
-    Raises:
-        RuntimeError, ValueError, IndexError: what an encoder raises, with the name of its modality and the shape of
-            what it was given before the message.
-        TypeError: if an encoder does not take its context.
-
-    >>> encoded({"audio": lambda x, gain: gain * x}, {"audio": torch.ones(1, 2), "audio.gain": torch.tensor([[3.0]])})
-    {'audio': tensor([[3., 3.]])}
-    """
-    taken = with_stand_ins(inputs, present_of(inputs))
-    return {name: _encode(name, encoder, taken[name], context_of(taken, name)) for name, encoder in encoders.items()}
-
-
-def _encode(name: str, encoder: Callable[..., Tensor], value: Tensor, context: Inputs) -> Tensor:
-    try:
-        return encoder(value, **context)
-    except (RuntimeError, ValueError, IndexError) as error:
-        if type(error) not in (RuntimeError, ValueError, IndexError):  # out of memory, the compiler's own
-            raise
-        raise type(error)(f"the encoder of {name!r} failed on {describe(value)}: {error}") from error
-    except TypeError as error:
-        if not context or "unexpected keyword argument" not in str(error):
-            raise
-        held = [f"{name}.{key}" for key in context]
-        raise TypeError(
-            f"the encoder of {name!r} must take what the inputs hold for it beside, {held}, as keyword arguments: "
-            f"{error}; give it one that does, or leave them out of the data, as masked=[] does"
-        ) from error
 
 
 def answer(head: Callable[..., FusionOutput], features: Inputs, present: Inputs) -> FusionOutput:

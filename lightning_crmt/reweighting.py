@@ -18,6 +18,7 @@ from lightning_crmt.checks import (
     check_batch,
     check_positive,
     check_same_modalities,
+    describe,
     require_finite,
 )
 from lightning_crmt.frozen_eval import as_taken_by, frozen_eval
@@ -185,6 +186,11 @@ def reweight(
 def _weights_of_others(head: LateFusion, clean: Collection[str]) -> list[nn.Parameter]:
     """Integration parameters without those that the head keeps under the name of a modality that stays clean."""
     kept = {id(p) for path, p in head.named_parameters() if not set(clean).isdisjoint(path.split("."))}
+    if clean and not kept.intersection(map(id, head.integration_parameters())):
+        raise TypeError(
+            f"the head must keep the integration weights of each modality in a parameter under its name, where "
+            f"{list(clean)} stay clean, got {describe(head)}"
+        )
     weights = [weight for weight in head.integration_parameters() if id(weight) not in kept]
     if not weights:
         raise ValueError(f"`constants` must be of a modality to reweight, and all stay clean: {list(clean)}")

@@ -29,6 +29,7 @@ from lightning_crmt.callbacks import CertifiedRobustness, MissingModalities
 from lightning_crmt.certification import certify_late_fusion
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import LipschitzMLP
+from lightning_crmt.encoding import encoded
 from lightning_crmt.fusion import (
     AttentionFusion,
     CosineFusion,
@@ -40,7 +41,7 @@ from lightning_crmt.fusion import (
 )
 from lightning_crmt.losses import integration_objective, radius_loss, true_class_radii
 from lightning_crmt.methods import Mixup, ModalityDropout
-from lightning_crmt.modality import FusionOutput, encoded, modalities_of, present_of, with_stand_ins
+from lightning_crmt.modality import FusionOutput, modalities_of, present_of, with_stand_ins
 from lightning_crmt.targets import MixedTarget
 
 HEADS = (OrthogonalFusion, LinearFusion, CosineFusion, GatedFusion, FiLMFusion, AttentionFusion, MemoryFusion)
@@ -93,6 +94,16 @@ def test_batch_normalisation_learns_from_samples_that_are_there():
     model(with_presence(inputs, {"a": torch.arange(64) % 2 == 0}))
     mean = model.encoders["a"][0].running_mean / 0.1
     torch.testing.assert_close(mean, inputs["a"][::2].mean(dim=0))
+
+
+def test_batch_normalisation_learns_nothing_from_a_batch_that_lacks_the_modality():
+    model = CRMTModule({"a": nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 4)), "b": nn.Linear(6, 4)}, 3)
+    inputs = {"a": torch.full((8, 5), 500.0), "b": torch.randn(8, 6)}
+    model(with_presence(inputs, {"a": torch.zeros(8, dtype=torch.bool)}, 500.0))
+    assert not model.encoders["a"][0].running_mean.any()
+    assert model.encoders["a"][0].training
+    model(with_presence(inputs, {"a": torch.arange(8) < 2}, 500.0))
+    assert model.encoders["a"][0].running_mean.all()
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -169,6 +180,7 @@ def test_an_encoder_that_does_not_take_its_context_is_named():
         ({"a.present": torch.ones(3).bool()}, ValueError, "`inputs` must have one batch size"),
         ({"c.present": torch.ones(4).bool()}, ValueError, "must begin with one of the modalities ['a', 'b']"),
         ({".lengths": torch.ones(4).long()}, ValueError, "must begin with one of the modalities"),
+        ({"a.gain.present": torch.ones(4).bool()}, ValueError, "`inputs['a.gain.present']` must have one dot"),
     ],
 )
 def test_context_that_is_refused(change, error, message):
@@ -337,6 +349,31 @@ def test_a_certificate_is_that_of_the_fusion_without_what_a_sample_lacks(names):
     )
 
 
+def test_an_evaluation_keeps_nothing_of_the_caller():
+    torch.manual_seed(0)
+    model = CRMTModule({n: nn.Identity() if n == "a" else nn.Linear(6, 8) for n in "ab"}, CLASSES, in_features={"a": 5})
+    model = model.double().eval()
+    inputs = with_presence(whole(samples("ab", size=8))[0], presence("ab", 8))
+    evaluation = model.evaluation(inputs)
+    before = evaluation.certificate().radius()
+    for value in inputs.values():
+        value.zero_()
+    assert evaluation.certificate().radius().equal(before)
+
+
+def test_what_a_fit_under_ddp_leaves_can_be_certified():
+    inputs, _ = whole(samples("ab", size=8))
+    model = model_of("ab").eval()
+    model.forward = model.forward  # Lightning takes it away for a step, and gives it back to the object
+    assert "forward" in vars(model)
+    assert model.certify(inputs).soundness is Soundness.SOUND
+    other = model_of("ab", seed=1).eval()
+    for forward in (lambda inputs: None, other.forward, lambda inputs: CRMTModule.forward(model, inputs)):
+        model.forward = forward
+        with pytest.raises(ValueError, match="must be that of CRMTMixin"):
+            model.certify(inputs)
+
+
 def test_estimates_know_what_a_sample_lacks():
     torch.manual_seed(0)
     model = model_of("ab", head=OrthogonalFusion).eval()
@@ -454,6 +491,27 @@ def test_a_batch_in_which_nobody_has_a_modality_trains_and_evaluates(make_traine
     trainer.fit(model, loader, loader)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert all(math.isfinite(value) for value in trainer.callback_metrics.values())
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_patterns_are_of_all_batches(make_trainer, silent):
+    inputs, target = whole(samples("ab", size=40))
+    said = with_presence(inputs, {"a": torch.arange(40) % 4 != 0})
+    batches = [({n: v[rows] for n, v in said.items()}, target[rows]) for rows in torch.arange(40).split(20)]
+    batches[silent] = ({n: inputs[n][20 * silent : 20 * silent + 20] for n in "ab"}, batches[silent][1])
+    model = model_of("ab").eval()
+    callback = MissingModalities(fill="dropped")
+    (logged,) = make_trainer(callback).validate(model, DataLoader(batches, batch_size=None), verbose=False)
+    right = {"b": [], "a+b": []}
+    for each, classes in batches:
+        hits = model(each).logits.argmax(1) == classes
+        here = each.get("a.present", torch.ones(20, dtype=torch.bool))
+        right["b"].append(hits[~here])
+        right["a+b"].append(hits[here])
+    for name, hits in right.items():
+        assert logged[f"val/accuracy_present/{name}"] == pytest.approx(float(torch.cat(hits).float().mean()))
+    (logged,) = make_trainer(callback).validate(model, samples("ab"), verbose=False)
+    assert not [key for key in logged if "present" in key]
 
 
 # Methods that change presence.

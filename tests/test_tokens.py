@@ -17,6 +17,7 @@ from lightning_crmt import (
     CRMTModule,
     LinearFusion,
     LipschitzConstants,
+    OrthogonalFusion,
     ProbeSearch,
     Soundness,
     certify,
@@ -120,13 +121,21 @@ def test_methods_take_tokens(name, make_trainer):
 def test_some_of_several_continuous_modalities(make_trainer):
     loader = loader_of(*samples("image", "audio"))
     model = model_of("image", "audio")
-    chosen = CertifiedRobustness([0.1], constants="estimated", modalities=["audio"])
-    everything = CertifiedRobustness([0.1], constants="estimated")
-    trainer = make_trainer(chosen, everything)
-    trainer.validate(model, loader, verbose=False)
-    logged = trainer.callback_metrics
-    keys = [key for key in logged if "radius" in key]
-    assert sorted(keys) == ["val/estimated_radius/audio", "val/estimated_radius/image", "val/estimated_radius/joint"]
+    trainer = make_trainer(CertifiedRobustness([0.1], constants="estimated", modalities=["audio"]))
+    (logged,) = trainer.validate(model, loader, verbose=False)
+    assert [key for key in logged if "radius" in key] == ["val/estimated_radius/audio"]
+    (everything,) = make_trainer(CertifiedRobustness([0.1], constants="estimated")).validate(
+        model, loader, verbose=False
+    )
+    keys = sorted(key for key in everything if "radius" in key)
+    assert keys == ["val/estimated_radius/audio", "val/estimated_radius/image", "val/estimated_radius/joint"]
+    assert everything["val/estimated_radius/audio"] == pytest.approx(logged["val/estimated_radius/audio"])
+
+
+def test_two_callbacks_must_not_give_one_name_to_two_numbers(make_trainer):
+    two = [CertifiedRobustness([0.1], constants="estimated", modalities=m) for m in (["audio"], None)]
+    with pytest.raises(ValueError, match="`modalities` of two CertifiedRobustness at level estimated must be the same"):
+        make_trainer(*two).validate(model_of("image", "audio"), loader_of(*samples("image", "audio")), verbose=False)
 
 
 @pytest.mark.parametrize(
@@ -270,9 +279,23 @@ def test_text_alone_cannot_be_reweighted():
     linear = LinearFusion({"image": 8, "text": 8}, CLASSES)
     with pytest.raises(TypeError, match="step 2 needs late fusion with integration weights"):
         reweight(linear, scores, target, constants)
-    everything = LipschitzConstants(values, of="scores", soundness=Soundness.ESTIMATED, clean=("image", "text"))
+    other = {"audio": torch.ones(CLASSES)}
+    everything = LipschitzConstants(other, of="scores", soundness=Soundness.ESTIMATED, clean=("image", "text"))
     with pytest.raises(ValueError, match="`constants` must be of a modality to reweight, and all stay clean"):
         reweight(model.head, scores, target, everything)
+
+
+def test_a_head_that_keeps_all_weights_together_cannot_leave_some_alone():
+    class Together(OrthogonalFusion):
+        def integration_parameters(self):
+            return [nn.Parameter(torch.cat([raw.detach() for raw in self.raw_weights.values()]))]
+
+    _, kept = kept_of("image", "text")
+    head = Together({"image": 8, "text": 8}, CLASSES)
+    with pytest.raises(TypeError, match="must keep the integration weights of each modality in a parameter under its"):
+        reweight(head, *kept)
+    with pytest.raises(ValueError, match="`clean` must be names of modalities without a constant, got 'text'"):
+        LipschitzConstants({"image": torch.ones(3)}, of="scores", soundness=Soundness.ESTIMATED, clean="text")
 
 
 def test_sound_constants_beside_text(make_trainer):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,10 +23,10 @@ from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, label_speeds, margin_speeds
 from lightning_crmt.metrics import credited_label_radii, credited_radius
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, logits_of
+from lightning_crmt.modality import FusionOutput, logits_of, present_of
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.targets import check_answers, has_labels, least_margin
-from lightning_crmt.training import NamedModel, SplitBatch, crmt_module
+from lightning_crmt.training import NamedModel, SplitBatch, callbacks_of, crmt_module
 
 #: The most classes that get a key each; with more, only the worst class does.
 _MOST_CLASSES = 32
@@ -120,6 +121,16 @@ class CertifiedRobustness(Observer):
         # One of each kind may observe the same fit.
         of = "" if self.modalities is None else f" of {'+'.join(self.modalities)}"
         return f"{type(self).__qualname__}[{self.constants.name.lower()}{of}]"
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        for each in callbacks_of(trainer, CertifiedRobustness):
+            if each.constants is self.constants and each.modalities != self.modalities:
+                raise ValueError(
+                    f"`modalities` of two CertifiedRobustness at level {self.constants} must be the same, as their "
+                    f"numbers have the same names, got {each.modalities} and {self.modalities}"
+                )
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
@@ -291,7 +302,8 @@ class _Estimated(_Certificates):
             # A gradient that is not finite bounds nothing: an infinite constant makes every radius 0.
             largest = speeds.amax(dim=0).nan_to_num(nan=torch.inf)
             self.speeds[name] = torch.maximum(self.speeds[name], largest) if name in self.speeds else largest
-        self.seen.append((_detached(output), target))
+        of_batch = _detached(output)
+        self.seen.append((of_batch._replace(present=of_batch.present or present_of(inputs)), target))
 
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:

@@ -114,7 +114,11 @@ class _Accuracies(Measurement):
         self.attack = attack
         self.what = what
         self.of_patterns = Means[str]()
-        self.patterns: list[str] = []
+        names = model.names
+        subsets = [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
+        #: All that there can be, as processes must agree on what they add up; none where that is too many.
+        self.patterns = subsets if len(subsets) < _MOST_PATTERNS else []
+        self.lacking = False
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
@@ -130,8 +134,10 @@ class _Accuracies(Measurement):
         numbers = {Key("", self.what, name): each for name, each in zip(names, right, strict=True)}
         # One set of samples for all: those from which anything can be taken.
         self.means.add(numbers, here.all(dim=1)[:, None])
-        if present_of(inputs):
-            self._add_patterns(right[0], here)
+        if self.patterns:
+            wanted = here.new_tensor([[name in subset for name in self.model.names] for subset in self.patterns])
+            self.of_patterns.add({"": right[0]}, (here[:, None] == wanted).all(dim=2))
+            self.lacking = self.lacking or bool(present_of(inputs))
 
     def _here(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
         """Which sample has which modality, ``(B, M)``."""
@@ -139,20 +145,14 @@ class _Accuracies(Measurement):
         everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
         return torch.stack([present.get(name, everywhere).to(target.device) for name in self.model.names], dim=1)
 
-    def _add_patterns(self, right: Tensor, here: Tensor) -> None:
-        # All there can be, as processes must agree on what they add up.
-        names = self.model.names
-        if 2 ** len(names) > _MOST_PATTERNS:
-            return
-        subsets = [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
-        self.patterns = ["+".join(subset) for subset in subsets]
-        wanted = here.new_tensor([[name in subset for name in names] for subset in subsets])
-        self.of_patterns.add({"": right}, (here[:, None] == wanted).all(dim=2))
-
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:
         numbers = {key: each for key, each in super().compute(reduce).items() if not math.isnan(each)}
         if self.patterns:
             shares = zip(self.patterns, self.of_patterns.compute(reduce)[""], strict=True)
-            numbers |= {Key("", "accuracy_present", name): each for name, each in shares if not math.isnan(each)}
+            named = {Key("", "accuracy_present", "+".join(subset)): each for subset, each in shares}
+            # Where no batch says who is present, that is the accuracy with nothing missing.
+            device = next(iter(self.model.parameters()), torch.empty(0)).device
+            if reduce(torch.tensor(float(self.lacking), device=device), "max"):
+                numbers |= {key: each for key, each in named.items() if not math.isnan(each)}
         return numbers

@@ -156,7 +156,9 @@ class Evaluation:
             refuse_context(inputs)
             inputs = modalities_of(with_stand_ins(inputs, present))
             given, inputs = inputs, as_taken_by(model, inputs)
-            present = {name: here.to(device_of(model)) for name, here in present.items()}
+            # Certificates may be asked for later: nothing may be the caller's own memory.
+            given = {name: value.detach().clone() for name, value in given.items()}
+            present = {name: here.to(device_of(model), copy=True) for name, here in present.items()}
             examine(dict(encoders.items()), head)
             _refuse_integers(given, self.level)
             refuse_flushed_numbers()
@@ -180,7 +182,7 @@ class Evaluation:
             copies = {name: value.clone() for name, value in inputs.items()}
             features = {name: encoder(copies[name]) for name, encoder in encoders.items()}
             self.output = self.head(features, present) if present else self.head(features)
-            _refuse_changes_of_shared(given, inputs, copies)
+            _refuse_changes_of_shared(modalities_of(whole), inputs, copies)
             if (rows := check_batch("features", features)) != (size := check_batch("inputs", inputs)):
                 raise ValueError(f"`encoders` must give a row of features for each of {size} samples, got {rows}")
             if self.level is Soundness.RIGOROUS:

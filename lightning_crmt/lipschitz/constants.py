@@ -52,6 +52,8 @@ class LipschitzConstants:
 
     def __post_init__(self) -> None:
         check_modality_names("values", self.values)
+        if isinstance(self.clean, str) or set(self.clean) & set(self.values):
+            raise ValueError(f"`clean` must be names of modalities without a constant, got {self.clean!r}")
         if self.of not in _RANK:
             *of_classes, of_labels = _RANK
             raise ValueError(

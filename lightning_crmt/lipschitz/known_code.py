@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -56,8 +58,19 @@ def replaced_code(module: nn.Module, kind: type) -> set[str]:
 
 
 def replaced_calls(module: nn.Module, kind: type) -> list[str]:
-    """Names of the methods between calling ``module`` and its output that are not those remembered of ``kind``."""
-    return sorted(replaced_code(module, kind) & CODE)
+    """Names of the methods between calling ``module`` and its output that are not those remembered of ``kind``.
+
+    That the module holds the very method of its type is no replacement: distributed training leaves it so.
+    """
+    replaced = replaced_code(module, kind) & CODE
+    return sorted(name for name in replaced if not _is_own(module, name, kind))
+
+
+def _is_own(module: nn.Module, name: str, kind: type) -> bool:
+    held, known = vars(module).get(name), _KNOWN_CODE[kind][name]
+    if not isinstance(held, MethodType) or held.__self__ is not module or _code(type(module), name) != known:
+        return False
+    return known == (held.__func__, getattr(held.__func__, "__code__", None))
 
 
 def _code(kind: type, name: str) -> object:

@@ -14,9 +14,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, describe
+from lightning_crmt.encoding import encoded
 from lightning_crmt.fusion import MemoryFusion
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import encoded, present_of, select
+from lightning_crmt.modality import present_of, select
 from lightning_crmt.training import Method, Needs, TrainingPass, crmt_module
 
 

@@ -47,7 +47,8 @@ class Mixup(Method):
         if not isinstance(target, Tensor):
             raise ValueError("a batch can be mixed once: keep one Mixup among the callbacks")
         for name, value in inputs.items():
-            if not value.is_floating_point() and not name.endswith((f".{PRESENT}", "mask")):
+            context = name.partition(".")[2]
+            if not value.is_floating_point() and context != PRESENT and not context.endswith("mask"):
                 raise TypeError(f"`inputs[{name!r}]` must be floating point to be mixed, got {describe(value)}")
         concentration = torch.tensor(self.alpha, dtype=torch.float32)  # half precision has no gamma distribution
         share = float(torch.distributions.Beta(concentration, concentration).sample())

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_crmt.checks import describe
+from lightning_crmt.encoding import encoded
 from lightning_crmt.methods.parts.by_modality import ByModality, check_by_modality, of_modality
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, encoded, mean_over
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, mean_over
 from lightning_crmt.targets import MixedTarget, Target
 from lightning_crmt.training import Method
 
