@@ -182,6 +182,9 @@ class CRMTMixin(LightningModule):
         if size_of(target) == 0:
             return torch.stack([each.sum() for each in (output.logits, *output.scores.values())]).sum()
         loss = self.stage_objective.loss(output, target)
+        if output.present:
+            # Of a modality that no sample of a process has, distributed training needs gradients all the same.
+            loss = loss + 0.0 * torch.stack([score.sum() for score in output.scores.values()]).sum()
         terms = [method.term(self, output, target) for method in self.training_stage.methods]
         return sum((term for term in terms if term is not None), start=loss)
 

@@ -40,7 +40,7 @@ from lightning_crmt.fusion import (
     MemoryFusion,
 )
 from lightning_crmt.losses import integration_objective, radius_loss, true_class_radii
-from lightning_crmt.methods import Mixup, ModalityDropout
+from lightning_crmt.methods import Mixup, ModalityDropout, VulnerabilityPenalty
 from lightning_crmt.modality import FusionOutput, modalities_of, present_of, with_stand_ins
 from lightning_crmt.targets import MixedTarget
 
@@ -491,6 +491,28 @@ def test_a_batch_in_which_nobody_has_a_modality_trains_and_evaluates(make_traine
     trainer.fit(model, loader, loader)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert all(math.isfinite(value) for value in trainer.callback_metrics.values())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_has_a_gradient_where_nobody_has_a_modality(head):
+    """Or else distributed training waits for it for ever."""
+    torch.manual_seed(0)
+    model = CRMTModule({n: nn.Linear(SIZES[n], 8) for n in "ab"}, CLASSES, head=head, rho=0.0).double()
+    inputs, target = whole(samples("ab", size=6))
+    model.crmt_loss(model(with_presence(inputs, {"a": torch.zeros(6, dtype=torch.bool)})), target).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not any(parameter.grad.any() for parameter in model.encoders["a"].parameters())
+    assert any(parameter.grad.any() for parameter in model.encoders["b"].parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_penalty_of_features_that_nobody_has(head):
+    torch.manual_seed(0)
+    model = CRMTModule({n: nn.Linear(SIZES[n], 8) for n in "ab"}, CLASSES, head=head).double()
+    inputs, target = whole(samples("ab", size=6))
+    method = VulnerabilityPenalty(0.5)
+    output = model(with_presence(inputs, {"a": torch.zeros(6, dtype=torch.bool)}))
+    assert method.term(model, output, target).isfinite()
 
 
 @pytest.mark.parametrize("silent", [0, 1])

@@ -489,8 +489,10 @@ def test_what_is_certified_beside_tokens_and_what_not():
         "nn.Embedding": nn.Sequential(Cast(), nn.Linear(7, 8)),
     }
     for text in refused.values():
+        before = [parameter.clone() for parameter in text.parameters()]
         with pytest.raises(NoBoundError):
             certified_model(text).certify(inputs)
+        assert all(map(torch.equal, before, text.parameters()))
     with pytest.raises(ValueError, match="must be floating point to be certified"):
         certified_model(TEXTS["mean"]()).certify(inputs, level="rigorous")
     hooked = certified_model(TEXTS["mean"]())

@@ -54,7 +54,8 @@ class CertifiedRobustness(Observer):
 
     - ``sure_accuracy/m@r``: share of samples that are right and whose radius exceeds r;
     - ``sure_accuracy_worst_class/joint@r``: the same for the class where it is lowest: what a mean can hide;
-    - ``sure_accuracy_of_class/k@r``: the same for each class, where there are at most 32;
+    - ``sure_accuracy_of_class/k@r``: the same for each class, where there are at most 32 and all modalities are
+      perturbed;
     - ``sure_label_accuracy/m@r``: with several labels per sample, whose accuracy is about all labels of a sample at
       once, the share of labels that are right and whose own radius exceeds r; ``sure_label_accuracy_worst_class``
       and ``sure_label_accuracy_of_class`` as above;
@@ -244,7 +245,7 @@ class _Certificates(Measurement):
         for key, shares in self.by_class.compute(reduce).items() if self.settings.radii else ():
             present = {str(k): share for k, share in enumerate(shares) if not math.isnan(share)}
             numbers[replace(key, what=f"{key.what}_worst_class")] = min(present.values())
-            if len(shares) <= _MOST_CLASSES:
+            if len(shares) <= _MOST_CLASSES and key.of == "joint":  # its key has no place for what is perturbed
                 numbers |= {replace(key, what=f"{key.what}_of_class", of=k): share for k, share in present.items()}
         return numbers
 

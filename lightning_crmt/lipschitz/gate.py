@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from lightning_crmt.checks import describe
 from lightning_crmt.fusion import FixedFusion, LateFusion, LinearFusion
-from lightning_crmt.lipschitz.known_code import HEADS, is_closed, replaced_code
+from lightning_crmt.lipschitz.known_code import HEADS, LOOKUPS, is_closed, replaced_code
 from lightning_crmt.lipschitz.rigorous.verified import UNIT_ROUNDOFF
 from lightning_crmt.modality import PRESENT, Inputs, context_of
 
@@ -138,6 +138,11 @@ def examine(encoders: Mapping[str, nn.Module], head: LateFusion) -> None:
     for name, module in {**encoders, "head": head}.items():
         for path, part in module.named_modules(prefix=name):
             refuse_changed_behaviour(part, path)
+            if isinstance(part, LOOKUPS) and part.max_norm is not None:
+                raise NoBoundError(
+                    f"{path!r}, a {type(part).__name__}, must not have `max_norm` to be certified: it changes its "
+                    "weights when it is run"
+                )
             plain = [own for own, value in vars(part).items() if isinstance(value, Tensor)]
             if plain and is_closed(part):
                 raise TypeError(

@@ -215,11 +215,8 @@ class _Walk:
         return self._finite(magnitude, gamma * relative + apart * (_norm(z) + error) + lost)
 
     def _looked_up(self, running: Any, twin: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        if parametrize.is_parametrized(running) or running.max_norm is not None or tokens.is_floating_point():
-            raise NoBoundError(
-                f"an {type(running).__name__} must get tokens, and have stored weights without `max_norm`, which "
-                "changes them when it is run, to be certified"
-            )
+        if parametrize.is_parametrized(running) or tokens.is_floating_point():
+            raise NoBoundError(f"an {type(running).__name__} must have stored weights and get tokens to be certified")
         out, nothing = twin(tokens), torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         if not isinstance(twin, nn.EmbeddingBag) or twin.mode == "max":
             return out, self._finite(out, nothing)  # rows are copied
