@@ -9,7 +9,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -868,6 +868,70 @@ def dropped(trial: Trial) -> None:
     trial.compare(certificate, threats, claims, kindest(answers))
 
 
+def gaps(trial: Trial) -> None:
+    """Samples that lack modalities, one of which may be tokens: exact for affine encoders, pattern by pattern."""
+    draw = trial.draw
+    model, inputs = drawn(draw, lambda name: linear_encoder(draw), 60 if draw.gently else 300, modalities=(2, 2, 3))
+    names, count = list(inputs), len(next(iter(inputs.values())))
+    tokens = {draw.among(names)} if draw.note("tokens", draw.chance(0.6)) else set()
+    for name in tokens:
+        size = model.head.in_features[name]
+        bags = [nn.EmbeddingBag(9, size, mode=mode) for mode in ("mean", "sum", "max")]
+        looked_up = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, size))
+        model.encoders[name] = draw.among([*bags, looked_up]).eval()
+        vary_weights(draw, model.encoders[name], extreme=False)
+    model, inputs = cast(trial, model, inputs)
+    inputs |= {name: torch.randint(9, (count, 3)) for name in tokens}
+    here = torch.rand(count, len(names)) < 0.7
+    here[torch.arange(count), torch.randint(len(names), (count,))] = True
+    said = dict(inputs)
+    for name, present in zip(names, here.unbind(dim=1), strict=True):
+        said[f"{name}.present"] = present
+        if name not in tokens:
+            noise = (100 * torch.rand_like(inputs[name])).masked_fill(
+                present.reshape(-1, *[1] * (inputs[name].dim() - 1)), 0
+            )
+            said[name] = torch.where(present.reshape(-1, *[1] * (noise.dim() - 1)), inputs[name], noise)
+    certificate = trial.certified(lambda: model.certify(said))
+    if certificate is None:
+        return
+    trial.runs_as_certified(model, said, certificate)
+    wide = {name: value.double() if name not in tokens else value for name, value in inputs.items()}
+    for pattern in here.unique(dim=0):
+        rows = (here == pattern).all(dim=1).nonzero().squeeze(1)
+        left = [name for name, is_here in zip(names, pattern.tolist(), strict=True) if is_here]
+        moving = [name for name in left if name not in tokens]
+        if not moving:
+            continue
+        found = references(model)
+        for reference in found:
+            _without_others(reference, {name: value[rows] for name, value in wide.items()}, left)
+        part = replace(
+            certificate,
+            prediction=certificate.prediction[rows],
+            margins=certificate.margins[rows],
+            sensitivities={name: slope[rows] for name, slope in certificate.sensitivities.items()},
+        )
+        threats = threats_of(draw, moving)
+        moved = {name: wide[name][rows] for name in moving}
+        answers = [exact.affine(reference, moved, part.prediction, threats) for reference in found]
+        trial.compare(part, threats, [claim(part, threat) for threat in threats], kindest(answers))
+
+
+def _without_others(reference: exact.Reference, rest: Mapping[str, Tensor], left: Sequence[str]) -> None:
+    """Make a reference one of the modalities that are given, with the rest as it is, fused from those that are left."""
+    whole, sizes = reference.model, reference.sizes
+
+    class Left(nn.Module):
+        def forward(self, x: Mapping[str, Tensor]) -> Any:
+            output = whole({**rest, **x})
+            return output._replace(logits=whole.head.fuse({name: output.scores[name] for name in left}))
+
+    reference.model = Left()
+    amounts = {name: value.abs() for name, value in rest.items()}
+    reference.sizes = lambda inputs: sizes({**amounts, **inputs})  # type: ignore[assignment]
+
+
 def _with(output: Any, logits: Tensor) -> Any:
     other = copy.copy(output)
     object.__setattr__(other, "logits", logits)
@@ -1097,6 +1161,7 @@ KINDS: dict[str, Callable[[Trial], None]] = {
     "network": network,
     "rigorous": rigorous,
     "dropped modality": dropped,
+    "gaps and tokens": gaps,
     "changed weights": state,
     "other lengths": lengths,
     "changed code": code,
@@ -1116,6 +1181,7 @@ SHARES = {
     "network": 5,
     "rigorous": 5,
     "dropped modality": 3,
+    "gaps and tokens": 4,
     "changed weights": 6,
     "other lengths": 4,
     "changed code": 6,
