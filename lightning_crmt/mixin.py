@@ -420,7 +420,8 @@ class CRMTMixin(LightningModule):
         output, criterion = self(inputs), self.crmt_criterion
         criterion.check(target, self.head.num_classes, len(output.logits))
         right, counted = criterion.answers(target), criterion.counted(target)
-        size = len(right) if counted is None else int(counted.sum())
+        # Floats, as Lightning divides whole numbers by the number of processes to whole numbers.
+        size: Any = float(len(right) if counted is None else counted.sum())
         numbers = {str(Key(split, "loss")): criterion.loss(output.logits, target)}
         for name, scores in {"joint": output.logits, **output.scores}.items():
             hits = answers(scores, criterion.multi_label) == right
@@ -430,7 +431,6 @@ class CRMTMixin(LightningModule):
             here = output.present.get(name, counted)  # over the samples that have the modality, and count
             here = here & counted if here is not None and counted is not None else here
             means = {str(Key(split, what, name)): mean_over(each.float(), here) for what, each in values.items()}
-            # Lightning divides whole numbers by the number of processes to whole numbers.
             count: Any = float(len(right) if here is None else here.sum())
             self.log_dict(means, batch_size=count, sync_dist=True)
         self.log_dict(numbers, batch_size=size, sync_dist=True)

@@ -480,6 +480,20 @@ def test_numbers_of_one_modality_are_over_the_samples_that_have_it(make_trainer,
     assert logged["test/accuracy_present/fou+mor"] == pytest.approx(float(right[everything].float().mean()))
 
 
+def test_counts_are_no_whole_numbers(monkeypatch):
+    """Of whole ones Lightning takes the mean over processes by a division that rounds down."""
+    inputs, target = whole(samples("ab", size=40))
+    model, sizes = model_of("ab"), {}
+
+    def log_dict(numbers, batch_size, sync_dist):
+        sizes.update(dict.fromkeys(numbers, batch_size))
+
+    monkeypatch.setattr(model, "log_dict", log_dict)
+    model.validation_step((with_presence(inputs, {"a": torch.arange(40) < 3}), target), 0)
+    assert sizes == {"val/loss": 40.0, "val/accuracy/joint": 40.0, "val/accuracy/a": 3.0, "val/accuracy/b": 40.0}
+    assert {type(size) for size in sizes.values()} == {float}
+
+
 def test_a_batch_in_which_nobody_has_a_modality_trains_and_evaluates(make_trainer):
     inputs, target = whole(samples("ab", size=40))
     gone = torch.arange(40) >= 20  # absent from the whole first batch
