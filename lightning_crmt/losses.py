@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -15,7 +15,7 @@ from lightning_crmt.certification import margins_of, own_class, sensitivities_of
 from lightning_crmt.checks import check_at_least, check_logits, check_modality_names, check_positive
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants
-from lightning_crmt.modality import FusionOutput, Inputs, mean_over, where_present
+from lightning_crmt.modality import FusionOutput, Inputs, have_any, mean_over, where_present
 from lightning_crmt.targets import (
     MixedTarget,
     Target,
@@ -286,7 +286,7 @@ def true_class_radii(output: FusionOutput, target: Tensor, head: LateFusion, lip
     target = check_answers(target, output.logits.shape[1], output.logits.shape[0])
     slopes = sensitivities_of(lipschitz, head, target)
     radii = _radii_to_rivals(output.logits, target, slopes, output.present).amin(dim=1)
-    fixed = ~_changeable(slopes, output)
+    fixed = ~have_any(output, slopes)
     return torch.where(fixed, torch.copysign(radii.new_tensor(math.inf), radii.detach()), radii)
 
 
@@ -338,7 +338,7 @@ def radius_loss(
     def soft(logits: Tensor, slopes: Mapping[str, Tensor], wanted: float) -> Tensor:
         radii = _radii_to_rivals(logits, target, slopes, output.present)
         hinges = nn.functional.softplus(torch.logsumexp(temperature * (wanted - radii), dim=1))
-        return mean_over(hinges, _changeable(slopes, output))
+        return mean_over(hinges, have_any(output, slopes))
 
     slopes = sensitivities_of(lipschitz, head, target)
     loss = soft(output.logits, slopes, radius)
@@ -347,12 +347,6 @@ def radius_loss(
             alone = head.integration_weights[name] * output.scores[name]
             loss = loss + rho * soft(alone, {name: slope}, radius / 2)
     return loss
-
-
-def _changeable(names: Iterable[str], output: FusionOutput) -> Tensor:
-    """Which samples have one of the modalities, ``(B,)``."""
-    everywhere = torch.ones(len(output.logits), dtype=torch.bool, device=output.logits.device)
-    return torch.stack([output.present.get(name, everywhere) for name in names]).any(dim=0)
 
 
 def _radii_to_rivals(logits: Tensor, target: Tensor, slopes: Mapping[str, Tensor], present: Inputs) -> Tensor:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -155,6 +155,17 @@ def where_present(value: Tensor, present: Tensor | None) -> Tensor:
     if present is None:
         return value
     return torch.where(present.reshape(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
+
+
+def have_any(output: FusionOutput, modalities: Iterable[str]) -> Tensor:
+    """Which samples have at least one of some modalities, ``(B,)`` bool.
+
+    >>> some = torch.tensor([True, False])
+    >>> have_any(FusionOutput(torch.zeros(2, 3), {}, present={"audio": some}), ["audio"])
+    tensor([ True, False])
+    """
+    everywhere = torch.ones(len(output.logits), dtype=torch.bool, device=output.logits.device)
+    return torch.stack([output.present.get(name, everywhere) for name in modalities]).any(dim=0)
 
 
 def with_stand_ins(inputs: Inputs, present: Inputs) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, label_speeds, margin_speeds
 from lightning_crmt.metrics import credited_label_radii, credited_radius
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, logits_of, present_of
+from lightning_crmt.modality import FusionOutput, have_any, logits_of, present_of
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.targets import check_answers, has_labels, least_margin
 from lightning_crmt.training import NamedModel, SplitBatch, callbacks_of, crmt_module
@@ -187,7 +187,7 @@ class _Certificates(Measurement):
             self.by_class.add(by_radius, target[:, None] == classes)
         # A radius is infinite where nothing could be perturbed: no part of a mean.
         mean = values.pop(Key("", "radius", together, sure=certificate.soundness.label))
-        changeable = torch.stack([present[name] for name in perturbed]).any(dim=0)
+        changeable = have_any(output, perturbed).to(target.device)
         self.means.add({Key("", "radius", together, sure=certificate.soundness.label): mean}, changeable[:, None])
         for budget in self.settings.budgets:
             key = Key("", "accuracy", budget=tuple(budget.items()), sure=certificate.soundness.label)
@@ -263,10 +263,7 @@ class _Bounded(_Certificates):
             if others := [other for other in perturbed if other != name]:
                 dropped = evaluation.certificate([name])
                 values = self.of_radius(dropped, target, name, modalities=others, when="_dropped")
-                present = {n: here for n, here in output.present.items() if n in others}
-                changeable = torch.ones(len(target), dtype=torch.bool, device=dropped.margins.device)
-                if len(present) == len(others):
-                    changeable = torch.stack(list(present.values())).any(dim=0).to(changeable.device)
+                changeable = have_any(output, others).to(dropped.margins.device)
                 self.means.add(values, changeable[:, None])
 
 
