@@ -17,9 +17,9 @@ PACKAGE = Path(__file__).parent.parent / "lightning_crmt"
 #: From the ground up. A room may import those before it.
 ORDER = [
     "version", "deprecation", "checks", "modality", "targets", "criterion", "soundness", "frozen_eval", "encoding",
-    "random_state", "layers", "export", "encoders", "fusion", "lipschitz", "attacks", "certification", "losses",
-    "reweighting", "evaluation", "metrics", "data", "stage", "mixin", "module", "training", "callbacks", "methods",
-    "cli", "__main__",
+    "random_state", "noise", "layers", "export", "encoders", "fusion", "lipschitz", "attacks", "certification",
+    "losses", "reweighting", "evaluation", "report", "metrics", "data", "stage", "mixin", "module", "training",
+    "callbacks", "methods", "cli", "__main__",
 ]  # fmt: skip
 
 NUMERICAL = ORDER[: ORDER.index("reweighting") + 1]

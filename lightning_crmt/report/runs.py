@@ -1,0 +1,92 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Finished training runs: what tables, figures and the page are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_crmt.evaluation import Key, read_keys
+
+_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, finished or failed, with its numbers.
+
+    Attributes:
+        method: what the comparison calls this way of training.
+        data: what it calls the data.
+        seed: of the run.
+        numbers: those of the test part, by the text of their :class:`~lightning_crmt.evaluation.Key`.
+        history: those of validation and training, by the same text: pairs of an epoch and a number.
+        choice: the settings that were chosen on validation, as text by dotted name; empty where nothing was to choose.
+        seconds: of fit and test together, by the clock.
+        peak_memory: of the process, in bytes; 0 where it is not known.
+        parameters: how many numbers were trained.
+        config: the resolved settings, as YAML.
+        config_hash: of settings, data and versions: two runs with the same are the same.
+        versions: of Python and the packages, by name.
+        error: the reason why there are no numbers; empty for a run that finished.
+        command: how to run it again.
+
+    >>> run = Run("joint", "mfeat", seed=0, numbers={"test/certified_accuracy/joint@0.2": 0.9})
+    >>> run.keys()
+    {Key(split='test', what='accuracy', of='joint', radius=0.2, budget=(), sure='certified', loader=None): 0.9}
+    """
+
+    method: str
+    data: str
+    seed: int
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    history: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    choice: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_memory: int = 0
+    parameters: int = 0
+    config: str = ""
+    config_hash: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+    command: str = ""
+
+    def keys(self) -> dict[Key, float]:
+        """The numbers by key; those of others, whose names are no keys, are left out."""
+        return read_keys(self.numbers)
+
+
+def save_run(run: Run, folder: str | Path) -> Path:
+    """Write a run into a folder of its own; the file appears whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{_FILE}.part"
+    beside.write_text(json.dumps(asdict(run), indent=1, sort_keys=True))
+    return beside.replace(folder / _FILE)
+
+
+def load_runs(folder: str | Path) -> list[Run]:
+    """The runs below a folder, in the order of data, method and seed.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: naming the file, if one cannot be read.
+    """
+    files = sorted(Path(folder).rglob(_FILE))
+    if not files:
+        raise FileNotFoundError(f"`folder` must hold runs, each as a file {_FILE}, got {folder}, which holds none")
+    return sorted(_read(files), key=lambda run: (run.data, run.method, run.seed))
+
+
+def _read(files: Iterable[Path]) -> Iterable[Run]:
+    for file in files:
+        try:
+            fields: dict[str, Any] = json.loads(file.read_text())
+            history = {key: [(int(at), float(value)) for at, value in each] for key, each in fields["history"].items()}
+            yield Run(**{**fields, "history": history})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} must hold a run as `save_run` writes it: {error}") from error
