@@ -31,6 +31,7 @@ from lightning_crmt.lipschitz import (
 from lightning_crmt.losses import MarginRegularization, integration_objective, margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.reweighting import keep_scores, reweight
+from lightning_crmt.smoothing import Ablation, SmoothedCertificate, SmoothedClassifier
 from lightning_crmt.version import __version__
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_crmt.module import CRMTModule
 
 __all__ = [
+    "Ablation",
     "CRMTMixin",
     "CRMTModule",
     "Certificate",
@@ -53,6 +55,8 @@ __all__ = [
     "NoBoundError",
     "OrthogonalFusion",
     "ProbeSearch",
+    "SmoothedCertificate",
+    "SmoothedClassifier",
     "Soundness",
     "Verification",
     "__version__",

@@ -67,5 +67,7 @@ class Soundness(IntEnum):
 
     @property
     def label(self) -> str:
-        """The word for metric keys, tables and plots: ``"certified"`` or ``"estimated"``."""
+        """The word for metric keys, tables and plots: ``"certified"``, ``"probably_certified"`` or ``"estimated"``."""
+        if self is Soundness.PROBABILISTIC:
+            return "probably_certified"
         return "certified" if self.certified else "estimated"

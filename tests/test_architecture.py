@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "lightning_crmt"
 ORDER = [
     "version", "deprecation", "checks", "modality", "targets", "criterion", "soundness", "frozen_eval", "encoding",
     "random_state", "noise", "layers", "export", "encoders", "fusion", "lipschitz", "attacks", "certification",
-    "losses", "reweighting", "evaluation", "report", "metrics", "data", "stage", "mixin", "module", "training",
-    "callbacks", "methods", "cli", "__main__",
+    "smoothing", "losses", "reweighting", "evaluation", "report", "metrics", "data", "stage", "mixin", "module",
+    "training", "callbacks", "methods", "cli", "__main__",
 ]  # fmt: skip
 
 NUMERICAL = ORDER[: ORDER.index("reweighting") + 1]

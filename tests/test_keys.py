@@ -137,7 +137,7 @@ def test_radii_are_written_as_short_as_they_read_back():
     ("parts", "message"),
     [
         ({"split": "valid"}, "`split` must be one of ('train', 'val', 'test') or empty, got 'valid'"),
-        ({"sure": "surely"}, "`sure` must be one of ('certified', 'estimated', 'robust') or empty, got 'surely'"),
+        ({"sure": "surely"}, "`sure` must be one of ('certified', 'probably_certified', 'estimated', 'robust')"),
         ({"what": ""}, "`what` must be a word without '/' that is no split and no loader, got ''"),
         ({"what": "a/b"}, "`what` must be a word without '/' that is no split and no loader, got 'a/b'"),
         ({"what": "certified_radius"}, "`what` must leave it to `sure` to say 'certified', got 'certified_radius'"),

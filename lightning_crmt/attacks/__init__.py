@@ -18,12 +18,14 @@ from lightning_crmt.attacks.sanity_checks import PROBABILITIES, PROBABILITIES_OF
 from lightning_crmt.attacks.search.attacked_model import (
     AttackedModel,
     Model,
+    holder_of,
     public_logits,
     under_attack,
 )
 from lightning_crmt.attacks.survival import check_fits, distance_by, surviving
 from lightning_crmt.attacks.threat.box import Box
 from lightning_crmt.attacks.threat.budget import Budget
+from lightning_crmt.attacks.threat.mask import free_entries
 from lightning_crmt.attacks.threat.norms import Norm
 from lightning_crmt.attacks.threat.per_sample import Perturbation, like
 from lightning_crmt.targets import right_answers
@@ -57,6 +59,8 @@ __all__ = [
     "RandomSearch",
     "check_fits",
     "distance_by",
+    "free_entries",
+    "holder_of",
     "like",
     "mean_inputs",
     "paper_fgm",

@@ -61,6 +61,11 @@ class Certificate:
     missing: tuple[str, ...] = ()
     limit: float = math.inf
 
+    @property
+    def num_classes(self) -> int:
+        """K, of classes or labels."""
+        return self.margins.shape[1]
+
     def radius(self, modalities: Iterable[str] | None = None) -> Tensor:
         r"""l2 radius of the ball over ``modalities`` in which the prediction stays, ``(B,)``.
 

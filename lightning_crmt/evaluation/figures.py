@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _AXIS = {
     "certified": "right, and certified to stay so",
+    "probably_certified": "right, and probably certified to stay so",
     "estimated": "right, and estimated to stay so (no guarantee)",
     "robust": "right under this attack\n(an upper bound of robustness)",
 }
@@ -74,8 +75,9 @@ def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] 
             titles = _titles(shares, threats) if sure == "robust" else {}
             named = {titles.get(of, of): curve for of, curve in kinds[sure].items()}
             figures[f"{split}/{sure}_curve"] = radius_curve(named, sure)
+        # Not of smoothed classifiers: attacks on the base model say nothing of them.
         for of in kinds["certified"] | kinds["estimated"]:
-            lower = {sure: kinds[sure][of] for sure in _LINE if of in kinds[sure]}
+            lower = {sure: kinds[sure][of] for sure in ("certified", "estimated") if of in kinds[sure]}
             upper = {attack: curve for attack, curve in kinds["robust"].items() if threats.get(attack) == of}
             if upper and any(len(curve) > 1 for curve in lower.values()):
                 figures[f"{split}/bounds_{of}"] = bounds_figure(lower, upper, of)
@@ -96,7 +98,8 @@ def radius_curve(curves: Mapping[str, Curve], sure: str) -> Figure:
 
     Args:
         curves: by threat or by attack, accuracy by radius.
-        sure: ``"certified"``, ``"estimated"`` or, for attacks, ``"robust"``, which the axis says.
+        sure: ``"certified"``, ``"probably_certified"``, ``"estimated"`` or, for attacks, ``"robust"``, which the axis
+            says.
     """
     figure, axes = _new_figure()
     for place, ((what, curve), marker) in enumerate(zip(curves.items(), cycle("ovs^D"), strict=False)):

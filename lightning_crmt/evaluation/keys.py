@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import SupportsFloat
 
 _SPLITS = ("train", "val", "test")
-_SURE = ("certified", "estimated", "robust")
+_SURE = ("certified", "probably_certified", "estimated", "robust")
 _TOGETHER = ("joint", "none", "worst")
 _LOADER = "dataloader_idx_"
 
@@ -27,8 +27,9 @@ class Key:
         of: ``"joint"``, a modality, several of them joined by ``+``, a class, or the name of an attack.
         radius: the radius at which it was measured, in units of the inputs.
         budget: in place of ``radius`` one for each of several modalities, as pairs of a name and a radius.
-        sure: ``"certified"`` for a lower bound of the robustness, ``"robust"`` for the upper bound that an attack
-            gives, ``"estimated"`` for neither; empty for a number that is measured exactly.
+        sure: ``"certified"`` for a lower bound of the robustness, ``"probably_certified"`` for one that holds with a
+            stated probability, ``"robust"`` for the upper bound that an attack gives, ``"estimated"`` for none of
+            these; empty for a number that is measured exactly.
         loader: number of the data loader, where there are several.
 
     Raises:
@@ -57,8 +58,8 @@ class Key:
                 raise ValueError(f"`{argument}` must be one of {known} or empty, got {value!r}")
         if not self.what or "/" in self.what or self.what in _SPLITS or self.what.startswith(_LOADER):
             raise ValueError(f"`what` must be a word without '/' that is no split and no loader, got {self.what!r}")
-        first, _, rest = self.what.partition("_")
-        if first in _SURE and rest and not self.sure:
+        first = _split_sure(self.what)[0]
+        if first and not self.sure:
             raise ValueError(f"`what` must leave it to `sure` to say {first!r}, got {self.what!r}")
         if self.of != "":
             check_key_name("of", self.of)
@@ -103,8 +104,7 @@ class Key:
             split = parts.pop(0) if parts[0] in _SPLITS else ""
             loader = int(parts.pop().removeprefix(_LOADER)) if parts[-1].startswith(_LOADER) else None
             what, where = parts if len(parts) > 1 else (*parts, "")
-            sure, _, rest = what.partition("_")
-            sure, what = (sure, rest) if sure in _SURE and rest else ("", what)
+            sure, what = _split_sure(what)
             of, at_sign, at = where.partition("@")
             if "=" in where:
                 return cls(split, what, of if at_sign else "", None, _budget(at or of), sure, loader)
@@ -169,6 +169,12 @@ def curves(numbers: Mapping[Key, float]) -> dict[Key, dict[float, float]]:
         if key.of and key.size is not None:
             by_radius.setdefault(replace(key, radius=None, budget=()), {})[key.size] = value
     return {key: dict(sorted(curve.items())) for key, curve in by_radius.items()}
+
+
+def _split_sure(what: str) -> tuple[str, str]:
+    """How sure a quantity is, if its name begins with that, and the rest of the name."""
+    sure = next((each for each in _SURE if what.startswith(f"{each}_") and what != f"{each}_"), "")
+    return sure, what.removeprefix(f"{sure}_") if sure else what
 
 
 def _shortest(radius: float) -> str:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.certification import Certificate
 from lightning_crmt.metrics.sample_mean import SampleMean
+from lightning_crmt.smoothing import AnyCertificate, SmoothedCertificate
+from lightning_crmt.soundness import Soundness
 from lightning_crmt.targets import check_answers, has_labels
 
 
-def credited_radius(certificate: Certificate, target: Tensor, modalities: Sequence[str] | None = None) -> Tensor:
+def credited_radius(certificate: AnyCertificate, target: Tensor, modalities: Sequence[str] | None = None) -> Tensor:
     """The radius of each prediction that is right, 0 for each that is wrong, ``(B,)``; of labels all must be right.
 
     Args:
@@ -28,7 +29,7 @@ def credited_radius(certificate: Certificate, target: Tensor, modalities: Sequen
     Raises:
         ValueError: if a class is out of range, a modality is unknown, or one is of classes and the other of labels.
 
-    >>> from lightning_crmt import Soundness
+    >>> from lightning_crmt import Certificate, Soundness
     >>> certificate = Certificate(
     ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
     ...     sensitivities={"audio": torch.tensor([[0.0, 2.0], [0.0, 2.0]])}, soundness=Soundness.SOUND)
@@ -40,7 +41,9 @@ def credited_radius(certificate: Certificate, target: Tensor, modalities: Sequen
     return torch.where(right.all(dim=1) if right.dim() == 2 else right, radius, torch.zeros_like(radius))
 
 
-def credited_label_radii(certificate: Certificate, target: Tensor, modalities: Sequence[str] | None = None) -> Tensor:
+def credited_label_radii(
+    certificate: AnyCertificate, target: Tensor, modalities: Sequence[str] | None = None
+) -> Tensor:
     """The radius of each label that is right, whatever becomes of the others, 0 for each that is wrong, ``(B, K)``.
 
     Args:
@@ -51,19 +54,21 @@ def credited_label_radii(certificate: Certificate, target: Tensor, modalities: S
     Raises:
         ValueError: if the certificate or the target is of classes, or a modality is unknown.
 
-    >>> from lightning_crmt import Soundness
+    >>> from lightning_crmt import Certificate, Soundness
     >>> certificate = Certificate(
     ...     prediction=torch.tensor([[True, False]]), margins=torch.tensor([[1.0, 3.0]]),
     ...     sensitivities={"audio": torch.tensor([[2.0, 2.0]])}, soundness=Soundness.SOUND)
     >>> credited_label_radii(certificate, torch.tensor([[1, 1]]))
     tensor([[0.5000, 0.0000]])
     """
+    if isinstance(certificate, SmoothedCertificate):
+        raise ValueError("`certificate` must be of labels, and a smoothed classifier answers one class per sample")
     radii = certificate.label_radii(modalities)
     return torch.where(_right(certificate, target), radii, torch.zeros_like(radii))
 
 
-def _right(certificate: Certificate, target: Tensor) -> Tensor:
-    target = check_answers(target, certificate.margins.shape[1], len(certificate.prediction))
+def _right(certificate: AnyCertificate, target: Tensor) -> Tensor:
+    target = check_answers(target, certificate.num_classes, len(certificate.prediction))
     if has_labels(target) != has_labels(certificate.prediction):
         kinds = ["classes (B,)", "labels (B, K)"]
         raise ValueError(
@@ -74,7 +79,7 @@ def _right(certificate: Certificate, target: Tensor) -> Tensor:
 
 
 def robust_at(
-    certificate: Certificate, target: Tensor, radius: float, modalities: Sequence[str] | None = None
+    certificate: AnyCertificate, target: Tensor, radius: float, modalities: Sequence[str] | None = None
 ) -> Tensor:
     """Which predictions are right and stay so in the closed ball of ``radius``, ``(B,)`` bool.
 
@@ -89,7 +94,7 @@ def robust_at(
     Raises:
         ValueError: if the radius is negative, a class is out of range, or a modality is unknown.
 
-    >>> from lightning_crmt import Soundness
+    >>> from lightning_crmt import Certificate, Soundness
     >>> certificate = Certificate(  # of radii 0.5, and 0 for a tie
     ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0], [0.0, 0.0]]),
     ...     sensitivities={"audio": torch.tensor([[0.0, 2.0], [0.0, 2.0]])}, soundness=Soundness.SOUND)
@@ -102,17 +107,26 @@ def robust_at(
     return credited_radius(certificate, target, modalities) > radius
 
 
-class _CertificateMetric(SampleMean):
-    """A mean over samples, of certificates of one kind: certified or estimated."""
+def _in_words(kind: str) -> str:
+    return kind.replace("_", " ")
 
-    certified = True
+
+def _in_names(kind: str) -> str:
+    return kind.title().replace("_", "")
+
+
+class _CertificateMetric(SampleMean):
+    """A mean over samples, of certificates of one kind: certified, probably certified or estimated."""
+
+    #: The label of their soundness.
+    kind = Soundness.SOUND.label
 
     @abstractmethod
-    def values(self, certificate: Certificate, target: Tensor) -> Tensor:
+    def values(self, certificate: AnyCertificate, target: Tensor) -> Tensor:
         """What is averaged, ``(B,)``."""
 
     @override
-    def update(self, certificate: Certificate, target: Tensor) -> None:
+    def update(self, certificate: AnyCertificate, target: Tensor) -> None:
         """Add a batch.
 
         Args:
@@ -123,12 +137,12 @@ class _CertificateMetric(SampleMean):
             ValueError: if the certificate is of the other kind, a class is out of range, or a modality is unknown.
         """
         soundness = certificate.soundness
-        if soundness.certified != self.certified:
-            kind = "certified" if self.certified else "estimated"
-            other = type(self).__name__.replace(kind.capitalize(), soundness.label.capitalize())
+        if soundness.label != self.kind:
+            name = type(self).__name__
+            other = name.replace(_in_names(self.kind), _in_names(soundness.label))
             raise ValueError(
-                f"`{type(self).__name__}` takes {kind} radii, got a certificate of soundness {soundness.name}, "
-                f"whose radii are {soundness.label}; use {other}"
+                f"`{name}` takes {_in_words(self.kind)} radii, got a certificate of soundness {soundness.name}, "
+                f"whose radii are {_in_words(soundness.label)}; use {other}"
             )
         self._add(self.values(certificate, target))
 
@@ -144,7 +158,7 @@ class CertifiedAccuracy(_CertificateMetric):
     Raises:
         ValueError: if the radius is negative.
 
-    >>> from lightning_crmt import Soundness
+    >>> from lightning_crmt import Certificate, Soundness
     >>> certificate = Certificate(
     ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
     ...     sensitivities={"audio": torch.tensor([[0.0, 2.0], [0.0, 2.0]])}, soundness=Soundness.SOUND)
@@ -164,7 +178,7 @@ class CertifiedAccuracy(_CertificateMetric):
         self.modalities = None if modalities is None else list(modalities)
 
     @override
-    def values(self, certificate: Certificate, target: Tensor) -> Tensor:
+    def values(self, certificate: AnyCertificate, target: Tensor) -> Tensor:
         return robust_at(certificate, target, self.radius, self.modalities)
 
 
@@ -173,7 +187,7 @@ class CertifiedLabelAccuracy(CertifiedAccuracy):
 
     The arguments are the same. :class:`CertifiedAccuracy` is the share of samples all of whose labels are.
 
-    >>> from lightning_crmt import Soundness
+    >>> from lightning_crmt import Certificate, Soundness
     >>> certificate = Certificate(
     ...     prediction=torch.tensor([[True, False]]), margins=torch.tensor([[1.0, 3.0]]),
     ...     sensitivities={"audio": torch.tensor([[2.0, 2.0]])}, soundness=Soundness.SOUND)
@@ -184,7 +198,7 @@ class CertifiedLabelAccuracy(CertifiedAccuracy):
     """
 
     @override
-    def values(self, certificate: Certificate, target: Tensor) -> Tensor:
+    def values(self, certificate: AnyCertificate, target: Tensor) -> Tensor:
         return (credited_label_radii(certificate, target, self.modalities) > self.radius).float().mean(dim=1)
 
 
@@ -199,7 +213,7 @@ class MeanCertifiedRadius(_CertificateMetric):
         modalities: those that are perturbed, all by default.
         kwargs: those of ``torchmetrics.Metric``.
 
-    >>> from lightning_crmt import Soundness
+    >>> from lightning_crmt import Certificate, Soundness
     >>> slopes = {"audio": torch.tensor([[0.0, 3.0]] * 2), "image": torch.tensor([[0.0, 4.0]] * 2)}
     >>> certificate = Certificate(
     ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0]] * 2), sensitivities=slopes,
@@ -218,7 +232,7 @@ class MeanCertifiedRadius(_CertificateMetric):
         self.modalities = None if modalities is None else list(modalities)
 
     @override
-    def values(self, certificate: Certificate, target: Tensor) -> Tensor:
+    def values(self, certificate: AnyCertificate, target: Tensor) -> Tensor:
         return credited_radius(certificate, target, self.modalities)
 
 
@@ -227,7 +241,7 @@ class EstimatedAccuracy(CertifiedAccuracy):
 
     The arguments are the same. It refuses certificates from bounds, as the other refuses estimates.
 
-    >>> from lightning_crmt import Soundness
+    >>> from lightning_crmt import Certificate, Soundness
     >>> certificate = Certificate(
     ...     prediction=torch.tensor([0, 0]), margins=torch.tensor([[0.0, 1.0]] * 2),
     ...     sensitivities={"audio": torch.tensor([[0.0, 2.0]] * 2)}, soundness=Soundness.ESTIMATED)
@@ -242,7 +256,7 @@ class EstimatedAccuracy(CertifiedAccuracy):
     estimated; use EstimatedAccuracy
     """
 
-    certified = False
+    kind = Soundness.ESTIMATED.label
 
 
 class EstimatedLabelAccuracy(CertifiedLabelAccuracy):
@@ -259,7 +273,7 @@ class EstimatedLabelAccuracy(CertifiedLabelAccuracy):
     tensor(1.)
     """
 
-    certified = False
+    kind = Soundness.ESTIMATED.label
 
 
 class MeanEstimatedRadius(MeanCertifiedRadius):
@@ -276,4 +290,40 @@ class MeanEstimatedRadius(MeanCertifiedRadius):
     True
     """
 
-    certified = False
+    kind = Soundness.ESTIMATED.label
+
+
+class ProbablyCertifiedAccuracy(CertifiedAccuracy):
+    """:class:`CertifiedAccuracy` of a smoothed classifier: each certificate holds with probability 1 - alpha.
+
+    The arguments are the same; an abstention counts as not right. It refuses all other certificates.
+
+    >>> from lightning_crmt import SmoothedClassifier
+    >>> smoothed = SmoothedClassifier(lambda inputs: inputs["audio"], sigma=0.5)
+    >>> certificate = smoothed.certify({"audio": torch.tensor([[9.0, 0.0], [0.0, 0.0]])}, radii=[0.5])
+    >>> metric = ProbablyCertifiedAccuracy(radius=0.5)
+    >>> metric.update(certificate, torch.tensor([0, 0]))
+    >>> metric.compute()
+    tensor(0.5000)
+    """
+
+    kind = Soundness.PROBABILISTIC.label
+
+
+class MeanProbablyCertifiedRadius(MeanCertifiedRadius):
+    """:class:`MeanCertifiedRadius` of a smoothed classifier: each radius holds with probability 1 - alpha.
+
+    The arguments are the same; an abstention counts as 0. It refuses all other certificates. Sequential tests stop when
+    they know enough for the radii asked for: for a mean radius certify without ``radii``.
+
+    >>> from lightning_crmt import SmoothedClassifier
+    >>> smoothed = SmoothedClassifier(lambda inputs: inputs["audio"], sigma=0.5)
+    >>> certificate = smoothed.certify({"audio": torch.tensor([[9.0, 0.0], [0.0, 0.0]])})
+    >>> metric = MeanProbablyCertifiedRadius()
+    >>> metric.update(certificate, torch.tensor([0, 0]))
+    >>> metric.compute()  # half of what 10,000 draws without exception prove
+    tensor(0.7996)
+    """
+
+    kind = Soundness.PROBABILISTIC.label
+    is_differentiable = False

@@ -1,0 +1,25 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Randomised smoothing over several inputs: certificates for any model, true with a stated probability."""
+
+from lightning_crmt.smoothing.ablation import Ablation
+from lightning_crmt.smoothing.certificate import AnyCertificate, SmoothedCertificate, needed_probability
+from lightning_crmt.smoothing.classifier import SmoothedClassifier
+from lightning_crmt.smoothing.confidence import (
+    clopper_pearson,
+    evidence_above,
+    evidence_below,
+    lower_bound_at_any_time,
+)
+
+__all__ = [
+    "Ablation",
+    "AnyCertificate",
+    "SmoothedCertificate",
+    "SmoothedClassifier",
+    "clopper_pearson",
+    "evidence_above",
+    "evidence_below",
+    "lower_bound_at_any_time",
+    "needed_probability",
+]

@@ -1,0 +1,420 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The smoothed classifier: what a model answers most often when noise is added to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_crmt.attacks import Model, free_entries, holder_of
+from lightning_crmt.checks import check_at_least, check_batch, describe, require_finite
+from lightning_crmt.encoding import encoded
+from lightning_crmt.frozen_eval import device_of, frozen_eval
+from lightning_crmt.lipschitz import encoder_bounds, encoders_and_head, refuse_context
+from lightning_crmt.modality import (
+    PRESENT,
+    Inputs,
+    answer,
+    at_least_single,
+    logits_of,
+    modalities_of,
+    present_of,
+    widest,
+)
+from lightning_crmt.noise import Sigma, check_sigma, sigma_of
+from lightning_crmt.smoothing.ablation import Ablation
+from lightning_crmt.smoothing.certificate import SmoothedCertificate, needed_probability
+from lightning_crmt.smoothing.confidence import (
+    MOST_ALPHA,
+    Array,
+    clopper_pearson,
+    enough,
+    evidence_above,
+    evidence_below,
+    lower_bound_at_any_time,
+)
+from lightning_crmt.smoothing.noisy_batch import BLOCK, NoisyBatch, content_seeds
+
+#: Where noise is added.
+At: TypeAlias = Literal["inputs", "features"]
+#: l2 radii by modality, and of tokens how many are replaced.
+Budgets: TypeAlias = Sequence[Mapping[str, float]]
+
+#: Draws between two looks at the evidence grow with the draws so far, by this share: looks are cheap, but not free.
+_GROWTH = 1 / 8
+
+
+class SmoothedClassifier:
+    r"""A classifier of its own: the class that a base model answers most often under noise on its inputs.
+
+    .. math:: g(x) = \arg\max_c P\big( f(x + n) = c \big), \qquad n^m \sim N(0, \sigma_m^2 I)
+
+    independent for each modality m. Whatever f is, g cannot change within a distance that follows from the probability
+    of its answer (Cohen et al., ICML 2019), see :class:`SmoothedCertificate`. That probability is estimated from draws,
+    so what is certified is true with a stated probability. Accuracy, attacks and certificates of g are its own and say
+    nothing of f. An f that was not trained with such noise makes a poor g; see
+    :class:`~lightning_crmt.methods.GaussianNoise`.
+
+    Draws are counted in integers; f runs in evaluation mode and in the precision of its parameters, which may be half:
+    it is the function that is smoothed. Noise is drawn and added in the precision of the inputs, at least single, which
+    real Gaussian noise is only close to. Nothing is clipped: what f does with values out of range is a part of f.
+    Logits that are not finite are no answer.
+
+    Args:
+        model: a module, or any function from inputs by name to logits, as attacks take it; one class per sample.
+        sigma: standard deviations in units of the inputs: a number for all modalities of real numbers, or by modality;
+            one left out, or of 0, is trusted: it stays clean, and what is certified holds for the case that nobody
+            touches it. A modality of tokens has an :class:`Ablation`.
+        at: ``"features"`` adds the noise to the features that the encoders of a CRMT module give, and ``sigma`` is in
+            their units: only the head is run for each draw. Radii are in units of the inputs still: divided by the
+            sound bounds of the encoders, :math:`\sigma_m / L_m` in the place of :math:`\sigma_m`. The head may be any.
+        alpha: probability with which the claims about a sample may be wrong, at most 0.25; over N samples up to
+            :math:`\alpha N` wrong certificates are expected.
+        max_draws: the most draws for a sample, beside those that select its class.
+        batch_size: the most noisy samples in a forward pass, at least 64.
+        seed: of the noise. A sample gets the same noise in whatever batch it comes.
+
+    Raises:
+        ValueError, TypeError: if a setting is out of range.
+
+    >>> linear = torch.nn.Linear(2, 2)
+    >>> _ = linear.weight.data.copy_(torch.eye(2)), linear.bias.data.zero_()
+    >>> smoothed = SmoothedClassifier(lambda inputs: linear(inputs["audio"]), sigma=0.5)
+    >>> inputs = {"audio": torch.tensor([[1.0, 0.0], [0.2, 0.2]])}  # the second is a tie
+    >>> smoothed.predict(inputs)
+    tensor([ 0, -1])
+    >>> certificate = smoothed.certify(inputs, radii=[0.25, 0.5])
+    >>> certificate.prediction, certificate.radius() > 0.5  # the true radius is 0.71
+    (tensor([ 0, -1]), tensor([ True, False]))
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sigma: float | Mapping[str, float | Ablation],
+        *,
+        at: At = "inputs",
+        alpha: float = 0.001,
+        max_draws: int = 10_000,
+        batch_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        self.ablations: dict[str, Ablation] = {}
+        self.sigma: Sigma
+        if isinstance(sigma, Mapping):
+            self.ablations = {name: each for name, each in sigma.items() if isinstance(each, Ablation)}
+            self.sigma = {name: each for name, each in sigma.items() if not isinstance(each, Ablation)}
+        else:
+            self.sigma = sigma
+        if self.sigma or not self.ablations:
+            check_sigma(self.sigma)
+        if at not in ("inputs", "features"):
+            raise ValueError(f"`at` must be 'inputs' or 'features', got {at!r}")
+        if at == "features" and self.ablations:
+            raise ValueError("`sigma` must be numbers where noise is added to features: an Ablation is of inputs")
+        if not 0 < alpha <= MOST_ALPHA:
+            raise ValueError(f"`alpha` must be above 0 and at most {MOST_ALPHA}, got {alpha}")
+        check_at_least(1, max_draws=max_draws)
+        check_at_least(BLOCK, batch_size=batch_size)
+        criterion = getattr(model, "crmt_criterion", None)
+        if getattr(criterion, "multi_label", False):
+            raise TypeError("`model` must answer one class per sample to be smoothed, and it answers labels")
+        self.model, self.at = model, at
+        self.alpha, self.max_draws, self.batch_size, self.seed = alpha, max_draws, batch_size, seed
+
+    def predict(self, inputs: Inputs, *, missing: Collection[str] = ()) -> Tensor:
+        """The class of each sample, ``(B,)``; -1 where it abstains, as two classes are too close to tell them apart.
+
+        Wrong with probability at most ``alpha`` for each sample: a class is selected from draws of its own, and then
+        compared with each other one by the draws that answer either (after Hung and Fithian, Annals of Statistics
+        2019), until it leads each or ``max_draws`` are spent.
+
+        Args:
+            inputs: one batch by modality.
+            missing: see :meth:`certify`.
+
+        Raises:
+            ValueError, TypeError: as :meth:`certify`.
+        """
+        with self._around(inputs, missing) as batch:
+            chosen, everyone = batch.select(), list(range(batch.size))
+            counts = np.zeros((batch.size, batch.num_classes + 1), dtype=np.int64)
+            leads = np.zeros(batch.size, dtype=bool)
+            for draws, active in self._looks(everyone):
+                counts[active] += batch.counts(active, draws)
+                own = np.take_along_axis(counts[active], chosen[active, None], axis=1)
+                rivals = np.delete(counts[active], batch.num_classes, axis=1)
+                evidence = evidence_above(own, own + rivals, np.array(0.5))
+                np.put_along_axis(evidence, chosen[active, None], np.inf, axis=1)
+                against = evidence_below(own, own + rivals, np.array(0.5))
+                np.put_along_axis(against, chosen[active, None], -np.inf, axis=1)
+                leads[active] = (evidence >= enough(self.alpha)).all(axis=1)
+                over = leads[active] | (against >= enough(self.alpha)).any(axis=1)
+                active[:] = np.asarray(active)[~over].tolist()
+            return torch.from_numpy(np.where(leads, chosen, -1)).to(batch.device)
+
+    def certify(
+        self,
+        inputs: Inputs,
+        *,
+        radii: Sequence[float] | None = None,
+        budgets: Budgets | None = None,
+        missing: Collection[str] = (),
+    ) -> SmoothedCertificate:
+        r"""Certificates of the predictions for a batch, true with probability :math:`1 - \alpha` for each sample.
+
+        A class is selected from draws of its own. With ``radii`` or ``budgets`` new draws are made until it is decided
+        for each of them whether it is tolerated, or ``max_draws`` are spent: a sequential test, valid whenever it
+        stops. It ends early for samples that are far from where they would be refuted, so it costs a fraction of
+        a fixed number of draws; the radius it ends with is smaller, as it stops where it knows enough. Without both
+        there are ``max_draws`` draws for each sample, and the bound of Clopper and Pearson.
+
+        Args:
+            inputs: one batch by modality, ``(B, ...)``, with its context.
+            radii: l2 radii to decide, for all modalities with Gaussian noise together and for each alone.
+            budgets: budgets of several modalities at once to decide, each by modality an l2 radius, or of tokens how
+                many are replaced.
+            missing: modalities to smooth without: no sample has them. The model must be able to go without, as CRMT
+                modules can, or to read ``"audio.present"`` in its inputs.
+
+        Raises:
+            ValueError: if a name is unknown, a radius negative, or inputs are not finite; if the model does not heed
+                that a modality is missing.
+            TypeError: if a modality that has noise is not of real numbers, or one with an ablation not of integers.
+            NoBoundError: at features, if an encoder has no bound.
+        """
+        with self._around(inputs, missing) as batch:
+            chosen = batch.select()
+            if radii is None and budgets is None:
+                counts = batch.counts(list(range(batch.size)), self.max_draws)
+                hits = np.take_along_axis(counts, chosen[:, None], axis=1)[:, 0]
+                draws = np.full(batch.size, self.max_draws)
+                return batch.certificate(chosen, clopper_pearson(hits, draws, self.alpha), draws + BLOCK)
+            needed = _needed(batch.certificate(chosen), radii or (), budgets or ())
+            hits, draws = np.zeros((2, batch.size), dtype=np.int64)
+            proved = np.zeros(batch.size)
+            for count, active in self._looks(list(range(batch.size))):
+                counts = batch.counts(active, count)
+                hits[active] += np.take_along_axis(counts, chosen[active, None], axis=1)[:, 0]
+                draws[active] += count
+                seen = hits[active, None], draws[active, None], needed[active]
+                certified = evidence_above(*seen) >= enough(self.alpha)
+                decided = certified | (evidence_below(*seen) >= enough(self.alpha))
+                proved[active] = np.where(certified, needed[active], 0).max(axis=1).clip(min=proved[active])
+                active[:] = np.asarray(active)[~decided.all(axis=1)].tolist()
+            # What was proved at any look stays so; the room in `enough` is for this last digit.
+            proved = np.where(proved > 0, np.nextafter(proved, 1), 0)
+            lower = lower_bound_at_any_time(hits, draws, self.alpha).clip(min=proved)
+            return batch.certificate(chosen, lower, draws + BLOCK)
+
+    def _looks(self, active: list[int]) -> Iterator[tuple[int, list[int]]]:
+        """How many draws to make before the next look, and the samples that are undecided: a list to take them from."""
+        done = 0
+        while active and done < self.max_draws:
+            step = BLOCK * max(1, int(done * _GROWTH) // BLOCK)
+            count = min(step, self.max_draws - done)
+            yield count, active
+            done += count
+
+    @contextmanager
+    def _around(self, inputs: Inputs, missing: Collection[str]) -> Iterator[_Around]:
+        """Inside, the model is in evaluation mode and frozen, and answers for draws around a batch."""
+        missing = (missing,) if isinstance(missing, str) else tuple(missing)
+        names = list(modalities_of(inputs))
+        if unknown := [name for name in missing if name not in names]:
+            raise ValueError(f"`missing` must name modalities among {names}, got {unknown}")
+        if not set(names) - set(missing):
+            raise ValueError(f"`missing` must leave a modality, got all of {names}")
+        size = check_batch("inputs", inputs)
+        require_finite("inputs", inputs)
+        with frozen_eval(holder_of(self.model)), torch.no_grad():
+            device = device_of(self.model) if isinstance(self.model, torch.nn.Module) else inputs[names[0]].device
+            seeds = content_seeds(
+                {name: value for name, value in inputs.items() if name.partition(".")[0] not in missing}, self.seed
+            )
+            taken = {name: _as_drawn(value).to(device) for name, value in inputs.items()}
+            nobody = torch.zeros(size, dtype=torch.bool, device=device)
+            taken |= {f"{name}.{PRESENT}": nobody for name in missing}
+            yield self._at(taken, missing, seeds)
+
+    def _at(self, inputs: dict[str, Tensor], missing: tuple[str, ...], seeds: Sequence[bytes]) -> _Around:
+        if missing:
+            self._refuse_heedless(inputs, missing)
+        sigma = sigma_of(self.sigma, inputs) if self.sigma else {}
+        sigma = {name: each for name, each in sigma.items() if name not in missing}
+        ablations = {name: each for name, each in self.ablations.items() if name not in missing}
+        if not sigma and not ablations:
+            raise ValueError(f"`missing` must leave a modality with noise, got {list(missing)}")
+        counted = {name: _counted(name, inputs) for name in ablations}
+        scales = dict(sigma)
+        noisy: dict[str, Tensor] = inputs
+        answers: Callable[[dict[str, Tensor]], Any] = self._model_answers
+        if self.at == "features":
+            noisy, scales, answers = self._features(inputs, sigma)
+        return _Around(
+            answers,
+            inputs,
+            {purpose: NoisyBatch(noisy, sigma, ablations, counted, seeds, purpose) for purpose in ("select", "judge")},
+            scales,
+            ablations,
+            {name: each.flatten(1).sum(dim=1) for name, each in counted.items()},
+            missing,
+            self.alpha,
+            self.batch_size,
+        )
+
+    def _model_answers(self, inputs: dict[str, Tensor]) -> Any:
+        return self.model(_as_computed(inputs, self.model))
+
+    def _features(
+        self, inputs: dict[str, Tensor], sigma: Mapping[str, float]
+    ) -> tuple[dict[str, Tensor], dict[str, float], Callable[[dict[str, Tensor]], Any]]:
+        """Features with their presence, standard deviations in units of the inputs, and the head that answers."""
+        if not isinstance(self.model, torch.nn.Module):
+            raise TypeError(f"`model` must have encoders and a head for noise at features, got {describe(self.model)}")
+        encoders, head = encoders_and_head(self.model)
+        for name in sigma:
+            refuse_context({each: value for each, value in inputs.items() if each.partition(".")[0] == name})
+        bounds = encoder_bounds(
+            {name: encoders[name] for name in sigma}, {name: tuple(inputs[name].shape[1:]) for name in sigma}
+        )
+        scales = {name: sigma[name] / float(bounds.values[name]) for name in sigma}
+        features = {name: _as_drawn(each) for name, each in encoded(encoders, _as_computed(inputs, self.model)).items()}
+        present = {f"{name}.{PRESENT}": here for name, here in present_of(inputs).items()}
+
+        def answers(noisy: dict[str, Tensor]) -> Any:
+            return answer(head, _as_computed(modalities_of(noisy), head), present_of(noisy))
+
+        return {**features, **present}, scales, answers
+
+    def _refuse_heedless(self, inputs: dict[str, Tensor], missing: tuple[str, ...]) -> None:
+        """Refuse a model that goes on reading what it is told that nobody has."""
+        other = {name: value.roll(1, dims=0) if len(value) > 1 else value for name, value in inputs.items()}
+        changed = {
+            name: 1 - 2 * other[name] if inputs[name].is_floating_point() else torch.zeros_like(inputs[name])
+            for name in missing
+        }
+        before, after = (logits_of(self._model_answers(given)) for given in (inputs, {**inputs, **changed}))
+        if not torch.equal(before, after):
+            raise ValueError(
+                f"`missing` must name modalities that the model can go without, got {list(missing)}: it is told by "
+                f"{[f'{name}.{PRESENT}' for name in missing]} that no sample has them, and reads them nevertheless"
+            )
+
+
+@dataclass
+class _Around:
+    """What the base model answers around the samples of a batch."""
+
+    answers: Callable[[dict[str, Tensor]], Any]
+    inputs: dict[str, Tensor]
+    noisy: dict[str, NoisyBatch]
+    #: Standard deviations in units of the inputs.
+    sigma: dict[str, float]
+    ablations: dict[str, Ablation]
+    lengths: dict[str, Tensor]
+    missing: tuple[str, ...]
+    alpha: float
+    rows: int
+    #: Known after the first answers.
+    num_classes: int = 0
+
+    @property
+    def size(self) -> int:
+        return check_batch("inputs", self.inputs)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.inputs.values())).device
+
+    def select(self) -> Array:
+        """The most frequent class of each sample among a few draws, which no claim rests on."""
+        counts = self.counts(list(range(self.size)), BLOCK, "select")
+        chosen: Array = counts[:, : self.num_classes].argmax(axis=1)
+        return chosen
+
+    def counts(self, samples: Sequence[int], draws: int, purpose: str = "judge") -> Array:
+        """How often each class was answered in the next draws, ``(len(samples), K + 1)``; last, how often none."""
+        portions: dict[int, Tensor] = {}
+        for some, inputs in self.noisy[purpose].draws(samples, draws, self.rows):
+            logits = logits_of(self.answers(inputs))
+            self.num_classes = logits.shape[1]
+            answered = logits.argmax(dim=1)
+            answered = torch.where(logits.isfinite().all(dim=1), answered, self.num_classes)
+            sample = torch.arange(len(some), device=answered.device).repeat_interleave(len(answered) // len(some))
+            counts = torch.bincount(
+                sample * (self.num_classes + 1) + answered, minlength=len(some) * (self.num_classes + 1)
+            ).reshape(len(some), -1)
+            for place, index in enumerate(some):
+                portions[index] = portions[index] + counts[place] if index in portions else counts[place]
+        return torch.stack([portions[index] for index in samples]).cpu().numpy()
+
+    def certificate(self, chosen: Array, lower: Array | None = None, draws: Array | None = None) -> SmoothedCertificate:
+        """The certificate; without numbers one that claims nothing."""
+        lower = np.zeros(self.size) if lower is None else lower
+        draws = np.zeros(self.size, dtype=np.int64) if draws is None else draws
+        present = present_of(self.inputs)
+        # Claims are in double precision, where the device has it.
+        device = self.device if widest(self.device) is torch.float64 else torch.device("cpu")
+        sigma = {}
+        for name, scale in self.sigma.items():
+            each = torch.full((self.size,), scale, dtype=torch.float64, device=device)
+            here = present.get(name)
+            sigma[name] = each if here is None else torch.where(here.to(device), each, torch.inf)
+        return SmoothedCertificate(
+            prediction=torch.from_numpy(np.where(lower > 0.5, chosen, -1)).to(device),
+            lower=torch.from_numpy(lower).to(device),
+            sigma=sigma,
+            alpha=self.alpha,
+            draws=torch.from_numpy(draws).to(device),
+            num_classes=self.num_classes,
+            ablations=self.ablations,
+            lengths={name: each.to(device) for name, each in self.lengths.items()},
+            missing=self.missing,
+        )
+
+
+def _needed(certificate: SmoothedCertificate, radii: Sequence[float], budgets: Budgets) -> Array:
+    """The probabilities that decide: whether there is an answer, radii jointly and by modality, budgets; ``(B, C)``."""
+    if not all(0 <= radius < np.inf for radius in radii):
+        raise ValueError(f"`radii` must be at least 0 and finite, got {list(radii)}")
+    untouched = torch.ones_like(certificate.lower)
+    needed = [torch.full_like(certificate.lower, 0.5)]
+    if radii and not certificate.sigma:
+        raise ValueError("`radii` are of modalities with Gaussian noise, and there is none; give `budgets`")
+    scales = list(certificate.sigma.values())
+    for least in [torch.stack(scales).amin(dim=0), *scales] if scales else []:
+        needed += [needed_probability(radius / least, untouched) for radius in radii]
+    needed += [certificate.needed(budget) for budget in budgets]
+    return np.unique(torch.stack(needed, dim=1).cpu().numpy(), axis=1)
+
+
+def _counted(name: str, inputs: Inputs) -> Tensor:
+    """Which tokens count, bool, in the shape of the tokens."""
+    tokens = inputs.get(name)
+    if tokens is None:
+        raise ValueError(f"`sigma` must name modalities among {list(modalities_of(inputs))}, got {[name]}")
+    if tokens.is_floating_point() or tokens.dtype is torch.bool:
+        raise TypeError(f"`sigma[{name!r}]` is an Ablation, which is of tokens, integers, got {describe(tokens)}")
+    free = free_entries(name, inputs, {})
+    return (torch.ones_like(tokens, dtype=torch.bool) if free is None else free).expand_as(tokens)
+
+
+def _as_drawn(value: Tensor) -> Tensor:
+    return at_least_single(value.detach()) if value.is_floating_point() else value.detach()
+
+
+def _as_computed(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """``inputs`` in the precision of the model's parameters."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    precision = next((each.dtype for each in parameters if each.is_floating_point()), None)
+    if precision is None:
+        return inputs
+    return {name: value.to(precision) if value.is_floating_point() else value for name, value in inputs.items()}
