@@ -7,8 +7,16 @@ from lightning_crmt.report import Run, load_runs, save_run
 
 def test_runs_come_back_as_they_were_saved(tmp_path):
     runs = [
-        Run("joint", "mfeat", 1, {"test/accuracy/joint": 0.5}, {"val/loss": [(0, 1.5), (1, 0.25)]}, seconds=1.5),
-        Run("crmt", "mfeat", 0, error="RuntimeError: no", versions={"torch": "2.13.0"}),
+        Run(
+            "joint",
+            "mfeat",
+            1,
+            {"test/accuracy/joint": 0.5},
+            {"val/loss": [(0, 1.5), (1, 0.25)]},
+            seconds=1.5,
+            samples=9,
+        ),
+        Run("crmt", "mfeat", 0, error="RuntimeError: no", versions={"torch": "2.13.0"}, threats={"pgd": "joint"}),
     ]
     for run in runs:
         save_run(run, tmp_path / run.method)

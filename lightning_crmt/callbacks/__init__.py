@@ -7,7 +7,7 @@ from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
 from lightning_crmt.callbacks.radius_training import RadiusTraining
-from lightning_crmt.callbacks.robustness_figures import RobustnessFigures
+from lightning_crmt.callbacks.robustness_figures import RobustnessFigures, threats_of
 
 __all__ = [
     "AdversarialRobustness",
@@ -16,4 +16,5 @@ __all__ = [
     "MissingModalities",
     "RadiusTraining",
     "RobustnessFigures",
+    "threats_of",
 ]

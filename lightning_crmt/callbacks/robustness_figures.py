@@ -55,7 +55,7 @@ class RobustnessFigures(Callback):
         if not trainer.is_global_zero:
             return
         numbers = {key: value for key, value in numbers.items() if key.split == split}
-        figures = robustness_figures(numbers, _threats(trainer))
+        figures = robustness_figures(numbers, threats_of(trainer))
         if not figures and split == "test" and not self._warned:
             self._warned = True
             rank_zero_warn(
@@ -78,8 +78,18 @@ class RobustnessFigures(Callback):
             rank_zero_warn(f"RobustnessFigures could not save its figures, the numbers are logged: {error}")
 
 
-def _threats(trainer: Trainer) -> dict[str, str]:
-    """What each attack perturbs; marked where its samples are not those of the certificates, to keep pictures apart."""
+def threats_of(trainer: Trainer) -> dict[str, str]:
+    """What each attack perturbs: ``"joint"`` or modalities, in l2, or more words for any other threat.
+
+    Marked where the samples are not those of the certificates, to keep pictures apart.
+
+    Args:
+        trainer: whose callbacks may be :class:`AdversarialRobustness` and :class:`CertifiedRobustness`.
+
+    >>> from lightning_crmt.attacks import PGD, Budget
+    >>> threats_of(Trainer(callbacks=[AdversarialRobustness({"pgd": PGD(Budget(0.2))})], logger=False))
+    {'pgd': 'joint'}
+    """
     limits = {each.max_batches for each in callbacks_of(trainer, CertifiedRobustness)}
     threats: dict[str, str] = {}
     for each in callbacks_of(trainer, AdversarialRobustness):

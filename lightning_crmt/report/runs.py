@@ -29,6 +29,9 @@ class Run:
         seconds: of fit and test together, by the clock.
         peak_memory: of the process, in bytes; 0 where it is not known.
         parameters: how many numbers were trained.
+        samples: how many the test part has; 0 where it is not known.
+        threats: what each attack perturbs, by its name, as :func:`~lightning_crmt.callbacks.threats_of` says it;
+            accuracy under an attack that is left out is compared to no certificate.
         config: the resolved settings, as YAML.
         config_hash: of settings, data and versions: two runs with the same are the same.
         versions: of Python and the packages, by name.
@@ -49,6 +52,8 @@ class Run:
     seconds: float = 0.0
     peak_memory: int = 0
     parameters: int = 0
+    samples: int = 0
+    threats: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
     config_hash: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
