@@ -171,3 +171,26 @@ def test_trust_is_given_as_a_level_or_its_name(value):
 def test_settings_have_names(make):
     with pytest.raises(TypeError, match="positional argument"):
         make()
+
+
+@pytest.mark.filterwarnings("ignore:AdversarialRobustness, attack")
+def test_it_says_of_how_many_samples_each_number_is(data, make_trainer):
+    seen = {"fou": 0, "mor": 0}
+
+    class Lacking(Callback):
+        """Some samples lack `mor`."""
+
+        def on_test_batch_start(self, trainer, module, batch, index, dataloader_idx=0):
+            present = torch.arange(len(batch[1])) % 3 > 0
+            batch[0]["mor.present"] = present
+            seen["fou"] += len(present)
+            seen["mor"] += int(present.sum())
+
+    observers = [CertifiedRobustness([0.1]), AdversarialRobustness({"fgm": FGM(Budget(0.1))}, max_batches=1)]
+    make_trainer(Lacking(), *observers).test(model(), datamodule=data, verbose=False)
+    certified, attacked = (each.samples for each in observers)
+    assert certified["test/certified_accuracy/joint@0.1"] == certified["test/certified_radius/fou"] == seen["fou"]
+    assert certified["test/certified_radius/mor"] == seen["mor"] < seen["fou"]
+    assert attacked == {"test/clean_accuracy/fgm": 200, "test/robust_accuracy/fgm@0.1": 200}
+    make_trainer(observers[0]).validate(model(), datamodule=data, verbose=False)
+    assert not any(key.startswith("test/") for key in observers[0].samples)

@@ -66,6 +66,7 @@ class Observer(ReleasingCallback, ABC):
 
     _running: dict[int, Measurement]
     _last: dict[str, float]
+    _samples: dict[str, int]
     _measured_at: int | None
     #: Held by the first of the Trainer's observers, for all of them.
     _bar: ProgressBar | None = None
@@ -93,6 +94,14 @@ class Observer(ReleasingCallback, ABC):
 
     def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
         """Called after each measured batch, not in the sanity check; does nothing by default."""
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Of how many samples each number is that was logged last, by the same text, over all processes.
+
+        Medians and numbers of classes are left out: no mean over samples has their key.
+        """
+        return dict(self._samples)
 
     @property
     def parts(self) -> int:
@@ -125,6 +134,11 @@ class Observer(ReleasingCallback, ABC):
         super().release(pl_module)
         self._running = {}
         self._close_bar()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._samples = {}
 
     # Not ``state_dict``: of callbacks with a state, Lightning refuses two with the same key.
 
@@ -182,6 +196,11 @@ class Observer(ReleasingCallback, ABC):
             loader = index if len(self._running) > 1 else None
             numbers = measurement.compute(lambda value, how: trainer.strategy.reduce(value, reduce_op=how))
             self._last |= {str(replace(key, split=split, loader=loader)): value for key, value in numbers.items()}
+            self._samples |= {
+                str(replace(key, split=split, loader=loader)): counts[0]
+                for key, counts in measurement.means.counts.items()
+                if key in numbers
+            }
         self._running = {}
         self._close_bar()
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
@@ -215,6 +234,7 @@ class Observer(ReleasingCallback, ABC):
     def _forget(self) -> None:
         self._running = {}
         self._last = {}
+        self._samples = {}
         self._measured_at = None
 
 

@@ -51,6 +51,8 @@ class Means(Generic[K]):
 
     def __init__(self) -> None:
         self._sums: dict[K, Tensor] = {}
+        #: Of how many samples each mean is, over all processes; empty before :meth:`compute`.
+        self.counts: dict[K, list[int]] = {}
 
     def add(self, values: Mapping[K, Tensor], groups: Tensor | None = None) -> None:
         """Add a batch.
@@ -71,7 +73,9 @@ class Means(Generic[K]):
             reduce: combines a tensor over all processes, which must call this together.
         """
         totals, counts = reduce(torch.cat(list(self._sums.values()), dim=1), "sum").cpu().double()  # MPS has no double
-        means = (totals / counts).split([each.shape[1] for each in self._sums.values()])
+        groups = [each.shape[1] for each in self._sums.values()]
+        means, numbers = (totals / counts).split(groups), counts.long().split(groups)
+        self.counts = {name: each.tolist() for name, each in zip(self._sums, numbers, strict=True)}
         return {name: each.tolist() for name, each in zip(self._sums, means, strict=True)}
 
 
