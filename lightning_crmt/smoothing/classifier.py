@@ -17,7 +17,7 @@ from lightning_crmt.attacks import Model, free_entries, holder_of
 from lightning_crmt.checks import check_at_least, check_batch, describe, require_finite
 from lightning_crmt.encoding import encoded
 from lightning_crmt.frozen_eval import device_of, frozen_eval
-from lightning_crmt.lipschitz import encoder_bounds, encoders_and_head, refuse_context
+from lightning_crmt.lipschitz import encoder_bounds, refuse_context
 from lightning_crmt.modality import (
     PRESENT,
     Inputs,
@@ -277,9 +277,12 @@ class SmoothedClassifier:
         self, inputs: dict[str, Tensor], sigma: Mapping[str, float]
     ) -> tuple[dict[str, Tensor], dict[str, float], Callable[[dict[str, Tensor]], Any]]:
         """Features with their presence, standard deviations in units of the inputs, and the head that answers."""
-        if not isinstance(self.model, torch.nn.Module):
-            raise TypeError(f"`model` must have encoders and a head for noise at features, got {describe(self.model)}")
-        encoders, head = encoders_and_head(self.model)
+        encoders, head = getattr(self.model, "encoders", None), getattr(self.model, "head", None)
+        if not isinstance(encoders, Mapping | torch.nn.ModuleDict) or not isinstance(head, torch.nn.Module):
+            raise TypeError(
+                "`model` must have `encoders`, by modality, and a `head`, as CRMT modules do, for at='features', got "
+                f"{describe(self.model)}"
+            )
         for name in sigma:
             refuse_context({each: value for each, value in inputs.items() if each.partition(".")[0] == name})
         bounds = encoder_bounds(

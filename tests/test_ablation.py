@@ -1,0 +1,227 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ablation of tokens, alone and beside Gaussian noise, against brute force over tiny vocabularies."""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from scipy import stats
+
+from lightning_crmt import Ablation, SmoothedCertificate, SmoothedClassifier
+from lightning_crmt.smoothing import needed_probability
+
+MASK = 9
+
+
+def choose(n, k):
+    return math.comb(n, k) if 0 <= k <= n else 0
+
+
+def needed(shift, untouched):
+    return float(needed_probability(torch.tensor([shift]).double(), torch.tensor([untouched]).double()))
+
+
+def masked_texts(text, kept):
+    """All equally likely results of the ablation."""
+    for places in itertools.combinations(range(len(text)), kept):
+        yield tuple(token if place in places else MASK for place, token in enumerate(text))
+
+
+def changed(text, r, vocabulary):
+    """All texts that differ in exactly r places."""
+    for places in itertools.combinations(range(len(text)), r):
+        for tokens in itertools.product(*([t for t in vocabulary if t != text[place]] for place in places)):
+            other = list(text)
+            for place, token in zip(places, tokens, strict=True):
+                other[place] = token
+            yield tuple(other)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_chances_are_those_of_counting(length):
+    for keep in (0.05, 0.3, 0.5, 0.75, 1.0):
+        ablation = Ablation(keep, MASK)
+        kept = int(ablation.kept(torch.tensor([length])))
+        assert kept == max(1, math.ceil(keep * length - 1e-9))
+        for r in range(length + 2):
+            q = float(ablation.untouched(torch.tensor([length]), r))
+            exact = choose(length - min(r, length), kept) / choose(length, kept)
+            assert q == pytest.approx(exact, abs=1e-11)
+            assert q <= exact
+
+
+def test_of_no_token_nothing_can_be_changed():
+    assert Ablation(0.5, MASK).untouched(torch.tensor([0]), 3).tolist() == [1.0]
+
+
+def test_every_choice_of_tokens_is_equally_likely():
+    tokens, counted = torch.tensor([[1, 2, 3, 4, 0, 0]]), torch.tensor([[True] * 4 + [False] * 2])
+    generator = torch.Generator().manual_seed(0)
+    many = Ablation(0.5, MASK).apply(tokens.expand(6000, 6), counted, generator)
+    assert (many[:, 4:] == 0).all()
+    seen = {}
+    for row in many[:, :4].tolist():
+        seen[tuple(row)] = seen.get(tuple(row), 0) + 1
+    assert set(seen) == set(masked_texts((1, 2, 3, 4), 2))
+    assert stats.chisquare(list(seen.values())).pvalue > 0.001
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_text_and_no_shift_within_what_is_certified_changes_the_answer(seed):
+    """A base model that is any table over masked texts, each with a threshold on a number with Gaussian noise."""
+    rng = random.Random(seed)
+    length, kept, vocabulary, sigma = rng.choice([3, 4]), rng.choice([1, 2]), (0, 1, 2), 0.7
+    ablation = Ablation(kept / length, MASK)
+    text = tuple(rng.choice(vocabulary) for _ in range(length))
+    thresholds, lean = {}, rng.choice([-3.0, -1.5, -0.5])
+
+    def probability(of, shift):
+        """That the first class is answered where x is ``shift``: it is where x + noise is above a threshold."""
+        each = []
+        for masked in masked_texts(of, kept):
+            threshold, sign = thresholds.setdefault(masked, (rng.gauss(lean, 1), rng.choice([1, 1, 1, -1])))
+            each.append(stats.norm.cdf(sign * (shift - sign * threshold) / sigma))
+        return sum(each) / len(each)
+
+    clean = probability(text, 0.0)
+    tried = 0
+    for r in range(length + 1):
+        untouched = float(ablation.untouched(torch.tensor([length]), r))
+        for shift in (0.0, 0.2, 0.5, 1.0):
+            if needed(shift / sigma, untouched) >= clean:
+                continue
+            for other in changed(text, r, vocabulary):
+                for moved in (-shift, shift):
+                    tried += 1
+                    assert probability(other, moved) > 0.5
+    assert tried or clean < 0.6
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("r", [1, 2])
+def test_what_is_needed_cannot_be_less(shift, r):
+    """The worst base model: right on all masked texts that show the change, and on a half-space of the others."""
+    length, kept = 6, 1
+    untouched = choose(length - r, kept) / choose(length, kept)
+    limit = needed(shift, untouched)
+    for clean, holds in ((limit - 1e-6, False), (limit + 1e-6, True)):
+        share = (clean - (1 - untouched)) / untouched
+        attacked = untouched * stats.norm.cdf(stats.norm.ppf(share) - shift)
+        assert bool(attacked > 0.5) is holds
+
+
+def test_what_is_needed_grows_with_the_change():
+    shifts = torch.linspace(0, 3, 20).double()
+    for untouched in (1.0, 0.9, 0.6):
+        each = needed_probability(shifts, torch.full_like(shifts, untouched))
+        assert (each.diff() > 0).all()
+    assert needed(0.0, 0.5) == needed(0.0, 0.0) == 1.0
+    assert needed(1.3, 1.0) == pytest.approx(stats.norm.cdf(1.3))
+    assert needed(0.0, 0.8) == pytest.approx(1.5 - 0.8)
+
+
+def model_of(table_size=5, seed=0):
+    """Logits from an embedding of the tokens and a number: a sum, so that replacing a token changes it by a bit."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(MASK + 1, generator=generator).double()
+    table[MASK] = 0
+
+    def model(inputs):
+        total = table[inputs["text"]].sum(dim=1) + 0.5
+        if "image" in inputs:
+            total = total + inputs["image"][:, 0]
+        return torch.stack([total, -total], dim=1)
+
+    return model
+
+
+def test_certificates_of_text_alone_hold_for_every_other_text():
+    model = model_of()
+    smoothed = SmoothedClassifier(model, {"text": Ablation(0.2, MASK)}, alpha=0.001, max_draws=4000)
+    texts = torch.randint(0, 4, (12, 5), generator=torch.Generator().manual_seed(1))
+    certificate = smoothed.certify({"text": texts}, budgets=[{"text": 1}, {"text": 2}])
+    most = certificate.replacements("text")
+    assert most.max() >= 1
+    for index, text in enumerate(texts.tolist()):
+        answers = torch.tensor([model({"text": torch.tensor([m])})[0].argmax() for m in masked_texts(text, 1)])
+        exact = max((answers == k).double().mean().item() for k in (0, 1))
+        assert certificate.lower[index] <= exact
+        for r in range(int(most[index]) + 1):
+            assert certificate.tolerates({"text": r})[index]
+            for other in changed(tuple(text), r, (0, 1, 2, 3)):
+                rows = torch.tensor(list(masked_texts(other, 1)))
+                share = (model({"text": rows}).argmax(dim=1) == certificate.prediction[index]).double().mean()
+                assert share > 0.5
+
+
+def test_text_and_image_have_one_certificate():
+    inputs = {
+        "text": torch.randint(0, 4, (8, 10), generator=torch.Generator().manual_seed(2)),
+        "image": torch.full((8, 1), 2.0),
+        "text.attention_mask": torch.tensor([[1] * 10] * 4 + [[1] * 5 + [0] * 5] * 4),
+    }
+    smoothed = SmoothedClassifier(model_of(), {"text": Ablation(0.1, MASK), "image": 0.5}, max_draws=4000)
+    certificate = smoothed.certify(inputs, radii=[0.1], budgets=[{"text": 1, "image": 0.2}])
+    assert certificate.lengths["text"].tolist() == [10] * 4 + [5] * 4
+    given = ~certificate.abstained
+    assert given.any()
+    for r, radius in itertools.product((0, 1, 2), (0.0, 0.2, 0.6)):
+        for index in given.nonzero().flatten().tolist():
+            q = float(Ablation(0.1, MASK).untouched(certificate.lengths["text"][index : index + 1], r))
+            p = float(certificate.lower[index])
+            holds = q > 0.5 and p > 1 - q
+            if holds:
+                share = (p - (1 - q)) / q
+                holds = q * stats.norm.cdf(stats.norm.ppf(share) - radius / 0.5) > 0.5
+            assert bool(certificate.tolerates({"text": r, "image": radius})[index]) is bool(holds)
+    assert torch.equal(certificate.tolerates({"image": 0.1}), certificate.radius(["image"]) > 0.1)
+    assert torch.equal(certificate.radius(), certificate.radius(["image"]))
+    with pytest.raises(ValueError, match="with noise, among \\['image'\\]"):
+        certificate.radius(["text"])
+
+
+def test_two_texts_share_the_chance():
+    ablation = Ablation(0.1, MASK)
+    certificate = SmoothedCertificate(
+        torch.tensor([0]), torch.tensor([0.85]).double(), {}, 0.001, torch.tensor([64]), 2,
+        {"title": ablation, "body": ablation}, {"title": torch.tensor([10]), "body": torch.tensor([20])},
+    )  # fmt: skip
+    for title, body in itertools.product(range(4), range(6)):
+        q = choose(10 - title, 1) / 10 * choose(20 - body, 2) / choose(20, 2)
+        assert bool(certificate.tolerates({"title": title, "body": body})) is (1.5 - q < 0.85)
+    assert certificate.replacements("title").tolist() == [3]
+
+
+def test_padding_and_absent_texts_are_left_alone():
+    seen = []
+
+    def model(inputs):
+        seen.append(inputs["text"])
+        return torch.nn.functional.one_hot(inputs["text"][:, 0] % 2, 2).double()
+
+    inputs = {"text": torch.tensor([[2, 3, 0], [5, 5, 5]]), "text.present": torch.tensor([True, False]),
+              "text.attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}  # fmt: skip
+    certificate = SmoothedClassifier(model, {"text": Ablation(0.5, MASK)}, max_draws=64).certify(inputs)
+    first, second = torch.cat(seen[1:]).reshape(2, 64, 3)
+    assert (first[:, 2] == 0).all()
+    assert ((first[:, :2] == MASK).sum(dim=1) == 1).all()
+    assert (second == 5).all()
+    assert certificate.lengths["text"].tolist() == [2, 0]
+
+
+def test_bad_ablations_are_named():
+    for keep in (0, -0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="`keep` must be a share above 0 and at most 1"):
+            Ablation(keep, 0)
+    with pytest.raises(ValueError, match="`mask_token` must be a token, an integer of at least 0, got -1"):
+        Ablation(0.5, -1)
+    smoothed = SmoothedClassifier(lambda inputs: inputs["audio"], {"audio": Ablation(0.5, 0)})
+    with pytest.raises(TypeError, match="which is of tokens, integers, got a float32"):
+        smoothed.certify({"audio": torch.zeros(1, 2)})
+    with pytest.raises(ValueError, match="must name modalities among"):
+        smoothed.certify({"image": torch.zeros(1, 2)})
+    with pytest.raises(ValueError, match="an Ablation is of inputs"):
+        SmoothedClassifier(lambda inputs: inputs["audio"], {"audio": Ablation(0.5, 0)}, at="features")
