@@ -14,6 +14,7 @@ def test_runs_come_back_as_they_were_saved(tmp_path):
             {"test/accuracy/joint": 0.5},
             {"val/loss": [(0, 1.5), (1, 0.25)]},
             seconds=1.5,
+            counts={"test/accuracy/joint": 5},
             samples=9,
         ),
         Run("crmt", "mfeat", 0, error="RuntimeError: no", versions={"torch": "2.13.0"}, threats={"pgd": "joint"}),

@@ -25,7 +25,8 @@ class Run:
         seed: of the run.
         numbers: those of the test part, by the text of their :class:`~lightning_crmt.evaluation.Key`.
         history: those of validation and training, by the same text: pairs of an epoch and a number.
-        samples: of how many test samples each number is, by the same text, where that is known.
+        counts: of how many test samples each number is, by the same text, where it is not all, as
+            ``Observer.samples`` says it.
         choice: the settings that were chosen on validation, as text by dotted name; empty where nothing was to choose.
         seconds: of fit and test together, by the clock.
         peak_memory: of the process, in bytes; 0 where it is not known.
@@ -49,7 +50,7 @@ class Run:
     seed: int
     numbers: Mapping[str, float] = field(default_factory=dict)
     history: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
-    samples: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     choice: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory: int = 0
