@@ -219,9 +219,9 @@ def test_bad_ablations_are_named():
     with pytest.raises(ValueError, match="`mask_token` must be a token, an integer of at least 0, got -1"):
         Ablation(0.5, -1)
     smoothed = SmoothedClassifier(lambda inputs: inputs["audio"], {"audio": Ablation(0.5, 0)})
-    with pytest.raises(TypeError, match="which is of tokens, integers, got a float32"):
+    with pytest.raises(TypeError, match="the Ablation of 'audio' is of tokens, which are integers, got a float32"):
         smoothed.certify({"audio": torch.zeros(1, 2)})
-    with pytest.raises(ValueError, match="must name modalities among"):
+    with pytest.raises(ValueError, match="must be of one of the modalities \\['image'\\], got 'audio'"):
         smoothed.certify({"image": torch.zeros(1, 2)})
     with pytest.raises(ValueError, match="an Ablation is of inputs"):
         SmoothedClassifier(lambda inputs: inputs["audio"], {"audio": Ablation(0.5, 0)}, at="features")

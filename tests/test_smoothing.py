@@ -367,3 +367,36 @@ def test_certificates_travel(tmp_path):
     loaded = torch.load(tmp_path / "certificate.pt", weights_only=True)
     assert torch.equal(loaded.radius(), certificate.radius())
     assert torch.equal(certificate.to("cpu").radius(["audio"]), certificate.radius(["audio"]))
+
+
+def test_noise_that_rounding_swallows_is_refused():
+    """A pressure in pascals: noise of 0.001 is less than the last digit of single precision."""
+    inputs = {"pressure": torch.full((1, 1), 101_325.0)}
+
+    def model(inputs):
+        above = inputs["pressure"].double() - 101_325.0
+        return torch.cat([above, -above + 1e-5], dim=1)
+
+    smoothed = SmoothedClassifier(model, 0.001, max_draws=1000)
+    with pytest.raises(ValueError, match=r"`sigma` of 'pressure' must not be lost in rounding: 0.001 beside values"):
+        smoothed.certify(inputs)
+    certificate = smoothed.certify({"pressure": inputs["pressure"].double()})
+    assert certificate.radius() <= 1e-5, "it lies on the boundary"
+
+
+def test_models_that_work_in_place_or_drop_samples():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoders = nn.ModuleDict({"audio": nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 4))})
+            self.head = LinearFusion({"audio": 4}, 3)
+
+        def forward(self, inputs):
+            return self.head({"audio": self.encoders["audio"](inputs["audio"])})
+
+    inputs = {"audio": -torch.ones(2, 2)}
+    for at in ("inputs", "features"):
+        SmoothedClassifier(InPlace(), 0.1, at=at, max_draws=64).certify(inputs)
+        assert (inputs["audio"] == -1).all()
+    with pytest.raises(ValueError, match="`model` must answer each of 128 samples, got a float32 tensor of shape"):
+        SmoothedClassifier(lambda inputs: inputs["audio"][::2], 0.1).certify(inputs)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Randomised smoothing over several inputs: certificates for any model, true with a stated probability."""
 
-from lightning_crmt.smoothing.ablation import Ablation
+from lightning_crmt.smoothing.ablation import Ablation, counted_tokens
 from lightning_crmt.smoothing.certificate import AnyCertificate, SmoothedCertificate, needed_probability
 from lightning_crmt.smoothing.classifier import SmoothedClassifier
 from lightning_crmt.smoothing.confidence import (
@@ -18,6 +18,7 @@ __all__ = [
     "SmoothedCertificate",
     "SmoothedClassifier",
     "clopper_pearson",
+    "counted_tokens",
     "evidence_above",
     "evidence_below",
     "lower_bound_at_any_time",

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_crmt.attacks import free_entries
+from lightning_crmt.checks import describe, is_integer
+from lightning_crmt.modality import Inputs, modalities_of
+
 
 @dataclass(frozen=True)
 class Ablation:
@@ -86,3 +90,23 @@ class Ablation:
         rank = flat.masked_fill(~counted, math.inf).argsort(dim=1).argsort(dim=1)
         stays = rank < self.kept(counted.sum(dim=1))[:, None]
         return torch.where((stays | ~counted).reshape(tokens.shape), tokens, self.mask_token)
+
+
+def counted_tokens(name: str, inputs: Inputs) -> Tensor:
+    """Which tokens of a modality count, bool, in its shape: those that are no padding, of samples that have it.
+
+    Raises:
+        ValueError: if there is no such modality.
+        TypeError: if it does not hold integers.
+
+    >>> inputs = {"text": torch.tensor([[5, 2, 0]]), "text.attention_mask": torch.tensor([[1, 1, 0]])}
+    >>> counted_tokens("text", inputs)
+    tensor([[ True,  True, False]])
+    """
+    tokens = modalities_of(inputs).get(name)
+    if tokens is None:
+        raise ValueError(f"an Ablation must be of one of the modalities {list(modalities_of(inputs))}, got {name!r}")
+    if not is_integer(tokens):
+        raise TypeError(f"the Ablation of {name!r} is of tokens, which are integers, got {describe(tokens)}")
+    free = free_entries(name, inputs, {})
+    return (torch.ones_like(tokens, dtype=torch.bool) if free is None else free).expand_as(tokens)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks import Model, free_entries, holder_of
+from lightning_crmt.attacks import Model, holder_of
 from lightning_crmt.checks import check_at_least, check_batch, describe, require_finite
 from lightning_crmt.encoding import encoded
 from lightning_crmt.frozen_eval import device_of, frozen_eval
@@ -29,7 +29,7 @@ from lightning_crmt.modality import (
     widest,
 )
 from lightning_crmt.noise import Sigma, check_sigma, sigma_of
-from lightning_crmt.smoothing.ablation import Ablation
+from lightning_crmt.smoothing.ablation import Ablation, counted_tokens
 from lightning_crmt.smoothing.certificate import SmoothedCertificate, needed_probability
 from lightning_crmt.smoothing.confidence import (
     MOST_ALPHA,
@@ -239,7 +239,8 @@ class SmoothedClassifier:
             seeds = content_seeds(
                 {name: value for name, value in inputs.items() if name.partition(".")[0] not in missing}, self.seed
             )
-            taken = {name: _as_drawn(value).to(device) for name, value in inputs.items()}
+            # Copies, for models that work in place.
+            taken = {name: _as_drawn(value).to(device, copy=True) for name, value in inputs.items()}
             nobody = torch.zeros(size, dtype=torch.bool, device=device)
             taken |= {f"{name}.{PRESENT}": nobody for name in missing}
             yield self._at(taken, missing, seeds)
@@ -252,12 +253,14 @@ class SmoothedClassifier:
         ablations = {name: each for name, each in self.ablations.items() if name not in missing}
         if not sigma and not ablations:
             raise ValueError(f"`missing` must leave a modality with noise, got {list(missing)}")
-        counted = {name: _counted(name, inputs) for name in ablations}
+        counted = {name: counted_tokens(name, inputs) for name in ablations}
         scales = dict(sigma)
         noisy: dict[str, Tensor] = inputs
         answers: Callable[[dict[str, Tensor]], Any] = self._model_answers
         if self.at == "features":
             noisy, scales, answers = self._features(inputs, sigma)
+        for name, each in sigma.items():
+            _refuse_lost(name, noisy[name], each)
         return _Around(
             answers,
             inputs,
@@ -304,7 +307,8 @@ class SmoothedClassifier:
             name: 1 - 2 * other[name] if inputs[name].is_floating_point() else torch.zeros_like(inputs[name])
             for name in missing
         }
-        before, after = (logits_of(self._model_answers(given)) for given in (inputs, {**inputs, **changed}))
+        given = ({name: value.clone() for name, value in {**inputs, **more}.items()} for more in ({}, changed))
+        before, after = (logits_of(self._model_answers(each)) for each in given)
         if not torch.equal(before, after):
             raise ValueError(
                 f"`missing` must name modalities that the model can go without, got {list(missing)}: it is told by "
@@ -347,7 +351,10 @@ class _Around:
         """How often each class was answered in the next draws, ``(len(samples), K + 1)``; last, how often none."""
         portions: dict[int, Tensor] = {}
         for some, inputs in self.noisy[purpose].draws(samples, draws, self.rows):
+            rows = check_batch("inputs", inputs)
             logits = logits_of(self.answers(inputs))
+            if len(logits) != rows:
+                raise ValueError(f"`model` must answer each of {rows} samples, got {describe(logits)}")
             self.num_classes = logits.shape[1]
             answered = logits.argmax(dim=1)
             answered = torch.where(logits.isfinite().all(dim=1), answered, self.num_classes)
@@ -399,15 +406,14 @@ def _needed(certificate: SmoothedCertificate, radii: Sequence[float], budgets: B
     return np.unique(torch.stack(needed, dim=1).cpu().numpy(), axis=1)
 
 
-def _counted(name: str, inputs: Inputs) -> Tensor:
-    """Which tokens count, bool, in the shape of the tokens."""
-    tokens = inputs.get(name)
-    if tokens is None:
-        raise ValueError(f"`sigma` must name modalities among {list(modalities_of(inputs))}, got {[name]}")
-    if tokens.is_floating_point() or tokens.dtype is torch.bool:
-        raise TypeError(f"`sigma[{name!r}]` is an Ablation, which is of tokens, integers, got {describe(tokens)}")
-    free = free_entries(name, inputs, {})
-    return (torch.ones_like(tokens, dtype=torch.bool) if free is None else free).expand_as(tokens)
+def _refuse_lost(name: str, value: Tensor, sigma: float) -> None:
+    """Refuse noise that rounding would swallow: then draws say nothing about what a small change does."""
+    largest = float(value.abs().max()) if value.numel() else 0.0
+    if largest * torch.finfo(value.dtype).eps > 1e-3 * sigma:
+        raise ValueError(
+            f"`sigma` of {name!r} must not be lost in rounding: {sigma} beside values of up to {largest:g} in "
+            f"{str(value.dtype).removeprefix('torch.')}; give inputs in double precision, or centre them"
+        )
 
 
 def _as_drawn(value: Tensor) -> Tensor:
