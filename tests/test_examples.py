@@ -59,7 +59,10 @@ def test_demo_makes_table_figure_and_csv(tmp_path, capsys, monkeypatch):
     assert after["estimated_radius/joint"] > before["estimated_radius/joint"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/export.md", "docs/tokens_and_gaps.md", "docs/your_data.md"])
+PAGES = ["README.md", "docs/export.md", "docs/smoothing.md", "docs/tokens_and_gaps.md", "docs/your_data.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_python_on_the_page_runs(page):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 3
