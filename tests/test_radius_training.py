@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from lightning_crmt import CRMTModule, LinearFusion, LipschitzConstants, OrthogonalFusion, Soundness
 from lightning_crmt.callbacks import CertifiedRobustness, IntegrationReweighting, RadiusTraining
 from lightning_crmt.encoders import MLP, LipschitzMLP
-from lightning_crmt.losses import radius_loss
+from lightning_crmt.losses import EMMA, Hinge, LogitAnnealing, radius_loss
 
 
 def problem(kind, dtype, modalities=2):
@@ -28,13 +29,27 @@ def problem(kind, dtype, modalities=2):
     return head, features, LipschitzConstants(constants, of="encoder", soundness=Soundness.SOUND)
 
 
-def by_loops(head, features, lipschitz, target, radius, temperature, rho):
+def hinge_by_loops(rivals, wanted, temperature):
+    return math.log1p(sum(math.exp(temperature * (wanted - margin / slope)) for margin, slope in rivals))
+
+
+def attacked_by_loops(rivals, wanted):
+    return [wanted * min(max(margin / (wanted * slope), 0.01), 1) * slope - margin for margin, slope in rivals]
+
+
+def emma_by_loops(rivals, wanted):
+    return math.log1p(sum(math.exp(lead) for lead in attacked_by_loops(rivals, wanted)))
+
+
+def annealing_by_loops(rivals, wanted, temperature, offset, focus):
+    c = math.log1p(sum(math.exp((lead + offset) / temperature) for lead in attacked_by_loops(rivals, wanted)))
+    return temperature * (1 - math.exp(-c)) ** focus * c
+
+
+def by_loops(head, features, lipschitz, target, radius, rho, soft):
     """The formula of the docstring, sample by sample, rival by rival."""
     rows = {name: w.tolist() for name, w in head.class_weights.items()}
     bias, total = head.bias.tolist(), 0.0
-
-    def soft(rivals, wanted):
-        return math.log1p(sum(math.exp(temperature * (wanted - r)) for r in rivals))
 
     for i, y in enumerate(target.tolist()):
         joint, alone = [], {name: [] for name in rows}
@@ -47,8 +62,8 @@ def by_loops(head, features, lipschitz, target, radius, temperature, rho):
                 own = sum((p - q) * v for p, q, v in zip(w[y], w[j], z, strict=True))
                 slope = lipschitz.values[name].item() * math.dist(w[y], w[j])
                 margin, squares = margin + own, squares + slope**2
-                alone[name].append(own / slope)
-            joint.append(margin / math.sqrt(squares))
+                alone[name].append((own, slope))
+            joint.append((margin, math.sqrt(squares)))
         total += soft(joint, radius) + rho * sum(soft(rivals, radius / 2) for rivals in alone.values())
     return total / len(target)
 
@@ -59,19 +74,86 @@ def by_loops(head, features, lipschitz, target, radius, temperature, rho):
 def test_the_loss_is_the_formula(kind, dtype, modalities):
     head, features, lipschitz = problem(kind, dtype, modalities)
     target = torch.arange(6) % 4
-    settings = {"radius": 0.3, "temperature": 4.0, "rho": 0.7}
-    loss = radius_loss(head(features), target, head, lipschitz, **settings)
-    assert loss.item() == pytest.approx(by_loops(head, features, lipschitz, target, **settings), rel=1e-5)
+    settings = {"radius": 0.3, "rho": 0.7}
+    loss = radius_loss(head(features), target, head, lipschitz, temperature=4.0, **settings)
+    expected = by_loops(head, features, lipschitz, target, **settings, soft=partial(hinge_by_loops, temperature=4.0))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_its_gradient_is_right():
+OBJECTIVES = [
+    (Hinge(7.0), partial(hinge_by_loops, temperature=7.0)),
+    (EMMA(), emma_by_loops),
+    (LogitAnnealing(), partial(annealing_by_loops, temperature=0.75, offset=2.0, focus=5.0)),
+    (LogitAnnealing(2.0, 0.5, 1.0), partial(annealing_by_loops, temperature=2.0, offset=0.5, focus=1.0)),
+]
+
+
+@pytest.mark.parametrize(("objective", "slow"), OBJECTIVES)
+@pytest.mark.parametrize("radius", [0.05, 0.3, 2.0])
+def test_objectives_are_their_formulas(objective, slow, radius):
+    head, features, lipschitz = problem(OrthogonalFusion, torch.float64)
+    target = torch.arange(6) % 4
+    loss = radius_loss(head(features), target, head, lipschitz, radius=radius, rho=0.7, objective=objective)
+    expected = by_loops(head, features, lipschitz, target, radius, 0.7, slow)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", [Hinge(3.0), EMMA(), LogitAnnealing()])
+def test_its_gradient_is_right(objective):
     head, features, lipschitz = problem(OrthogonalFusion, torch.float64)
     names, target = list(features), torch.arange(6) % 4
 
     def loss(*values):
-        return radius_loss(head(dict(zip(names, values, strict=True))), target, head, lipschitz, temperature=3.0)
+        output = head(dict(zip(names, values, strict=True)))
+        return radius_loss(output, target, head, lipschitz, radius=1e-3, objective=objective)
 
+    # At so small a radius every share of EMMA is at an end of its range, where it is constant.
     assert torch.autograd.gradcheck(loss, [features[name].requires_grad_(True) for name in names])
+
+
+def test_the_attack_goes_as_far_as_it_must():
+    margins, slopes = torch.tensor([[9.0, 0.3, -1.0, 5.0]]), torch.tensor([[1.0, 2.0, 1.0, 2.0]])
+    own = torch.tensor([[True, False, False, False]])
+    attacked = EMMA.attacked(margins, slopes, own, radius=0.5)
+    # The first rival is made equal, the second wins anyhow, the third is out of reach: it gets all of 0.5 times 2.
+    torch.testing.assert_close(attacked, torch.tensor([[-torch.inf, 0.0, 1.005, -4.0]]))
+
+
+def test_safe_samples_have_no_weight_in_annealing():
+    own, slopes = torch.tensor([[True, False]]), torch.ones(1, 2)
+    losses = []
+    for margin in (0.0, 3.0, 30.0, 300.0):
+        margins = torch.tensor([[0.0, margin]], requires_grad=True)
+        loss = LogitAnnealing()(margins, slopes, own, 0.2, False)
+        (slope,) = torch.autograd.grad(loss.sum(), margins)
+        losses.append(loss.item())
+        assert slope.isfinite().all()
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == 0
+
+
+def test_objectives_of_labels_are_each_against_zero():
+    margins, slopes = torch.tensor([[1.0, -2.0, 0.1]]).double(), torch.tensor([[1.0, 2.0, 0.5]]).double()
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    rivals = list(zip(margins[0].tolist(), slopes[0].tolist(), strict=True))
+    emma = sum(emma_by_loops([rival], 0.4) for rival in rivals) / 3
+    assert EMMA()(margins, slopes, none, 0.4, True).item() == pytest.approx(emma)
+    annealed = sum(annealing_by_loops([rival], 0.4, 0.75, 2.0, 5.0) for rival in rivals) / 3
+    assert LogitAnnealing()(margins, slopes, none, 0.4, True).item() == pytest.approx(annealed)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Hinge(0.0), "temperature"),
+        (lambda: LogitAnnealing(temperature=-1.0), "temperature"),
+        (lambda: LogitAnnealing(offset=-0.1), "offset"),
+        (lambda: LogitAnnealing(focus=math.nan), "focus"),
+    ],
+)
+def test_bad_settings_of_objectives_are_named(make, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        make()
 
 
 def test_scaling_the_logits_up_changes_nothing():

@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_crmt.checks import check_at_least, check_positive, describe
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import LipschitzConstants, bounds_for
-from lightning_crmt.losses import radius_loss
+from lightning_crmt.losses import RadiusObjective, radius_loss
 from lightning_crmt.mixin import CRMTMixin
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.soundness import Soundness
@@ -24,9 +24,11 @@ from lightning_crmt.training import ReleasingCallback, crmt_module, late_fusion
 
 
 class RadiusTraining(ReleasingCallback):
-    """Step 1 on the certified radius itself: a hinge on sound radii in place of cross-entropy and margins.
+    """Step 1 on the certified radius itself, in place of cross-entropy and margins.
 
-    The loss is :func:`~lightning_crmt.losses.radius_loss`.
+    The loss is :func:`~lightning_crmt.losses.radius_loss`. Its objectives trade otherwise: the hinge keeps clean
+    accuracy and every class, :class:`~lightning_crmt.losses.EMMA` and :class:`~lightning_crmt.losses.LogitAnnealing`
+    guarantee more and may give up a class that is hard to tell apart.
 
     It is for encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``: their bound does not change while
     they learn. The bound is computed anew in every epoch all the same. ``IntegrationReweighting`` may
@@ -36,6 +38,7 @@ class RadiusTraining(ReleasingCallback):
         radius: the wanted radius, in units of the inputs, above 0.
         temperature: how sharply the loss focuses on the nearest rival, in inverse units of the inputs, above 0.
         rho: weight of the modalities' own radii, at least 0; these keep each of them useful when others are missing.
+        objective: what is made of margins and their bounds; by default a smooth hinge with this temperature.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -45,12 +48,20 @@ class RadiusTraining(ReleasingCallback):
     >>> callback = RadiusTraining(radius=0.2)
     """
 
-    def __init__(self, radius: float = 0.2, *, temperature: float = 15.0, rho: float = 0.2) -> None:
+    def __init__(
+        self,
+        radius: float = 0.2,
+        *,
+        temperature: float = 15.0,
+        rho: float = 0.2,
+        objective: RadiusObjective | None = None,
+    ) -> None:
         check_positive(radius=radius, temperature=temperature)
         check_at_least(0, rho=rho)
         self.radius = radius
         self.temperature = temperature
         self.rho = rho
+        self.objective = objective
         self._bounds: LipschitzConstants | None = None
 
     @override
@@ -92,8 +103,16 @@ class RadiusTraining(ReleasingCallback):
                 "RadiusTraining raises the radius of what is right, so targets must be classes (B,) or labels (B, K), "
                 f"got probabilities of classes, {describe(parts_of(target)[0])}"
             )
-        settings = {"radius": self.radius, "temperature": self.temperature, "rho": self.rho}
         # Those of a checkpoint do not say it.
         bounds = replace(self._bounds, clean=tuple(n for n in head.in_features if n not in self._bounds.values))
-        loss = partial(radius_loss, output, head=head, lipschitz=bounds)
-        return mixed_loss(partial(loss, **settings), target)
+        loss = partial(
+            radius_loss,
+            output,
+            head=head,
+            lipschitz=bounds,
+            radius=self.radius,
+            temperature=self.temperature,
+            rho=self.rho,
+            objective=self.objective,
+        )
+        return mixed_loss(loss, target)
