@@ -3,6 +3,7 @@
 import math
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from lightning_crmt import CRMTModule, LinearFusion, LipschitzConstants, OrthogonalFusion, Soundness
 from lightning_crmt.callbacks import CertifiedRobustness, IntegrationReweighting, RadiusTraining
+from lightning_crmt.cli import main
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.losses import EMMA, Hinge, LogitAnnealing, radius_loss
 
@@ -218,3 +220,16 @@ def test_an_encoder_without_a_bound_is_named(data, make_trainer):
     odd = CRMTModule(encoders, num_classes=10, in_features={"fou": 16})
     with pytest.raises(ValueError, match="the encoder of 'fou': no Lipschitz bound is known for '1', a LayerNorm"):
         make_trainer(RadiusTraining()).fit(odd, datamodule=data)
+
+
+def test_an_objective_is_chosen_from_yaml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    objective = "{class_path: LogitAnnealing, init_args: {offset: 1.0}}"
+    callback = f"{{class_path: RadiusTraining, init_args: {{radius: 0.2, objective: {objective}}}}}"
+    settings = "limit_train_batches: 2, limit_val_batches: 0, max_epochs: 1, logger: false, enable_checkpointing: false"
+    (tmp_path / "run.yaml").write_text(f"trainer: {{{settings}, callbacks: [{callback}]}}\n")
+    example = Path(__file__).parent.parent / "examples" / "mfeat_certified.yaml"
+    trained = []
+    monkeypatch.setattr(RadiusTraining, "on_train_end", lambda self, *_: trained.append(self.objective))
+    main(["fit", "--config", str(example), "--config", "run.yaml", "--trainer.enable_progress_bar=false"])
+    assert trained == [LogitAnnealing(offset=1.0)]
