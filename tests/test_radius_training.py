@@ -231,5 +231,7 @@ def test_an_objective_is_chosen_from_yaml(tmp_path, monkeypatch):
     example = Path(__file__).parent.parent / "examples" / "mfeat_certified.yaml"
     trained = []
     monkeypatch.setattr(RadiusTraining, "on_train_end", lambda self, *_: trained.append(self.objective))
-    main(["fit", "--config", str(example), "--config", "run.yaml", "--trainer.enable_progress_bar=false"])
+    words = ["fit", "--config", str(example), "--config", "run.yaml", "--trainer.enable_progress_bar=false"]
+    monkeypatch.setattr("sys.argv", ["lightning-crmt"])
+    main(words)
     assert trained == [LogitAnnealing(offset=1.0)]
