@@ -22,7 +22,7 @@ from lightning_crmt.attacks.search.attacked_model import (
     public_logits,
     under_attack,
 )
-from lightning_crmt.attacks.survival import check_fits, distance_by, surviving
+from lightning_crmt.attacks.survival import Survival, check_fits, distance_by, survival, surviving
 from lightning_crmt.attacks.threat.box import Box
 from lightning_crmt.attacks.threat.budget import Budget
 from lightning_crmt.attacks.threat.mask import free_entries
@@ -57,6 +57,7 @@ __all__ = [
     "Perturbation",
     "RandomNoise",
     "RandomSearch",
+    "Survival",
     "check_fits",
     "distance_by",
     "free_entries",
@@ -68,6 +69,7 @@ __all__ = [
     "public_logits",
     "right_answers",
     "strongest",
+    "survival",
     "surviving",
     "suspicions",
     "under_attack",

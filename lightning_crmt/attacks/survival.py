@@ -9,6 +9,7 @@ forward pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,13 +75,20 @@ def fooled_by(attack: Attack, model: Model, inputs: Inputs, target: Tensor, name
     >>> fooled_by(PGD(Budget(10.0)), head, x, head(x).logits.argmax(1))
     tensor([True, True, True, True, True])
     """
+    return _attempt(attack, model, inputs, target, name)[0]
+
+
+def _attempt(
+    attack: Attack, model: Model, inputs: Inputs, target: Tensor, name: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """Where the attack succeeds, and the size of what it did in units of its budget, if it has one; ``(B,)`` each."""
     with lent(model, inputs) as clean:
         target = target.clone()
         if not isinstance(attack, BudgetedAttack):
-            return attack.succeeds(attack.logits(model, clean, target), target)
+            return attack.succeeds(attack.logits(model, clean, target), target), None
         moved = attack(model, clean, target)
-        check_budget(attack, moved, clean, name)
-        return attack.succeeds(public_logits(model, moved), target)
+        size = check_budget(attack, moved, clean, name)
+        return attack.succeeds(public_logits(model, moved), target), size
 
 
 def distance_by(
@@ -123,7 +131,41 @@ def surviving(
     among: Tensor,
     name: str | None = None,
 ) -> list[Tensor]:
-    """Which samples withstand the attack at each factor of its budget, one mask ``(B,)`` for each.
+    """Which samples withstand the attack at each factor of its budget, as :func:`survival` tells, ``(B,)`` each.
+
+    >>> from lightning_crmt.attacks import PGD, Budget
+    >>> model = lambda inputs: inputs["audio"]  # its logits are its inputs: these are 1.41, 2.83 and 0 from a boundary
+    >>> x, y = {"audio": torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0]])}, torch.tensor([0, 0, 0])
+    >>> surviving(PGD(Budget(1.0)), model, x, y, factors=[1.0, 2.0], among=model(x).argmax(dim=1) == y)
+    [tensor([ True,  True, False]), tensor([False,  True, False])]
+    """
+    return survival(attack, model, inputs, target, factors, among, name).masks
+
+
+class Survival(NamedTuple):
+    """Which samples withstood an attack, and what brought the others down.
+
+    Attributes:
+        masks: those that withstood each factor of the budget, ``(B,)`` each.
+        size: of the perturbation that brought a sample down, in units of the attack's own budget, ``(B,)``, double
+            precision where the device has it; 0 for those that were not attacked, infinite for those that none brought
+            down, NaN for those that an attack without a budget did.
+    """
+
+    masks: list[Tensor]
+    size: Tensor
+
+
+def survival(
+    attack: Attack,
+    model: Model,
+    inputs: Inputs,
+    target: Tensor,
+    factors: Sequence[float],
+    among: Tensor,
+    name: str | None = None,
+) -> Survival:
+    """Which samples withstand the attack at each factor of its budget, and the size of what brought the others down.
 
     Factors are taken from the smallest on, and only samples still left are attacked: what fools a model in a small set
     is in the larger sets too. So the masks shrink as the factor grows, whatever a single search misses.
@@ -143,19 +185,27 @@ def surviving(
     >>> from lightning_crmt.attacks import PGD, Budget
     >>> model = lambda inputs: inputs["audio"]  # its logits are its inputs: these are 1.41, 2.83 and 0 from a boundary
     >>> x, y = {"audio": torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0]])}, torch.tensor([0, 0, 0])
-    >>> surviving(PGD(Budget(1.0)), model, x, y, factors=[1.0, 2.0], among=model(x).argmax(dim=1) == y)
+    >>> found = survival(PGD(Budget(1.0)), model, x, y, factors=[1.0, 2.0], among=model(x).argmax(dim=1) == y)
+    >>> found.masks
     [tensor([ True,  True, False]), tensor([False,  True, False])]
+    >>> 1.41 < float(found.size[0]) <= 2, found.size[1:]
+    (True, tensor([inf, 0.], dtype=torch.float64))
     """
     left = among.clone()
+    size = torch.where(among, torch.inf, 0.0).to(widest(among.device))
     masks = {}
     for factor in sorted(factors):
         rows = left.nonzero().squeeze(1)
         if len(rows) and factor > 0:  # no change at 0, and other libraries need not take it
             part = select(inputs, rows)
             sized = attack.scaled(factor).select(rows) if isinstance(attack, BudgetedAttack) else attack
-            left[rows] = ~fooled_by(sized, model, part, target[rows.to(target.device)], name)
+            fooled, own = _attempt(sized, model, part, target[rows.to(target.device)], name)
+            left[rows] = ~fooled
+            # Its size is in units of the scaled budget.
+            taken = torch.full_like(size[rows], torch.nan) if own is None else own.to(size) * factor
+            size[rows] = torch.where(fooled, taken, torch.inf)
         masks[factor] = left.clone()
-    return [masks[factor] for factor in factors]
+    return Survival([masks[factor] for factor in factors], size)
 
 
 def check_budget(

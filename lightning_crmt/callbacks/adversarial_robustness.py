@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
@@ -22,18 +23,37 @@ from lightning_crmt.attacks import (
     distance_by,
     public_logits,
     right_answers,
-    surviving,
+    survival,
     suspicions,
 )
-from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
+from lightning_crmt.callbacks.observer import Measurement, Observer, Samples, check_radii
 from lightning_crmt.checks import describe
 from lightning_crmt.evaluation import Key, Reduce, check_key_name, lower_median
 from lightning_crmt.modality import select, widest
-from lightning_crmt.targets import check_answers
+from lightning_crmt.targets import answers, check_answers, has_labels
 from lightning_crmt.training import NamedModel, SplitBatch, callbacks_of
 
 #: Number of samples on which an attack is checked.
 _CHECKED = 32
+
+
+class Attacked(NamedTuple):
+    """What attacks did to the samples of one batch.
+
+    Attributes:
+        prediction: for the clean inputs, classes ``(B,)`` or labels ``(B, K)`` bool.
+        target: what is right, in the same form.
+        withstood: which samples are right and stay so, ``(B,)`` bool, by the key of each attack and radius.
+        size: by attack, that of the perturbation that made a sample wrong, in units of the attack's budget, ``(B,)``;
+            0 where it was wrong without, infinite where nothing was found, NaN for an attack without a size.
+        samples: which they are.
+    """
+
+    prediction: Tensor
+    target: Tensor
+    withstood: dict[Key, Tensor]
+    size: dict[str, Tensor]
+    samples: Samples
 
 
 class AdversarialRobustness(Observer):
@@ -69,6 +89,8 @@ class AdversarialRobustness(Observer):
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
+        max_samples: how many samples of each loader to measure, from the first on and over all processes, each once;
+            all by default.
 
     Raises:
         ValueError: if a name or a radius does not fit a key; on ``setup``, if two callbacks have an attack of the same
@@ -93,8 +115,15 @@ class AdversarialRobustness(Observer):
         split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
+        max_samples: int | None = None,
     ) -> None:
-        super().__init__(inputs=inputs, split_batch=split_batch, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        super().__init__(
+            inputs=inputs,
+            split_batch=split_batch,
+            every_n_epochs=every_n_epochs,
+            max_batches=max_batches,
+            max_samples=max_samples,
+        )
         if not isinstance(attacks, Mapping) or not attacks:
             raise TypeError(f"`attacks` must map names to attacks, at least one, got {describe(attacks)}")
         for name, attack in attacks.items():
@@ -159,6 +188,14 @@ class AdversarialRobustness(Observer):
     def measurement(self, model: NamedModel) -> Measurement:
         return _Withstood(self, model)
 
+    def on_attacked(self, attacked: Attacked) -> None:
+        """Called with what the attacks did to each measured batch; does nothing by default."""
+
+    def on_doubts(self, doubts: Sequence[str]) -> None:
+        """Called with every reason to doubt the numbers, which it warns of."""
+        for doubt in doubts:
+            rank_zero_warn(f"AdversarialRobustness{doubt}")
+
     @override
     def on_measured(self, model: NamedModel, inputs: dict[str, Tensor], target: Tensor) -> None:
         # Not in the sanity check: an untrained model says little about the attack.
@@ -175,8 +212,8 @@ class AdversarialRobustness(Observer):
             for name, attack in self.attacks.items()
             for suspicion in suspicions(attack, model, few, target[rows])
         ]
-        for suspicion, of in dict.fromkeys(doubts):  # a doubt about the model is the same for all attacks
-            rank_zero_warn(f"AdversarialRobustness{of}: {suspicion}")
+        # A doubt about the model is the same for all attacks.
+        self.on_doubts([f"{of}: {suspicion}" for suspicion, of in dict.fromkeys(doubts)])
 
 
 class _Withstood(Measurement):
@@ -195,7 +232,9 @@ class _Withstood(Measurement):
         clean = public_logits(self.model, inputs)
         target = check_answers(target, clean.shape[1], len(clean))
         right = right_answers(clean, target)
-        values = {}
+        values: dict[Key, Tensor] = {}
+        withstood: dict[Key, Tensor] = {}
+        size: dict[str, Tensor] = {}
         for number, (name, attack) in enumerate(self.settings.attacks.items()):
             if number > 0:
                 self.part_done()
@@ -204,11 +243,15 @@ class _Withstood(Measurement):
             if isinstance(attack, MinimumNormAttack):
                 distance = self._search(attack, name, inputs, target, right)
                 self.distances.setdefault(name, []).append(distance)
-                values |= {key: distance > factor for key, factor in factors.items()}
+                withstood |= {key: distance > factor for key, factor in factors.items()}
+                size[name] = distance
             else:
-                masks = surviving(attack, self.model, inputs, target, list(factors.values()), right, name)
-                values |= dict(zip(factors, masks, strict=True))
-        self.means.add(values)
+                found = survival(attack, self.model, inputs, target, list(factors.values()), right, name)
+                withstood |= dict(zip(factors, found.masks, strict=True))
+                size[name] = found.size
+        self.means.add(values | withstood)
+        prediction = answers(clean, has_labels(target))
+        self.settings.on_attacked(Attacked(prediction, target, withstood, size, self.samples))
 
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:

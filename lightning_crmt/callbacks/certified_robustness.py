@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.callbacks.observer import Measurement, Observer, check_radii
+from lightning_crmt.callbacks.observer import Measurement, Observer, Samples, check_radii
 from lightning_crmt.certification import Certificate, certify
 from lightning_crmt.checks import describe
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
@@ -82,6 +82,8 @@ class CertifiedRobustness(Observer):
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
+        max_samples: how many samples of each loader to measure, from the first on and over all processes, each once;
+            all by default.
 
     Raises:
         ValueError: if a radius is negative; on ``setup``, if names are needed and missing.
@@ -102,8 +104,15 @@ class CertifiedRobustness(Observer):
         split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
+        max_samples: int | None = None,
     ) -> None:
-        super().__init__(inputs=inputs, split_batch=split_batch, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        super().__init__(
+            inputs=inputs,
+            split_batch=split_batch,
+            every_n_epochs=every_n_epochs,
+            max_batches=max_batches,
+            max_samples=max_samples,
+        )
         self.radii = check_radii(radii if isinstance(radii, Sequence) else [radii])
         for budget in budgets:
             if not isinstance(budget, Mapping) or not budget or not all(0 <= r < math.inf for r in budget.values()):
@@ -115,6 +124,9 @@ class CertifiedRobustness(Observer):
         if isinstance(modalities, str) or (modalities is not None and not modalities):
             raise ValueError(f"`modalities` must be a list of at least one name, got {modalities!r}")
         self.modalities = None if modalities is None else list(modalities)
+
+    def on_certified(self, certificate: Certificate, target: Tensor, samples: Samples) -> None:
+        """Called with the certificate of each measured batch, and what is right; does nothing by default."""
 
     @property
     @override
@@ -171,6 +183,7 @@ class _Certificates(Measurement):
     def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
         """Add a batch."""
         target = check_answers(target, *certificate.margins.shape[::-1]).to(certificate.prediction.device)
+        self.settings.on_certified(certificate, target, self.samples)
         labels = has_labels(target)
         perturbed = self.perturbed(certificate)
         everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
@@ -273,7 +286,7 @@ class _Estimated(_Certificates):
     def __init__(self, settings: CertifiedRobustness, model: NamedModel, head: LateFusion | None) -> None:
         super().__init__(settings, model, head)
         self.speeds: dict[str, Tensor] = {}
-        self.seen: list[tuple[FusionOutput, Tensor]] = []
+        self.seen: list[tuple[FusionOutput, Tensor, Samples]] = []
 
     @override
     def update(self, inputs: dict[str, Tensor], target: Tensor) -> None:
@@ -301,7 +314,7 @@ class _Estimated(_Certificates):
             largest = speeds.amax(dim=0).nan_to_num(nan=torch.inf)
             self.speeds[name] = torch.maximum(self.speeds[name], largest) if name in self.speeds else largest
         of_batch = _detached(output)
-        self.seen.append((of_batch._replace(present=of_batch.present or present_of(inputs)), target))
+        self.seen.append((of_batch._replace(present=of_batch.present or present_of(inputs)), target, self.samples))
 
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:
@@ -309,7 +322,8 @@ class _Estimated(_Certificates):
         labels = has_labels(self.seen[0][1])
         of: Literal["margins", "labels"] = "labels" if labels else "margins"
         constants = LipschitzConstants(speeds, of=of, soundness=Soundness.ESTIMATED, clean=self.clean)
-        for output, target in self.seen:
+        for output, target, samples in self.seen:
+            self.samples = samples
             self.add(certify(output, None, constants, multi_label=labels), output, target)
         return super().compute(reduce)
 

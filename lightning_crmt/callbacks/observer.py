@@ -7,9 +7,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -17,7 +18,9 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
+from lightning_crmt.modality import select
 from lightning_crmt.training import (
+    DealtSamples,
     NamedModel,
     ProgressBar,
     ReleasingCallback,
@@ -25,10 +28,24 @@ from lightning_crmt.training import (
     as_split_batch,
     callbacks_of,
     check_all_measured,
+    evaluation_loaders,
 )
 
 #: Seconds that an evaluation may take before it shows how long it will.
 _PATIENCE = 3.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which samples a batch holds.
+
+    Attributes:
+        loader: the number of the loader.
+        places: of each sample in the data set of the loader, ``(B,)``, also where processes share it out.
+    """
+
+    loader: int
+    places: Tensor
 
 
 class Measurement(ABC):
@@ -36,6 +53,8 @@ class Measurement(ABC):
 
     def __init__(self) -> None:
         self.means = Means[Key]()
+        #: Those of the batch that is being added.
+        self.samples = Samples(0, torch.arange(0))
         #: To be called between the parts of an update, of which :attr:`Observer.parts` are one after the other.
         self.part_done: Callable[[], None] = lambda: None
 
@@ -62,9 +81,12 @@ class Observer(ReleasingCallback, ABC):
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
+        max_samples: how many samples of each loader to measure, from the first on and over all processes, each once;
+            all by default.
     """
 
     _running: dict[int, Measurement]
+    _dealt: dict[int, DealtSamples]
     _last: dict[str, float]
     _samples: dict[str, int]
     _measured_at: int | None
@@ -78,14 +100,16 @@ class Observer(ReleasingCallback, ABC):
         split_batch: SplitBatch | str | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
+        max_samples: int | None = None,
     ) -> None:
-        check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        check_at_least(1, every_n_epochs=every_n_epochs, max_batches=max_batches, max_samples=max_samples)
         if isinstance(inputs, str):
             raise TypeError(f"`inputs` must be a sequence of names, got the string {inputs!r}")
         self.inputs = inputs
         self.split_batch = as_split_batch(split_batch)
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
+        self.max_samples = max_samples
         self._forget()
 
     @abstractmethod
@@ -132,7 +156,7 @@ class Observer(ReleasingCallback, ABC):
     @override
     def release(self, pl_module: LightningModule) -> None:
         super().release(pl_module)
-        self._running = {}
+        self._running, self._dealt = {}, {}
         self._close_bar()
 
     @override
@@ -170,7 +194,12 @@ class Observer(ReleasingCallback, ABC):
         wanted = self.max_batches is None or batch_idx < self.max_batches
         if trainer.sanity_checking or (wanted and (trainer.testing or self.due(trainer))):
             model = NamedModel(pl_module, self.inputs, self.split_batch)
-            inputs, target = model.judged_batch(batch)
+            inputs, target, judged = model.judged_part(batch)
+            samples = Samples(dataloader_idx, self._places(trainer, dataloader_idx, judged))
+            rows = self._first(samples)
+            if len(rows) < len(target):
+                samples = replace(samples, places=samples.places[rows])
+                inputs, target = select(inputs, rows), target[rows.to(target.device)]
             if len(target) == 0:
                 return
             # The sanity check throws its result away: it makes batches that cannot be measured fail before training.
@@ -179,6 +208,7 @@ class Observer(ReleasingCallback, ABC):
                 running[dataloader_idx] = self.measurement(model)
             if not trainer.sanity_checking:
                 running[dataloader_idx].part_done = self._shown_bar(trainer).update
+            running[dataloader_idx].samples = samples
             running[dataloader_idx].update(inputs, target)
             if not trainer.sanity_checking:
                 self.on_measured(model, inputs, target)
@@ -201,13 +231,29 @@ class Observer(ReleasingCallback, ABC):
                 for key, counts in measurement.means.counts.items()
                 if key in numbers
             }
-        self._running = {}
+        self._running, self._dealt = {}, {}
         self._close_bar()
         # The numbers are equal on all ranks already; sync_dist says so to Lightning.
         pl_module.log_dict(self._last, sync_dist=True, add_dataloader_idx=False)
 
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+    def _places(self, trainer: Trainer, loader: int, judged: Tensor) -> Tensor:
+        """Where those of the next batch that are judged stand in the data set."""
+        if trainer.sanity_checking:  # which reads the first batches of a loader that is read again
+            return torch.arange(len(judged))[judged.cpu()]
+        if loader not in self._dealt:
+            self._dealt[loader] = DealtSamples(evaluation_loaders(trainer)[loader])
+        return self._dealt[loader].places(len(judged))[judged.cpu()]
+
+    def _first(self, samples: Samples) -> Tensor:
+        """Those rows that are of the first ``max_samples`` samples, and not dealt out a second time."""
+        if self.max_samples is None:
+            return torch.arange(len(samples.places))
+        dealt = self._dealt.get(samples.loader)  # none in the sanity check
+        size = self.max_samples if dealt is None or dealt.size is None else dealt.size
+        return (samples.places < min(self.max_samples, size)).nonzero().squeeze(1)
 
     def _shown_bar(self, trainer: Trainer) -> ProgressBar:
         """One for all observers, over the batches of all loaders."""
@@ -222,9 +268,12 @@ class Observer(ReleasingCallback, ABC):
     def _parts_to_come(self, trainer: Trainer) -> float:
         if not (trainer.testing or self.due(trainer)):
             return 0
-        loaders = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        most = math.inf if self.max_batches is None else self.max_batches
-        return self.parts * sum(min(batches, most) for batches in loaders)
+        totals = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        most = [math.inf if self.max_batches is None else self.max_batches] * len(totals)
+        if self.max_samples is not None:
+            hold = [DealtSamples(loader).batches(self.max_samples) for loader in evaluation_loaders(trainer)]
+            most = [min(limit, each or math.inf) for limit, each in zip(most, hold, strict=False)]
+        return self.parts * sum(min(total, limit) for total, limit in zip(totals, most, strict=False))
 
     def _close_bar(self) -> None:
         bar, self._bar = self._bar, None
@@ -232,7 +281,7 @@ class Observer(ReleasingCallback, ABC):
             bar.close()
 
     def _forget(self) -> None:
-        self._running = {}
+        self._running, self._dealt = {}, {}
         self._last = {}
         self._samples = {}
         self._measured_at = None

@@ -21,7 +21,7 @@ class RobustnessFigures(Callback):
     """Draws the curve over radii and the frontier over budgets after each test, and after the last validation of a fit.
 
     The figures come from the numbers that ``CertifiedRobustness`` and ``AdversarialRobustness`` logged; list this after
-    them. Numbers of both about the same threat share a picture if both have the same ``max_batches``. Figures go to
+    them. Numbers of both about the same threat share a picture if both measure the same samples. Figures go to
     Weights & Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise. A test without
     anything to draw warns once; a disk that is full is a warning too.
 
@@ -90,9 +90,9 @@ def threats_of(trainer: Trainer) -> dict[str, str]:
     >>> threats_of(Trainer(callbacks=[AdversarialRobustness({"pgd": PGD(Budget(0.2))})], logger=False))
     {'pgd': 'joint'}
     """
-    limits = {each.max_batches for each in callbacks_of(trainer, CertifiedRobustness)}
+    limits = {(each.max_batches, each.max_samples) for each in callbacks_of(trainer, CertifiedRobustness)}
     threats: dict[str, str] = {}
     for each in callbacks_of(trainer, AdversarialRobustness):
-        apart = ", other samples" if limits and limits != {each.max_batches} else ""
+        apart = ", other samples" if limits and limits != {(each.max_batches, each.max_samples)} else ""
         threats |= {name: f"{threat}{apart}" for name, threat in each.threats.items()}
     return threats

@@ -5,12 +5,14 @@
 from lightning_crmt.training.batch_forms import SplitBatch, as_split_batch
 from lightning_crmt.training.batch_sums import BatchSums, check_all_measured, confidences, losses
 from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, in_order
+from lightning_crmt.training.dealt_samples import DealtSamples, evaluation_loaders
 from lightning_crmt.training.method import Method, Needs, ReleasingCallback, Source, callbacks_of
 from lightning_crmt.training.named_model import NamedModel, crmt_module, late_fusion
 from lightning_crmt.training.progress import ProgressBar
 
 __all__ = [
     "BatchSums",
+    "DealtSamples",
     "Method",
     "NamedModel",
     "Needs",
@@ -25,6 +27,7 @@ __all__ = [
     "check_all_measured",
     "confidences",
     "crmt_module",
+    "evaluation_loaders",
     "in_order",
     "late_fusion",
     "losses",

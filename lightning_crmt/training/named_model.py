@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
@@ -115,6 +116,14 @@ class NamedModel(nn.Module):
             ValueError, TypeError: as :meth:`split_batch` does, and if the target is not of the kind that the module
                 says, or is of floating point and the module says nothing.
         """
+        return self.judged_part(batch)[:2]
+
+    def judged_part(self, batch: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What :meth:`judged_batch` gives, and for every sample of the batch whether it is among them, bool.
+
+        Raises:
+            ValueError, TypeError: as :meth:`judged_batch` does.
+        """
         inputs, target = self.split_batch(batch)
         criterion = getattr(self.module, "crmt_criterion", None)
         if not isinstance(criterion, Criterion) and isinstance(target, Tensor) and target.is_floating_point():
@@ -125,17 +134,18 @@ class NamedModel(nn.Module):
                 "say what it learns, module.crmt_criterion = Criterion(multi_label=True) for labels, Criterion() for "
                 "probabilities"
             )
+        everything = torch.ones(len(target), dtype=torch.bool)
         if not isinstance(criterion, Criterion) or not isinstance(target, Tensor):
-            return inputs, target
+            return inputs, target, everything
         num_classes = target.shape[1] if target.dim() == 2 else _MANY
         if isinstance(self.module, CRMTMixin):
             num_classes = self.module.head.num_classes
         criterion.check(target, num_classes, len(next(iter(inputs.values()))))
         right, counted = criterion.answers(target), criterion.counted(target)
         if counted is None or bool(counted.all()):
-            return inputs, right
+            return inputs, right, everything
         rows = counted.nonzero().squeeze(1)
-        return select(inputs, rows), right[rows]
+        return select(inputs, rows), right[rows], counted
 
 
 def crmt_module(pl_module: LightningModule, callback: Callback) -> CRMTMixin:
