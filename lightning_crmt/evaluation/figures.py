@@ -13,6 +13,7 @@ from lightning_crmt.evaluation.keys import Key, curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
 _AXIS = {
@@ -81,15 +82,10 @@ def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] 
             upper = {attack: curve for attack, curve in kinds["robust"].items() if threats.get(attack) == of}
             if upper and any(len(curve) > 1 for curve in lower.values()):
                 figures[f"{split}/bounds_{of}"] = bounds_figure(lower, upper, of)
-    grids: dict[tuple[str, str, str, str], dict[tuple[float, float], float]] = {}
-    for key, value in shares.items():
-        if not key.of and len(key.budget) == 2:
-            (first, across), (second, up) = key.budget
-            grids.setdefault((key.split, key.sure, first, second), {})[across, up] = value
-    for (split, sure, first, second), cells in grids.items():
-        columns, rows = {across for across, _ in cells}, {up for _, up in cells}
-        if min(len(columns), len(rows)) > 1 and len(cells) == len(columns) * len(rows):
-            figures[f"{split}/{sure}_frontier_{first}_{second}"] = budget_frontier(cells, first, second, sure)
+    for key, cells in full_grids(numbers).items():
+        (first, _), (second, _) = key.budget
+        name = f"{key.split}/{key.sure}_frontier_{first}_{second}"
+        figures[name] = budget_frontier(cells, first, second, key.sure)
     return figures
 
 
@@ -103,7 +99,7 @@ def radius_curve(curves: Mapping[str, Curve], sure: str) -> Figure:
     """
     figure, axes = _new_figure()
     for place, ((what, curve), marker) in enumerate(zip(curves.items(), cycle("ovs^D"), strict=False)):
-        title = what if sure == "robust" else _perturbed(what)
+        title = what if sure == "robust" else perturbed(what)
         axes.plot(*_points(curve), **_style(place), marker=marker, label=title)
     unit = "radius of the attack, in units of the inputs" if sure == "robust" else _RADIUS
     axes.set(xlabel=unit, ylabel=_AXIS[sure], ylim=_SHARES)
@@ -134,7 +130,7 @@ def bounds_figure(lower: Mapping[str, Curve], upper: Mapping[str, Curve], what: 
         shared = sorted(r for r in lower["certified"] if r in least)
         below, above = [lower["certified"][r] for r in shared], [least[r] for r in shared]
         axes.fill_between(shared, below, above, color="tab:blue", alpha=0.12, label="in between: not known")
-    axes.set(xlabel=_RADIUS, ylabel="share of samples", ylim=_SHARES, title=f"perturbed: {_perturbed(what)}")
+    axes.set(xlabel=_RADIUS, ylabel="share of samples", ylim=_SHARES, title=f"perturbed: {perturbed(what)}")
     axes.grid(alpha=0.3)
     _add_legend(figure, fontsize="small")
     return figure
@@ -150,6 +146,22 @@ def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, seco
         sure: ``"certified"`` or ``"estimated"``, which the colour bar says.
     """
     figure, axes = _new_figure()
+    colours = draw_budgets(axes, cells)
+    axes.set(xlabel=f"l2 radius of {first}", ylabel=f"l2 radius of {second}")
+    figure.colorbar(colours, label=_AXIS[sure])
+    return figure
+
+
+def draw_budgets(axes: Axes, cells: Mapping[tuple[float, float], float]) -> QuadMesh:
+    """Draw accuracy over two radii as colours, and the frontiers along which it is constant.
+
+    Args:
+        axes: to draw into.
+        cells: accuracy by the radius across and the radius up; a full grid.
+
+    Returns:
+        What a colour bar is made of.
+    """
     across, up = sorted({r for r, _ in cells}), sorted({s for _, s in cells})
     values = [[cells[r, s] for r in across] for s in up]
     colours = axes.pcolormesh(across, up, values, shading="nearest", vmin=0, vmax=1, cmap="viridis")
@@ -157,13 +169,39 @@ def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, seco
     levels = [level / 10 for level in range(1, 10) if low < level / 10 < high]
     if levels:
         axes.clabel(axes.contour(across, up, values, levels=levels, colors="white", linewidths=1), fmt="%.1f")
-    axes.set(xlabel=f"l2 radius of {first}", ylabel=f"l2 radius of {second}")
-    figure.colorbar(colours, label=_AXIS[sure])
-    return figure
+    return colours
 
 
-def _perturbed(what: str) -> str:
-    return "all modalities together" if what == "joint" else f"{what} alone"
+def full_grids(numbers: Mapping[Key, float]) -> dict[Key, dict[tuple[float, float], float]]:
+    """Accuracies over separate budgets of two modalities, where these are a full grid of at least 2 x 2.
+
+    Returns:
+        By the key of the largest budget, accuracy by the radius of the first modality and that of the second.
+
+    >>> at = lambda r, s: Key("val", "accuracy", budget=(("audio", r), ("image", s)), sure="certified")
+    >>> [str(key) for key in full_grids({at(r, s): 0.5 for r in (0.0, 0.1) for s in (0.0, 0.2)})]
+    ['val/certified_accuracy/audio=0.1+image=0.2']
+    """
+    grids: dict[tuple[str, ...], dict[tuple[float, float], Key]] = {}
+    for key in numbers:
+        if key.what == "accuracy" and key.sure and key.loader is None and not key.of and len(key.budget) == 2:
+            (first, across), (second, up) = key.budget
+            grids.setdefault((key.split, key.sure, first, second), {})[across, up] = key
+    full = {}
+    for cells in grids.values():
+        columns, rows = {across for across, _ in cells}, {up for _, up in cells}
+        if min(len(columns), len(rows)) > 1 and len(cells) == len(columns) * len(rows):
+            full[cells[max(columns), max(rows)]] = {at: numbers[key] for at, key in cells.items()}
+    return full
+
+
+def perturbed(what: str) -> str:
+    """What is perturbed, in words.
+
+    >>> perturbed("joint"), perturbed("audio+image")
+    ('all modalities together', 'audio and image alone')
+    """
+    return "all modalities together" if what == "joint" else f"{what.replace('+', ' and ')} alone"
 
 
 def _titles(shares: Mapping[Key, float], threats: Mapping[str, str]) -> dict[str, str]:
