@@ -4,5 +4,17 @@
 
 from lightning_crmt.report.figures import Drawing, figures_of
 from lightning_crmt.report.runs import Run, load_runs, save_run
+from lightning_crmt.report.summary import Summary, summarise
+from lightning_crmt.report.write import headline_text, write_tables
 
-__all__ = ["Drawing", "Run", "figures_of", "load_runs", "save_run"]
+__all__ = [
+    "Drawing",
+    "Run",
+    "Summary",
+    "figures_of",
+    "headline_text",
+    "load_runs",
+    "save_run",
+    "summarise",
+    "write_tables",
+]

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of a summary as texts: means, differences to the baseline, ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lightning_crmt.evaluation import Key
+from lightning_crmt.report.statistics import Difference, Mean
+from lightning_crmt.report.summary import Column, OnData, Summary
+from lightning_crmt.report.wording import Wording
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell.
+
+    Attributes:
+        text: what stands there.
+        mark: ``"best"``, ``"level"`` for what cannot be told from the best, ``"clear"`` for a difference whose interval
+            leaves 0 out, or nothing.
+    """
+
+    text: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of methods by numbers.
+
+    Attributes:
+        title: what it is.
+        names: of the columns before the numbers.
+        words: of the other columns.
+        rows: entries in the order of both.
+        counts: of the other columns, of how many samples they are, in words; empty where that is not known.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    words: tuple[Wording, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    counts: tuple[str, ...] = ()
+
+    @property
+    def head(self) -> list[str]:
+        """The titles of all columns."""
+        return [*self.names, *(words.title for words in self.words)]
+
+
+def means_table(title: str, on: OnData, keys: Iterable[Key]) -> TextTable:
+    """Mean and spread of each method; what is best and what cannot be told from it are marked."""
+    columns = [on.columns[key] for key in keys if key in on.columns]
+    rows = [
+        (Entry(method), Entry(seeds_told(on, method)), *(_mean_entry(column, method, on) for column in columns))
+        for method in on.runs
+    ]
+    return TextTable(title, ("method", "seeds"), *_of(columns, rows))
+
+
+def differences_table(title: str, on: OnData, keys: Iterable[Key], baseline: str) -> TextTable | None:
+    """Differences to the baseline, with their intervals; None where there is no other method to compare."""
+    columns = [on.columns[key] for key in keys if key in on.columns and on.columns[key].to_baseline]
+    methods = [method for method in on.runs if any(method in column.to_baseline for column in columns)]
+    if not methods:
+        return None
+    rows = [
+        (Entry(f"{method} less {baseline}"), *(_difference_entry(c, method) for c in columns)) for method in methods
+    ]
+    return TextTable(title, ("difference",), *_of(columns, rows))
+
+
+def ranks_table(title: str, summary: Summary, keys: Iterable[Key]) -> TextTable | None:
+    """The mean rank of each method over the data sets; None where there are not several."""
+    keys = [key for key in keys if key in summary.ranks]
+    if not keys:
+        return None
+    words = tuple(summary.on_data[0].columns[key].words for key in keys)
+    rows = tuple(
+        (Entry(method), *(Entry(f"{rank:.2f}" if (rank := summary.ranks[key].get(method)) else "-") for key in keys))
+        for method in summary.methods
+    )
+    return TextTable(title, ("method",), words, rows)
+
+
+def seeds_told(on: OnData, method: str) -> str:
+    """How many runs of a method finished: ``"3"``, or ``"2 of 3"`` where one failed.
+
+    The seeds are those of all methods: one that a method was never run with is missing too.
+    """
+    finished, planned = sum(not run.error for run in on.runs[method]), len(on.seeds)
+    return str(finished) if finished == planned else f"{finished} of {planned}"
+
+
+def mean_told(mean: Mean, digits: int) -> str:
+    """A mean and its spread.
+
+    >>> mean_told(Mean(0.8671, 0.0192, 5), 3), mean_told(Mean(float("inf"), float("nan"), 5), 3)
+    ('0.867 ± 0.019', 'inf')
+    """
+    spread = f" ± {mean.spread:.{digits}f}" if math.isfinite(mean.spread) else ""
+    return f"{mean.value:.{digits}f}{spread}"
+
+
+def difference_told(difference: Difference, digits: int) -> str:
+    """A difference and its interval.
+
+    >>> difference_told(Difference(0.1, -0.05, 0.25, 3), 3), difference_told(Difference(0.1, math.nan, math.nan, 1), 3)
+    ('+0.100 [-0.050, +0.250]', '+0.100 (no interval)')
+    """
+    if math.isnan(difference.mean):
+        return "-"
+    if math.isnan(difference.low):
+        return f"{difference.mean:+.{digits}f} (no interval)"
+    return f"{difference.mean:+.{digits}f} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+
+
+def digits_of(column: Column) -> int:
+    """How many digits after the point: three for shares, else so that the largest mean has four."""
+    if column.words.unit.startswith("share"):
+        return 3
+    sizes = [abs(mean.value) for mean in column.means.values() if math.isfinite(mean.value) and mean.value]
+    return min(8, max(0, 3 - math.floor(math.log10(max(sizes))))) if sizes else 3
+
+
+def counts_told(counts: Sequence[int]) -> str:
+    """Of how many samples a number is.
+
+    >>> counts_told([400]), counts_told([380, 400]), counts_told([])
+    ('400 samples', '380 to 400 samples', '')
+    """
+    if not counts:
+        return ""
+    return f"{min(counts)} samples" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)} samples"
+
+
+def _of(
+    columns: Sequence[Column], rows: Sequence[tuple[Entry, ...]]
+) -> tuple[tuple[Wording, ...], tuple[tuple[Entry, ...], ...], tuple[str, ...]]:
+    words, counts = (column.words for column in columns), (counts_told(column.counts) for column in columns)
+    return tuple(words), tuple(rows), tuple(counts)
+
+
+def _mean_entry(column: Column, method: str, on: OnData) -> Entry:
+    if method not in column.means:
+        return Entry("-")
+    mean = column.means[method]
+    mark = "best" if method == column.best else "level" if method in column.level else ""
+    fewer = f" (n = {mean.n})" if mean.n < sum(not run.error for run in on.runs[method]) else ""
+    return Entry(mean_told(mean, digits_of(column)) + fewer, mark)
+
+
+def _difference_entry(column: Column, method: str) -> Entry:
+    if method not in column.to_baseline:
+        return Entry("-")
+    difference = column.to_baseline[method]
+    return Entry(difference_told(difference, digits_of(column)), "clear" if difference.sign else "")

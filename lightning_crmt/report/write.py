@@ -1,0 +1,74 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""All files of a report, written into one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lightning_crmt.report.formats import to_latex, to_markdown, to_text
+from lightning_crmt.report.grouping import grouped, headline
+from lightning_crmt.report.raw_values import write_csv, write_json
+from lightning_crmt.report.runs import Run
+from lightning_crmt.report.summary import OnData, Summary, summarise
+from lightning_crmt.report.text_tables import TextTable, differences_table, means_table, ranks_table
+
+
+def write_tables(runs: Sequence[Run], folder: str | Path, *, baseline: str | None = None) -> Summary:
+    """Write ``runs.csv``, ``runs.json``, ``summary.md`` and ``summary.tex``.
+
+    Args:
+        runs: those to compare, failed ones included.
+        folder: made where there is none.
+        baseline: the method that the others are compared with.
+
+    Raises:
+        ValueError: see :func:`~lightning_crmt.report.summarise`.
+    """
+    summary = summarise(runs, baseline)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(runs, folder / "runs.csv")
+    write_json(runs, folder / "runs.json")
+    tables = summary_tables(summary)
+    for name, show in (("summary.md", to_markdown), ("summary.tex", to_latex)):
+        (folder / name).write_text(_joined(tables, show), encoding="utf-8")
+    return summary
+
+
+def summary_tables(summary: Summary) -> list[TextTable]:
+    """All tables of a summary: for each data set those that matter most first, then the ranks."""
+    tables: list[TextTable | None] = []
+    for on in summary.on_data:
+        tables.append(means_table(f"{on.data}: at a glance", on, headline(on.columns)))
+        if summary.baseline:
+            tables.append(_differences("at a glance", on, summary))
+        for group in grouped(on.columns):
+            tables.append(means_table(f"{on.data}: {group.title}", on, group.keys))
+    ranked = headline(summary.ranks) or list(summary.ranks)
+    tables.append(ranks_table("Mean rank over data sets", summary, ranked))
+    return [table for table in tables if table is not None]
+
+
+def headline_text(runs: Sequence[Run], baseline: str | None = None) -> str:
+    """The tables to look at first, for a terminal.
+
+    >>> print(headline_text([Run("joint", "mfeat", 0, {"test/accuracy/joint": 0.75})]))
+    mfeat: at a glance
+    method  seeds  right, unchanged inputs
+    joint   1                        0.750
+    <BLANKLINE>
+    """
+    summary = summarise(runs, baseline)
+    tables = [means_table(f"{on.data}: at a glance", on, headline(on.columns)) for on in summary.on_data]
+    return _joined(tables, to_text)
+
+
+def _differences(title: str, on: OnData, summary: Summary) -> TextTable | None:
+    title = f"{on.data}: {title}, differences to {summary.baseline}"
+    return differences_table(title, on, headline(on.columns), summary.baseline)
+
+
+def _joined(tables: Sequence[TextTable], show: Callable[[TextTable], str]) -> str:
+    return "\n".join(map(show, tables))
