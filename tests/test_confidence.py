@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from lightning_crmt.smoothing import clopper_pearson, evidence_above, evidence_below, lower_bound_at_any_time
-from lightning_crmt.smoothing.confidence import enough
+from lightning_crmt.smoothing import (
+    clopper_pearson,
+    evidence_above,
+    evidence_below,
+    lower_bound_at_any_time,
+    lower_bound_when_stopped,
+)
+from lightning_crmt.smoothing.confidence import enough, hopeless, successes_needed
 
 
 def few_errors(wrong, tried, alpha):
@@ -100,3 +106,41 @@ def test_streams_of_fixed_length_are_rarely_certified():
     wrong = (clopper_pearson(successes, np.full(streams, draws), alpha) > p).sum()
     assert few_errors(wrong, streams, alpha)
     assert wrong > 0.03 * streams
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.25])
+@pytest.mark.parametrize("draws", [1, 63, 1000])
+def test_as_many_successes_are_needed_as_make_the_bound_exceed_the_threshold(draws, alpha):
+    threshold = np.concatenate([np.linspace(0.001, 0.999, 37), [1.0]])
+    bounds = clopper_pearson(np.arange(draws + 1), np.full(draws + 1, draws), alpha)
+    slow = [next((k for k in range(draws + 1) if bounds[k] > each), draws + 1) for each in threshold]
+    assert successes_needed(draws, threshold, alpha).tolist() == slow
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99])
+def test_what_is_hopeless_would_rarely_have_been_certified(threshold):
+    """Of streams with a probability from anywhere near the threshold, those given up at any look, played to the end."""
+    rng, streams, most = np.random.default_rng(4), 20_000, 4096
+    needed = successes_needed(most, np.array(threshold), 0.001)
+    p = rng.uniform(max(threshold - 0.1, 0), min(threshold + 0.1, 1), streams)
+    successes, given_up = np.zeros(streams, dtype=int), np.zeros(streams, dtype=bool)
+    for draws in range(64, most, 64):
+        successes += rng.binomial(64, p)
+        given_up |= hopeless(successes, np.full(streams, draws), needed, most)
+    successes += rng.binomial(64, p)
+    certified = successes >= needed
+    assert given_up.mean() > 0.3
+    assert (given_up & certified).sum() < 0.02 * certified.sum()
+    assert not (~given_up & ~certified & (p < threshold - 0.05)).any(), "clear cases must be given up"
+
+
+@pytest.mark.parametrize("p", [0.5, 0.95])
+def test_streams_that_stop_wherever_they_look_best_are_rarely_certified(p):
+    streams, most, alpha = 4000, 2000, 0.05
+    rng = np.random.default_rng(5)
+    successes, wrong = np.zeros(streams, dtype=int), np.zeros(streams, dtype=bool)
+    for draws in range(50, most + 1, 50):
+        successes += rng.binomial(50, p, streams)
+        wrong |= lower_bound_when_stopped(successes, np.full(streams, draws), most, alpha) > p
+    assert few_errors(wrong.sum(), streams, alpha)
+    assert wrong.mean() > 0.4 * alpha, "the end has half of alpha, and uses it"

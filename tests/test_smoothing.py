@@ -106,6 +106,23 @@ def test_sequential_tests_decide_what_is_asked_with_few_draws():
     assert certificate.draws.min() < 500
 
 
+def test_sequential_tests_answer_as_fixed_draws_do_with_a_fraction_of_them():
+    model, inputs, _ = linear_case({"audio": 0.5}, 500, seed=5, low=0.2, high=3)
+    smoothed = SmoothedClassifier(model, {"audio": 0.5})
+    asked = [0.25, 0.5, 0.75]
+    sequential, fixed = smoothed.certify(inputs, radii=asked), smoothed.certify(inputs)
+    for radius in asked:
+        differ = (sequential.radius() > radius) != (fixed.radius() > radius)
+        assert differ.double().mean() <= 0.01
+    assert 5 * sequential.draws.double().mean() < fixed.draws.double().mean()
+
+
+def test_a_radius_that_no_draws_can_certify_costs_nothing():
+    model, inputs, _ = linear_case({"audio": 0.5}, 20, seed=6)
+    certificate = SmoothedClassifier(model, 0.5).certify(inputs, radii=[5.0])
+    assert certificate.draws.max() < 2000
+
+
 def test_a_sample_has_the_same_certificate_in_any_batch():
     sigma = {"audio": 0.5, "image": 0.25}
     model, inputs, _ = linear_case(sigma, 24, seed=3)

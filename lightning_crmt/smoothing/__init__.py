@@ -10,6 +10,7 @@ from lightning_crmt.smoothing.confidence import (
     evidence_above,
     evidence_below,
     lower_bound_at_any_time,
+    lower_bound_when_stopped,
 )
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "evidence_above",
     "evidence_below",
     "lower_bound_at_any_time",
+    "lower_bound_when_stopped",
     "needed_probability",
 ]

@@ -38,7 +38,9 @@ from lightning_crmt.smoothing.confidence import (
     enough,
     evidence_above,
     evidence_below,
-    lower_bound_at_any_time,
+    hopeless,
+    lower_bound_when_stopped,
+    successes_needed,
 )
 from lightning_crmt.smoothing.noisy_batch import BLOCK, NoisyBatch, content_seeds
 
@@ -170,11 +172,11 @@ class SmoothedClassifier:
     ) -> SmoothedCertificate:
         r"""Certificates of the predictions for a batch, true with probability :math:`1 - \alpha` for each sample.
 
-        A class is selected from draws of its own. With ``radii`` or ``budgets`` new draws are made until it is decided
-        for each of them whether it is tolerated, or ``max_draws`` are spent: a sequential test, valid whenever it
-        stops. It ends early for samples that are far from where they would be refuted, so it costs a fraction of
-        a fixed number of draws; the radius it ends with is smaller, as it stops where it knows enough. Without both
-        there are ``max_draws`` draws for each sample, and the bound of Clopper and Pearson.
+        A class is selected from draws of its own. With ``radii`` or ``budgets`` new draws are made until each of them
+        is certified, or has less than 1 chance in 100 to be with what is left of ``max_draws``: a sequential test,
+        valid whenever it stops. It ends early for samples that are far from where they would be refuted, so it costs a
+        fraction of a fixed number of draws; the radius it ends with is smaller, as it stops where it knows enough.
+        Without both there are ``max_draws`` draws for each sample, and the bound of Clopper and Pearson.
 
         Args:
             inputs: one batch by modality, ``(B, ...)``, with its context.
@@ -200,18 +202,19 @@ class SmoothedClassifier:
             needed = _needed(batch.certificate(chosen), radii or (), budgets or ())
             hits, draws = np.zeros((2, batch.size), dtype=np.int64)
             proved = np.zeros(batch.size)
+            reach = successes_needed(self.max_draws, needed, self.alpha / 2)
             for count, active in self._looks(list(range(batch.size))):
                 counts = batch.counts(active, count)
                 hits[active] += np.take_along_axis(counts, chosen[active, None], axis=1)[:, 0]
                 draws[active] += count
                 seen = hits[active, None], draws[active, None], needed[active]
-                certified = evidence_above(*seen) >= enough(self.alpha)
-                decided = certified | (evidence_below(*seen) >= enough(self.alpha))
+                certified = evidence_above(*seen) >= enough(self.alpha / 2)
+                over = certified | hopeless(*seen[:2], reach[active], self.max_draws)
                 proved[active] = np.where(certified, needed[active], 0).max(axis=1).clip(min=proved[active])
-                active[:] = np.asarray(active)[~decided.all(axis=1)].tolist()
+                active[:] = np.asarray(active)[~over.all(axis=1)].tolist()
             # What was proved at any look stays so; the room in `enough` is for this last digit.
             proved = np.where(proved > 0, np.nextafter(proved, 1), 0)
-            lower = lower_bound_at_any_time(hits, draws, self.alpha).clip(min=proved)
+            lower = lower_bound_when_stopped(hits, draws, self.max_draws, self.alpha).clip(min=proved)
             return batch.certificate(chosen, lower, draws + BLOCK)
 
     def _looks(self, active: list[int]) -> Iterator[tuple[int, list[int]]]:

@@ -20,6 +20,9 @@ Array: TypeAlias = NDArray[Any]
 #: The largest error level that the theorem in :func:`lower_bound_at_any_time` is about.
 MOST_ALPHA = 0.25
 
+#: Above it is 1 in 100 of a normal distribution.
+_QUANTILE = 2.326
+
 
 def clopper_pearson(successes: Array, draws: Array, alpha: float) -> Array:
     r"""Lower bound of p from a number of draws that was fixed beforehand, wrong with probability at most alpha.
@@ -91,6 +94,51 @@ def lower_bound_at_any_time(successes: Array, draws: Array, alpha: float) -> Arr
         rejected = evidence_above(successes, draws, middle) >= enough(alpha)
         low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
     return low
+
+
+def successes_needed(draws: int, threshold: Array, alpha: float) -> Array:
+    """The least number of successes from which :func:`clopper_pearson` is above a threshold; draws + 1 if none is.
+
+    >>> successes_needed(100, np.array([0.5, 0.9, 0.95]), alpha=0.001)
+    array([ 66,  99, 101])
+    """
+    few, many = np.zeros(np.shape(threshold), dtype=np.int64), np.full(np.shape(threshold), draws + 1)
+    while (many - few > 1).any():
+        middle = (few + many) // 2
+        # How likely so many successes are at the threshold itself.
+        reached = (middle > few) & (_special().betainc(np.maximum(middle, 1), draws - middle + 1, threshold) < alpha)
+        few, many = np.where(reached, few, middle), np.where(reached, middle, many)
+    return many
+
+
+def hopeless(successes: Array, draws: Array, needed: Array, most: int) -> Array:
+    """Where it has become unlikely, 1 in 100, that ``needed`` of ``most`` draws will be successes.
+
+    To give up claims nothing, so it needs no proof: the chance is that of a normal distribution with the mean and
+    variance of the draws to come, p being as likely beforehand anywhere between 0 and 1.
+
+    >>> hopeless(np.array([96, 60]), np.array([128, 128]), needed=np.array([7000, 7000]), most=10_000)
+    array([False,  True])
+    """
+    left = most - draws
+    share = (successes + 1) / (draws + 2)
+    spread = np.sqrt(left * share * (1 - share) * (most + 2) / (draws + 2))
+    return np.asarray(successes + left * share + _QUANTILE * spread < needed - 0.5)
+
+
+def lower_bound_when_stopped(successes: Array, draws: Array, most: int, alpha: float) -> Array:
+    """Lower bound of p for a test that may stop after any draw, for whatever reason, and does after ``most``.
+
+    Half of alpha is for :func:`lower_bound_at_any_time`; the other half for :func:`clopper_pearson` where all ``most``
+    draws were made, which is tighter there. Its error is among those of a test that always makes them.
+
+    >>> lower_bound_when_stopped(np.array([640, 9000]), np.array([640, 10_000]), most=10_000, alpha=0.001).round(3)
+    array([0.985, 0.89 ])
+    """
+    at_any_time, at_the_end = (
+        bound(successes, draws, alpha / 2) for bound in (lower_bound_at_any_time, clopper_pearson)
+    )
+    return np.where(np.asarray(draws) == most, np.maximum(at_any_time, at_the_end), at_any_time)
 
 
 def enough(alpha: float) -> float:
