@@ -96,7 +96,9 @@ def test_means_and_spreads_are_those_of_the_csv(tmp_path):
     write_tables([Run("a", "x", seed, {"test/accuracy/joint": each}) for seed, each in enumerate(values)], tmp_path)
     raw = [float(row["test/accuracy/joint"]) for row in read(tmp_path)]
     assert raw == values
-    assert f"| {fmean(raw):.3f} ± {stdev(raw):.3f} |" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert f"| {100 * fmean(raw):.1f} ± {100 * stdev(raw):.1f} |" in (tmp_path / "summary.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_marks_stand_in_every_format():
@@ -110,10 +112,10 @@ def test_marks_stand_in_every_format():
     table = means_table("t", on, on.columns)
     marks = {row[0].text: row[2].mark for row in table.rows}
     assert marks == {"best": "best", "near": "level", "behind": ""}
-    assert "**0.813 ± 0.015**" in to_markdown(table)
-    assert "0.807 ± 0.012 =" in to_markdown(table)
-    assert r"\textbf{0.813 $\pm$ 0.015}" in to_latex(table)
-    assert "0.813 ± 0.015 *" in to_text(table)
+    assert "**81.3 ± 1.5**" in to_markdown(table)
+    assert "80.7 ± 1.2 =" in to_markdown(table)
+    assert r"\textbf{81.3 $\pm$ 1.5}" in to_latex(table)
+    assert "81.3 ± 1.5 *" in to_text(table)
     lines = to_text(table).splitlines()[1:]
     assert len({len(line) for line in lines if "*" in line or "=" in line}) == 1
 

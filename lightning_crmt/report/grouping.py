@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from lightning_crmt.evaluation import Key
 from lightning_crmt.report.wording import FILLS, QUANTITIES
@@ -62,14 +63,15 @@ def headline(keys: Iterable[Key], most: int = 8) -> list[Key]:
     >>> [str(key) for key in headline([at(0.1), at(0.2), at(0.3), Key("test", "accuracy", "joint")])]
     ['test/accuracy/joint', 'test/certified_accuracy/joint@0.2']
     """
-    chosen: list[Key] = []
+    by_group = []
     for group in grouped(keys):
         alike: dict[Key, list[Key]] = {}
         for key in group.keys:
             if _matters(key, group.name):
                 alike.setdefault(replace(key, radius=None, budget=()), []).append(key)
-        chosen += [each[(len(each) - 1) // 2] for each in alike.values()]
-    return chosen[:most]
+        by_group.append([each[(len(each) - 1) // 2] for each in alike.values()])
+    in_turn = [key for turn in zip_longest(*by_group) for key in turn if key is not None][:most]
+    return [key for each in by_group for key in each if key in in_turn]
 
 
 def _matters(key: Key, group: str) -> bool:

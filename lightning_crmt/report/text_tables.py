@@ -49,7 +49,7 @@ class TextTable:
     @property
     def head(self) -> list[str]:
         """The titles of all columns."""
-        return [*self.names, *(words.title for words in self.words)]
+        return [*self.names, *map(titled, self.words)]
 
 
 def means_table(title: str, on: OnData, keys: Iterable[Key]) -> TextTable:
@@ -87,6 +87,11 @@ def ranks_table(title: str, summary: Summary, keys: Iterable[Key]) -> TextTable 
     return TextTable(title, ("method",), words, rows)
 
 
+def titled(words: Wording) -> str:
+    """The title of a column, and that it is in percent where it is."""
+    return f"{words.title} (%)" if words.unit.startswith("share") else words.title
+
+
 def seeds_told(on: OnData, method: str) -> str:
     """How many runs of a method finished: ``"3"``, or ``"2 of 3"`` where one failed.
 
@@ -96,35 +101,32 @@ def seeds_told(on: OnData, method: str) -> str:
     return str(finished) if finished == planned else f"{finished} of {planned}"
 
 
-def mean_told(mean: Mean, digits: int) -> str:
-    """A mean and its spread.
+def mean_told(mean: Mean, column: Column) -> str:
+    """A mean and its spread; shares in percent, as the head of the column says.
 
-    >>> mean_told(Mean(0.8671, 0.0192, 5), 3), mean_told(Mean(float("inf"), float("nan"), 5), 3)
-    ('0.867 ± 0.019', 'inf')
+    >>> column = Column(Wording(Key("test", "accuracy", "joint")), {})
+    >>> mean_told(Mean(0.8671, 0.0192, 5), column), mean_told(Mean(float("inf"), float("nan"), 5), column)
+    ('86.7 ± 1.9', 'inf')
     """
-    spread = f" ± {mean.spread:.{digits}f}" if math.isfinite(mean.spread) else ""
-    return f"{mean.value:.{digits}f}{spread}"
+    scale, digits = _scale_and_digits(column)
+    spread = f" ± {scale * mean.spread:.{digits}f}" if math.isfinite(mean.spread) else ""
+    return f"{scale * mean.value:.{digits}f}{spread}"
 
 
-def difference_told(difference: Difference, digits: int) -> str:
-    """A difference and its interval.
+def difference_told(difference: Difference, column: Column) -> str:
+    """A difference and its interval; of shares in points of percent.
 
-    >>> difference_told(Difference(0.1, -0.05, 0.25, 3), 3), difference_told(Difference(0.1, math.nan, math.nan, 1), 3)
-    ('+0.100 [-0.050, +0.250]', '+0.100 (no interval)')
+    >>> column = Column(Wording(Key("test", "accuracy", "joint")), {})
+    >>> difference_told(Difference(0.1, -0.05, 0.25, 3), column)
+    '+10.0 [-5.0, +25.0]'
+    >>> difference_told(Difference(0.1, math.nan, math.nan, 1), column)
+    '+10.0 (no interval)'
     """
     if math.isnan(difference.mean):
         return "-"
-    if math.isnan(difference.low):
-        return f"{difference.mean:+.{digits}f} (no interval)"
-    return f"{difference.mean:+.{digits}f} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
-
-
-def digits_of(column: Column) -> int:
-    """How many digits after the point: three for shares, else so that the largest mean has four."""
-    if column.words.unit.startswith("share"):
-        return 3
-    sizes = [abs(mean.value) for mean in column.means.values() if math.isfinite(mean.value) and mean.value]
-    return min(8, max(0, 3 - math.floor(math.log10(max(sizes))))) if sizes else 3
+    scale, digits = _scale_and_digits(column)
+    mean, low, high = (f"{scale * each:+.{digits}f}" for each in (difference.mean, difference.low, difference.high))
+    return f"{mean} (no interval)" if math.isnan(difference.low) else f"{mean} [{low}, {high}]"
 
 
 def counts_told(counts: Sequence[int]) -> str:
@@ -136,6 +138,14 @@ def counts_told(counts: Sequence[int]) -> str:
     if not counts:
         return ""
     return f"{min(counts)} samples" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)} samples"
+
+
+def _scale_and_digits(column: Column) -> tuple[float, int]:
+    """Percent with one digit after the point; else so many that the largest mean has four digits."""
+    if column.words.unit.startswith("share"):
+        return 100.0, 1
+    sizes = [abs(mean.value) for mean in column.means.values() if math.isfinite(mean.value) and mean.value]
+    return 1.0, min(8, max(0, 3 - math.floor(math.log10(max(sizes))))) if sizes else 3
 
 
 def _of(
@@ -151,11 +161,11 @@ def _mean_entry(column: Column, method: str, on: OnData) -> Entry:
     mean = column.means[method]
     mark = "best" if method == column.best else "level" if method in column.level else ""
     fewer = f" (n = {mean.n})" if mean.n < sum(not run.error for run in on.runs[method]) else ""
-    return Entry(mean_told(mean, digits_of(column)) + fewer, mark)
+    return Entry(mean_told(mean, column) + fewer, mark)
 
 
 def _difference_entry(column: Column, method: str) -> Entry:
     if method not in column.to_baseline:
         return Entry("-")
     difference = column.to_baseline[method]
-    return Entry(difference_told(difference, digits_of(column)), "clear" if difference.sign else "")
+    return Entry(difference_told(difference, column), "clear" if difference.sign else "")

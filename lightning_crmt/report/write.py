@@ -56,8 +56,8 @@ def headline_text(runs: Sequence[Run], baseline: str | None = None) -> str:
 
     >>> print(headline_text([Run("joint", "mfeat", 0, {"test/accuracy/joint": 0.75})]))
     mfeat: at a glance
-    method  seeds  right, unchanged inputs
-    joint   1                        0.750
+    method  seeds  right, unchanged inputs (%)
+    joint   1                             75.0
     <BLANKLINE>
     """
     summary = summarise(runs, baseline)
