@@ -179,6 +179,23 @@ class Criterion:
         """Of the classes, which sum to 1, or of each label by itself: ``(B, K)``, of logits ``(B, K)``."""
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Logarithms of probabilities that sum to 1 over the last dimension, in single precision or better.
+
+        Args:
+            logits: ``(..., K)``.
+
+        Returns:
+            Of the classes, ``(..., 1, K)``; of no and yes to each label, ``(..., K, 2)``.
+
+        >>> Criterion().log_probabilities(torch.zeros(3, 2)).shape
+        torch.Size([3, 1, 2])
+        """
+        logits = at_least_single(logits)
+        if self.multi_label:
+            return nn.functional.logsigmoid(torch.stack([-logits, logits], dim=-1))
+        return logits.log_softmax(dim=-1)[..., None, :]
+
     def _losses(self, logits: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         weights = (
             None if self.class_weights is None else _tensor(tuple(self.class_weights), logits.dtype, logits.device)

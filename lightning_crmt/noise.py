@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.checks import describe
-from lightning_crmt.modality import Inputs, continuous_of
+from lightning_crmt.modality import Inputs, continuous_of, present_of, where_present
 
 #: Standard deviations in units of the inputs: one for all modalities of real numbers, or by modality; one left out has
 #: none.
@@ -75,7 +75,8 @@ def add_noise(inputs: Inputs, sigma: Sigma, generator: torch.Generator | None = 
     """``inputs`` with independent Gaussian noise on every entry of the modalities of real numbers.
 
     Args:
-        inputs: by modality, ``(B, ...)``; tokens and context stay as they are.
+        inputs: by modality, ``(B, ...)``; tokens and context stay as they are, and what fills the gaps of samples that
+            lack a modality does too.
         sigma: standard deviations in units of the inputs, a number or by modality.
         generator: to draw from, on the device of the inputs; torch's global one by default.
 
@@ -86,9 +87,9 @@ def add_noise(inputs: Inputs, sigma: Sigma, generator: torch.Generator | None = 
     >>> abs(noisy["audio"].std().item() - 0.5) < 0.1, noisy["image"]
     (True, tensor([[0., 0., 0.]]))
     """
-    noisy = dict(inputs)
+    noisy, present = dict(inputs), present_of(inputs)
     for name, std in sigma_of(sigma, inputs).items():
         value = inputs[name]
         drawn = torch.randn(value.shape, generator=generator, dtype=value.dtype, device=value.device)
-        noisy[name] = torch.add(value, drawn, alpha=std)
+        noisy[name] = torch.add(value, where_present(drawn, present.get(name)), alpha=std)
     return noisy

@@ -20,6 +20,8 @@ NEEDED = {
             "init_args": {"budget": {"class_path": "Budget", "init_args": {"radius": 0.1}}, "steps": 1},
         }
     },
+    "GaussianNoise": {"sigma": 0.2},
+    "NoiseConsistency": {"sigma": 0.2},
     "TeacherFeatures": {
         "teachers": {"mor": {"class_path": "MLP", "init_args": {"in_features": 6, "out_features": 16}}},
     },
@@ -33,6 +35,8 @@ MORE = {
     "FeatureMemory": [{"start_epoch": 0, "seed": 3}],
     "MinimalSimilarity": [{"weight": 0.5}],
     "VulnerabilityPenalty": [{"weight": 0.1, "encoders": False}],
+    "GaussianNoise": [{"sigma": {"fou": 0.2}}],
+    "NoiseConsistency": [{"sigma": {"fou": 0.2, "mor": 0}, "copies": 3, "weight": 5, "entropy_weight": 0.1}],
     "ModalityDropout": [{"probability": {"fou": 0.1, "mor": 0.5}}],
 }
 
@@ -43,6 +47,8 @@ WRONG = {
     "PrototypicalRebalancing": ({"momentun": 0.5}, "momentun"),
     "FeatureMemory": ({"start_epoch": 0.5}, "start_epoch"),
     "MinimalSimilarity": ({"weight": "much"}, "weight"),
+    "GaussianNoise": ({"sigma": {"fou": "much"}}, "sigma"),
+    "NoiseConsistency": ({"copies": 1.5}, "copies"),
     "TeacherFeatures": ({"checkpoints": ["a.ckpt"]}, "checkpoints"),
     "VulnerabilityPenalty": ({"encoders": "some"}, "encoders"),
 }

@@ -5,6 +5,7 @@
 from lightning_crmt.methods.adaptive_gradient_modulation import AdaptiveGradientModulation
 from lightning_crmt.methods.adversarial_training import AdversarialTraining
 from lightning_crmt.methods.feature_memory import FeatureMemory
+from lightning_crmt.methods.gaussian_noise import GaussianNoise
 from lightning_crmt.methods.gradient_blending import GradientBlending, blending_weights
 from lightning_crmt.methods.gradient_modulation import GradientModulation
 from lightning_crmt.methods.minimal_similarity import MinimalSimilarity
@@ -12,6 +13,7 @@ from lightning_crmt.methods.mixup import Mixup
 from lightning_crmt.methods.modality_dropout import ModalityDropout
 from lightning_crmt.methods.modality_early_stopping import ModalityEarlyStopping
 from lightning_crmt.methods.modality_specific_rates import ModalitySpecificRates
+from lightning_crmt.methods.noise_consistency import NoiseConsistency
 from lightning_crmt.methods.pareto_gradients import ParetoGradients
 from lightning_crmt.methods.prototypical_rebalancing import PrototypicalRebalancing
 from lightning_crmt.methods.relearning import Relearning
@@ -24,6 +26,7 @@ __all__ = [
     "AdaptiveGradientModulation",
     "AdversarialTraining",
     "FeatureMemory",
+    "GaussianNoise",
     "GradientBlending",
     "GradientModulation",
     "Method",
@@ -32,6 +35,7 @@ __all__ = [
     "ModalityDropout",
     "ModalityEarlyStopping",
     "ModalitySpecificRates",
+    "NoiseConsistency",
     "ParetoGradients",
     "PrototypicalRebalancing",
     "Relearning",
