@@ -71,6 +71,10 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def _holds_tensors(model: nn.Module) -> bool:
+    return next(chain(model.parameters(), model.buffers()), None) is not None
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer, CPU if it has none."""
     tensor = next(chain(model.parameters(), model.buffers()), None)
@@ -80,10 +84,12 @@ def device_of(model: nn.Module) -> torch.device:
 def as_taken_by(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """Copies of ``inputs`` on the model's device; floating point ones in the precision of its parameters.
 
+    A model without parameters and buffers takes them where and as they are.
+
     >>> as_taken_by(nn.Linear(2, 2), {"audio": torch.ones(1, 2, dtype=torch.float64)})["audio"].dtype
     torch.float32
     """
-    device = device_of(model)
+    device = device_of(model) if _holds_tensors(model) else None
     precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     dtypes = {name: (value.is_floating_point() and precision) or value.dtype for name, value in inputs.items()}
     return {name: v.detach().to(device=device, dtype=dtypes[name], copy=True) for name, v in inputs.items()}

@@ -19,8 +19,8 @@ from lightning_crmt.modality import Inputs, continuous_of, present_of, where_pre
 Sigma: TypeAlias = float | Mapping[str, float]
 
 
-def check_sigma(sigma: Sigma) -> None:
-    """Refuse standard deviations that are none.
+def check_sigma(sigma: Sigma, argument: str = "sigma") -> None:
+    """Refuse standard deviations that are none; errors call them ``argument``.
 
     Raises:
         TypeError: if one is no number.
@@ -33,13 +33,13 @@ def check_sigma(sigma: Sigma) -> None:
     """
     numbers = list(sigma.values()) if isinstance(sigma, Mapping) else [sigma]
     if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in numbers):
-        raise TypeError(f"`sigma` must be a number, or numbers by modality, got {sigma!r}")
+        raise TypeError(f"`{argument}` must be a number, or numbers by modality, got {sigma!r}")
     if not all(0 <= each < math.inf for each in numbers) or not any(numbers):
-        raise ValueError(f"`sigma` must be at least 0 and finite, and above 0 for a modality, got {sigma}")
+        raise ValueError(f"`{argument}` must be at least 0 and finite, and above 0 for a modality, got {sigma}")
 
 
-def sigma_of(sigma: Sigma, inputs: Inputs) -> dict[str, float]:
-    """The standard deviation of each modality of ``inputs`` that has noise.
+def sigma_of(sigma: Sigma, inputs: Inputs, argument: str = "sigma") -> dict[str, float]:
+    """The standard deviation of each modality of ``inputs`` that has noise; errors call them ``argument``.
 
     Raises:
         ValueError: if ``sigma`` names a modality that ``inputs`` lacks.
@@ -52,23 +52,25 @@ def sigma_of(sigma: Sigma, inputs: Inputs) -> dict[str, float]:
     names = continuous_of(inputs)
     if not isinstance(sigma, Mapping):
         if not names:
-            raise TypeError(f"`sigma` needs a modality of real numbers, got {describe(inputs)}")
+            raise TypeError(f"`{argument}` needs a modality of real numbers, got {describe(inputs)}")
         return dict.fromkeys(names, float(sigma))
-    check_sigma_names(sigma, [name for name in inputs if "." not in name])
+    check_sigma_names(sigma, [name for name in inputs if "." not in name], argument)
     for name, each in sigma.items():
         if each and name not in names:
-            raise TypeError(f"`sigma[{name!r}]` must be of real numbers to have noise, got {describe(inputs[name])}")
+            raise TypeError(
+                f"`{argument}[{name!r}]` must be of real numbers to have noise, got {describe(inputs[name])}"
+            )
     return {name: float(each) for name, each in sigma.items() if each}
 
 
-def check_sigma_names(sigma: Sigma, names: Collection[str]) -> None:
-    """Refuse standard deviations of modalities that there are not.
+def check_sigma_names(sigma: Sigma, names: Collection[str], argument: str = "sigma") -> None:
+    """Refuse standard deviations of modalities that there are not; errors call them ``argument``.
 
     Raises:
         ValueError: naming them.
     """
     if isinstance(sigma, Mapping) and (unknown := [name for name in sigma if name not in names]):
-        raise ValueError(f"`sigma` must name modalities among {list(names)}, got {unknown}")
+        raise ValueError(f"`{argument}` must name modalities among {list(names)}, got {unknown}")
 
 
 def add_noise(inputs: Inputs, sigma: Sigma, generator: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -1,10 +1,12 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The random states that training draws from, as a checkpoint can hold them: tensors and plain Python."""
+"""The random states that models draw from, as a checkpoint can hold them: tensors and plain Python."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,3 +37,29 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type != "cpu" and device.type in state:
         getattr(torch, device.type).set_rng_state(state[device.type])
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, what Python, NumPy and torch draw on the CPU and on ``device`` begins with a seed; then all goes on.
+
+    >>> with seeded(3, torch.device("cpu")):
+    ...     first = torch.rand(3)
+    >>> before = torch.get_rng_state()
+    >>> with seeded(3, torch.device("cpu")):
+    ...     torch.rand(3).equal(first)
+    True
+    >>> torch.get_rng_state().equal(before)
+    True
+    """
+    state = random_state(device)
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        # Not `torch.manual_seed`, which begins anew on every device that there is.
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            getattr(torch, device.type).manual_seed(seed)
+        yield
+    finally:
+        set_random_state(state, device)

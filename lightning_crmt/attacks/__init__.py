@@ -4,6 +4,7 @@
 
 from lightning_crmt.attacks.apgd import APGD
 from lightning_crmt.attacks.attack import Attack, BudgetedAttack
+from lightning_crmt.attacks.averaged_model import AveragedModel
 from lightning_crmt.attacks.embedded_model import EmbeddedModel
 from lightning_crmt.attacks.ensemble import Ensemble, MinimumNormEnsemble
 from lightning_crmt.attacks.external.autoattack import AutoAttack
@@ -40,6 +41,7 @@ __all__ = [
     "Attack",
     "AttackedModel",
     "AutoAttack",
+    "AveragedModel",
     "Box",
     "Budget",
     "BudgetedAttack",

@@ -66,7 +66,7 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
     The last four are for attacks that take gradients, the others for all. The last may be no fault of the attack, if
     its modalities cannot decide alone: the sentence says so.
 
-    Cost: three calls of the attack (one if it searches for the distance); 24 forward passes; 24 more and a gradient at
+    Cost: three calls of the attack (one if it searches for the distance); 25 forward passes; 24 more and a gradient at
     8 samples; and 200 for the samples that the attack left. Give it about 32 samples, not a data set.
 
     Args:
@@ -98,7 +98,8 @@ def suspicions(attack: Attack, model: Model, inputs: Inputs, target: Tensor) -> 
         if gap > _ROUNDING:
             return [
                 f"two forwards of the same inputs differ, by {gap:.2g} of the largest logit: is a dropout or another "
-                "draw of random numbers left on in evaluation mode?"
+                "draw of random numbers left on in evaluation mode? Of a model that is random on purpose attack the "
+                "mean of many draws, AveragedModel(model)"
             ]
         target = check_answers(target, logits.shape[1], len(logits)).to(logits.device)
         if has_labels(target) and bool(((logits >= 0) & (logits <= 1)).all()):
@@ -150,10 +151,14 @@ class _Watched(nn.Module):
 def _without_a_change(
     attack: Attack, model: Model, inputs: Inputs, target: Tensor, right: Tensor, logits: Tensor
 ) -> Iterator[str]:
-    halves = torch.empty_like(logits)
-    for start in range(min(2, len(target))):
-        halves[start::2] = public_logits(model, {name: value[start::2] for name, value in inputs.items()})
-    gap = _gap(logits, halves)
+    others = torch.empty_like(logits)
+    places = torch.arange(len(target), device=logits.device)
+    for half in range(min(2, len(target))):
+        # Among other neighbours, but as many and in the same place: what a model draws for a place stays the same.
+        kept = places % 2 == half
+        rows = torch.where(kept, places, (places - 1).abs())
+        others[kept] = public_logits(model, select(inputs, rows))[kept]
+    gap = _gap(logits, others)
     if gap > _ROUNDING:
         yield (
             f"logits change by {gap:.2g} of the largest with the batch that a sample is in, so an adversary may be no "
