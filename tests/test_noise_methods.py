@@ -4,6 +4,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from support.small_model import CLASSES, SIZES, model_of
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_crmt import CRMTModule
+from lightning_crmt import CRMTModule, SmoothedClassifier
 from lightning_crmt.attacks import Budget, LossAscent
 from lightning_crmt.callbacks import RadiusTraining
+from lightning_crmt.cli import main
 from lightning_crmt.criterion import Criterion
 from lightning_crmt.data import MultimodalDataset
 from lightning_crmt.encoders import MLP
@@ -321,6 +323,23 @@ def test_it_makes_answers_under_noise_agree(make_trainer, data):
         return disagreement(torch.stack(logits), Criterion())[0].mean().item()
 
     assert disagreeing(NoiseConsistency(0.3)) < 0.5 * disagreeing(GaussianNoise(0.3))
+
+
+@pytest.mark.slow
+def test_the_example_makes_a_model_that_smoothing_can_certify(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-crmt"])
+    trained = []
+    monkeypatch.setattr(NoiseConsistency, "on_train_end", lambda self, _, module: trained.append((self, module)))
+    example = Path(__file__).parent.parent / "examples" / "mfeat_smoothed.yaml"
+    quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
+    main(["fit", "--config", str(example), "--trainer.max_epochs=30", *quiet])
+    ((method, module),) = trained
+    part = module.trainer.datamodule.parts["val"]
+    inputs, target = {name: value[:100] for name, value in part.inputs.items()}, part.target[:100]
+    certificate = SmoothedClassifier(module, method.sigma).certify(inputs, radii=[0.1])
+    safe = (certificate.prediction == target) & (certificate.radius() > 0.1)
+    assert safe.double().mean() > 0.6
 
 
 @pytest.mark.parametrize(
