@@ -41,7 +41,9 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, what Python, NumPy and torch draw on the CPU and on ``device`` begins with a seed; then all goes on.
+    """Inside, random numbers of Python, NumPy and torch begin with a seed; afterwards they go on as before.
+
+    Those of torch on the CPU and on ``device``, which is the current one of its kind.
 
     >>> with seeded(3, torch.device("cpu")):
     ...     first = torch.rand(3)

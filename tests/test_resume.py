@@ -54,7 +54,7 @@ def test_killed_at_a_random_moment(name, fit, tmp_path):
 
 
 @pytest.mark.parametrize("step", [12, 15])
-@pytest.mark.parametrize("name", ["Mixup", "ModalityDropout"])
+@pytest.mark.parametrize("name", ["GaussianNoise", "Mixup", "ModalityDropout", "NoiseConsistency"])
 def test_killed_at_the_end_of_an_epoch_and_in_the_middle(name, step, fit, tmp_path):
     whole, resumed = killed(fit, tmp_path, MAKE[name], step)
     assert differences(whole, resumed) == []
