@@ -10,7 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_crmt import Ablation, SmoothedCertificate, SmoothedClassifier
+from lightning_crmt import Ablation, CRMTModule, SmoothedCertificate, SmoothedClassifier
+from lightning_crmt.methods import TokenAblation
 from lightning_crmt.smoothing import needed_probability
 
 MASK = 9
@@ -225,3 +226,44 @@ def test_bad_ablations_are_named():
         smoothed.certify({"image": torch.zeros(1, 2)})
     with pytest.raises(ValueError, match="an Ablation is of inputs"):
         SmoothedClassifier(lambda inputs: inputs["audio"], {"audio": Ablation(0.5, 0)}, at="features")
+
+
+def test_training_masks_tokens_that_count():
+    inputs = {"text": torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), "title": torch.tensor([[7, 8]] * 2),
+              "image": torch.ones(2, 3), "text.attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}  # fmt: skip
+    target = torch.tensor([0, 1])
+    changed, same = TokenAblation(0.5, MASK).transform(None, inputs, target)
+    assert same is target
+    assert (changed["text"] == MASK).sum(dim=1).tolist() == [2, 1]
+    assert (changed["text"][1, 2:] == 0).all()
+    assert (changed["title"] == MASK).sum(dim=1).tolist() == [1, 1]
+    assert changed["image"] is inputs["image"]
+    only, _ = TokenAblation(0.5, MASK, modalities=["text"]).transform(None, inputs, target)
+    assert only["title"] is inputs["title"]
+    with pytest.raises(TypeError, match="the Ablation of 'image' is of tokens"):
+        TokenAblation(0.5, MASK, modalities=["image"]).transform(None, inputs, target)
+    with pytest.raises(ValueError, match="`modalities` must be a list of at least one name, got 'text'"):
+        TokenAblation(0.5, MASK, modalities="text")
+    module = CRMTModule({"image": torch.nn.Linear(3, 4)}, 2, in_features={"image": 4})
+    with pytest.raises(ValueError, match="`modalities` must be among \\['image'\\], got \\['text'\\]"):
+        TokenAblation(0.5, MASK, modalities=["text"]).begin(module)
+
+
+@pytest.mark.slow
+def test_a_model_trained_on_masked_texts_tolerates_replaced_tokens(make_trainer):
+    """Texts whose tokens mostly say the class: half of them may be wrong and the rest still tells."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 2, (400,), generator=generator)
+    telling = 1 + target[:, None] * 4 + torch.randint(0, 4, (400, 12), generator=generator)
+    texts = torch.where(torch.rand(400, 12, generator=generator) < 0.1, 9 - telling, telling)
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Embedding(10, 8, padding_idx=0), torch.nn.Flatten(), torch.nn.Linear(96, 8))
+    module = CRMTModule({"text": encoder}, 2, in_features={"text": 8})
+    data = torch.utils.data.TensorDataset(texts[:300], target[:300])
+    loader = torch.utils.data.DataLoader([({"text": x}, y) for x, y in data], batch_size=50)
+    make_trainer(TokenAblation(0.25, mask_token=0), max_epochs=15).fit(module, loader, loader)
+    smoothed = SmoothedClassifier(module, {"text": Ablation(0.25, 0)})
+    certificate = smoothed.certify({"text": texts[300:]}, budgets=[{"text": 1}])
+    right = certificate.prediction == target[300:]
+    assert right.double().mean() > 0.9
+    assert (right & certificate.tolerates({"text": 1})).double().mean() > 0.7

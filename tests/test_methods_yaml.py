@@ -22,6 +22,7 @@ NEEDED = {
     },
     "GaussianNoise": {"sigma": 0.2},
     "NoiseConsistency": {"sigma": 0.2},
+    "TokenAblation": {"keep": 0.5, "mask_token": 0},
     "TeacherFeatures": {
         "teachers": {"mor": {"class_path": "MLP", "init_args": {"in_features": 6, "out_features": 16}}},
     },

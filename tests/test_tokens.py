@@ -96,6 +96,7 @@ def test_a_fit_with_everything(make_trainer, order):
 
 SETTINGS = {
     **dict.fromkeys(["GaussianNoise", "NoiseConsistency"], lambda: {"sigma": 0.1}),
+    "TokenAblation": lambda: {"keep": 0.5, "mask_token": 0},
     "AdversarialTraining": lambda: {"attack": LossAscent(Budget(0.1, modalities=["image"]))},
     "TeacherFeatures": lambda: {
         "teachers": {name: copy.deepcopy(each) for name, each in model_of("image", "text").encoders.items()}

@@ -18,6 +18,7 @@ from lightning_crmt.methods.pareto_gradients import ParetoGradients
 from lightning_crmt.methods.prototypical_rebalancing import PrototypicalRebalancing
 from lightning_crmt.methods.relearning import Relearning
 from lightning_crmt.methods.teacher_features import TeacherFeatures
+from lightning_crmt.methods.token_ablation import TokenAblation
 from lightning_crmt.methods.unimodal_losses import UnimodalLosses
 from lightning_crmt.methods.vulnerability_penalty import VulnerabilityPenalty
 from lightning_crmt.training import Method
@@ -40,6 +41,7 @@ __all__ = [
     "PrototypicalRebalancing",
     "Relearning",
     "TeacherFeatures",
+    "TokenAblation",
     "UnimodalLosses",
     "VulnerabilityPenalty",
     "blending_weights",

@@ -43,6 +43,7 @@ MAKE = {
     "PrototypicalRebalancing": lambda: methods.PrototypicalRebalancing(),
     "Relearning": lambda: methods.Relearning(epochs=(1, 2)),
     "TeacherFeatures": lambda: methods.TeacherFeatures({"mor": teacher()}),
+    "TokenAblation": lambda: methods.TokenAblation(0.5, mask_token=0),
     "UnimodalLosses": lambda: methods.UnimodalLosses(),
     "VulnerabilityPenalty": lambda: methods.VulnerabilityPenalty(0.1),
 }
