@@ -357,6 +357,10 @@ def test_bad_inputs_and_claims_are_named():
         smoothed.certify({"audio": torch.zeros(2, 2, dtype=torch.long)})
     with pytest.raises(ValueError, match="`radii` must be at least 0"):
         smoothed.certify(good, radii=[-0.1])
+    with pytest.raises(TypeError, match="`radii` must be a list of numbers, got 0.1"):
+        smoothed.certify(good, radii=0.1)
+    with pytest.raises(TypeError, match="`budgets` must be a list of mappings from modalities to numbers"):
+        smoothed.certify(good, budgets={"audio": 0.1})
     with pytest.raises(ValueError, match="`missing` must name modalities"):
         smoothed.certify(good, missing=["smell"])
     with pytest.raises(ValueError, match="`missing` must leave a modality"):
@@ -417,3 +421,10 @@ def test_models_that_work_in_place_or_drop_samples():
         assert (inputs["audio"] == -1).all()
     with pytest.raises(ValueError, match="`model` must answer each of 128 samples, got a float32 tensor of shape"):
         SmoothedClassifier(lambda inputs: inputs["audio"][::2], 0.1).certify(inputs)
+
+
+def test_what_no_number_of_draws_could_prove_is_not_tried():
+    smoothed = SmoothedClassifier(lambda inputs: inputs["audio"], 0.1)
+    certificate = smoothed.certify({"audio": torch.tensor([[9.0, 0.0]])}, radii=[5.0])
+    assert certificate.prediction.tolist() == [0]
+    assert certificate.draws.tolist() == [128]

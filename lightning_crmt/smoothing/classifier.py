@@ -199,7 +199,9 @@ class SmoothedClassifier:
                 hits = np.take_along_axis(counts, chosen[:, None], axis=1)[:, 0]
                 draws = np.full(batch.size, self.max_draws)
                 return batch.certificate(chosen, clopper_pearson(hits, draws, self.alpha), draws + BLOCK)
-            needed = _needed(batch.certificate(chosen), radii or (), budgets or ())
+            needed = _needed(
+                batch.certificate(chosen), () if radii is None else radii, () if budgets is None else budgets
+            )
             hits, draws = np.zeros((2, batch.size), dtype=np.int64)
             proved = np.zeros(batch.size)
             reach = successes_needed(self.max_draws, needed, self.alpha / 2)
@@ -396,6 +398,10 @@ class _Around:
 
 def _needed(certificate: SmoothedCertificate, radii: Sequence[float], budgets: Budgets) -> Array:
     """The probabilities that decide: whether there is an answer, radii jointly and by modality, budgets; ``(B, C)``."""
+    if not isinstance(radii, Sequence) or not all(isinstance(radius, int | float) for radius in radii):
+        raise TypeError(f"`radii` must be a list of numbers, got {radii!r}")
+    if not isinstance(budgets, Sequence) or not all(isinstance(budget, Mapping) for budget in budgets):
+        raise TypeError(f"`budgets` must be a list of mappings from modalities to numbers, got {budgets!r}")
     if not all(0 <= radius < np.inf for radius in radii):
         raise ValueError(f"`radii` must be at least 0 and finite, got {list(radii)}")
     untouched = torch.ones_like(certificate.lower)

@@ -123,7 +123,7 @@ def hopeless(successes: Array, draws: Array, needed: Array, most: int) -> Array:
     left = most - draws
     share = (successes + 1) / (draws + 2)
     spread = np.sqrt(left * share * (1 - share) * (most + 2) / (draws + 2))
-    return np.asarray(successes + left * share + _QUANTILE * spread < needed - 0.5)
+    return np.asarray((needed > most) | (successes + left * share + _QUANTILE * spread < needed - 0.5))
 
 
 def lower_bound_when_stopped(successes: Array, draws: Array, most: int, alpha: float) -> Array:
