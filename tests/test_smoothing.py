@@ -357,7 +357,7 @@ def test_bad_inputs_and_claims_are_named():
         smoothed.certify({"audio": torch.zeros(2, 2, dtype=torch.long)})
     with pytest.raises(ValueError, match="`radii` must be at least 0"):
         smoothed.certify(good, radii=[-0.1])
-    with pytest.raises(TypeError, match="`radii` must be a list of numbers, got 0.1"):
+    with pytest.raises(TypeError, match="`radii` must be a list of numbers, got"):
         smoothed.certify(good, radii=0.1)
     with pytest.raises(TypeError, match="`budgets` must be a list of mappings from modalities to numbers"):
         smoothed.certify(good, budgets={"audio": 0.1})

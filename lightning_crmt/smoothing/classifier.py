@@ -199,9 +199,7 @@ class SmoothedClassifier:
                 hits = np.take_along_axis(counts, chosen[:, None], axis=1)[:, 0]
                 draws = np.full(batch.size, self.max_draws)
                 return batch.certificate(chosen, clopper_pearson(hits, draws, self.alpha), draws + BLOCK)
-            needed = _needed(
-                batch.certificate(chosen), () if radii is None else radii, () if budgets is None else budgets
-            )
+            needed = _needed(batch.certificate(chosen), radii, budgets)
             hits, draws = np.zeros((2, batch.size), dtype=np.int64)
             proved = np.zeros(batch.size)
             reach = successes_needed(self.max_draws, needed, self.alpha / 2)
@@ -396,8 +394,9 @@ class _Around:
         )
 
 
-def _needed(certificate: SmoothedCertificate, radii: Sequence[float], budgets: Budgets) -> Array:
+def _needed(certificate: SmoothedCertificate, radii: Sequence[float] | None, budgets: Budgets | None) -> Array:
     """The probabilities that decide: whether there is an answer, radii jointly and by modality, budgets; ``(B, C)``."""
+    radii, budgets = () if radii is None else radii, () if budgets is None else budgets
     if not isinstance(radii, Sequence) or not all(isinstance(radius, int | float) for radius in radii):
         raise TypeError(f"`radii` must be a list of numbers, got {radii!r}")
     if not isinstance(budgets, Sequence) or not all(isinstance(budget, Mapping) for budget in budgets):
