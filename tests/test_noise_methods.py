@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.every_callback import MAKE, head_for
 from support.small_model import CLASSES, SIZES, model_of
 from torch import nn
 from torch.utils.data import DataLoader
@@ -166,6 +167,22 @@ def test_they_compose_under_crmt(make, others, make_model, make_trainer, data):
             if here is not None:
                 noise = noise[here.repeat(len(noise) // len(here))]
             assert noise.std().item() == pytest.approx(0.2, abs=0.02)
+
+
+REFUSED = {("Mixup", False): "must come after Mixup", ("TeacherFeatures", True): "must come before TeacherFeatures"}
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", [name for name in MAKE if name not in ("GaussianNoise", "NoiseConsistency")])
+def test_copies_suit_every_other_callback_or_are_refused(name, before, make_model, make_trainer, data):
+    callbacks = [MAKE[name](), NoiseConsistency(0.1)][:: 1 if before else -1]
+    module, trainer = make_model(head=head_for(name)), make_trainer(*callbacks)
+    if message := REFUSED.get((name, before)):
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(module, data)
+        return
+    trainer.fit(module, data)
+    assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
 def test_a_model_that_saw_noise_is_better_under_noise(make_trainer, data):
@@ -333,11 +350,11 @@ def test_the_example_makes_a_model_that_smoothing_can_certify(tmp_path, monkeypa
     monkeypatch.setattr(NoiseConsistency, "on_train_end", lambda self, _, module: trained.append((self, module)))
     example = Path(__file__).parent.parent / "examples" / "mfeat_smoothed.yaml"
     quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
-    main(["fit", "--config", str(example), "--trainer.max_epochs=30", *quiet])
+    main(["fit", "--config", str(example), "--trainer.max_epochs=20", *quiet])
     ((method, module),) = trained
     part = module.trainer.datamodule.parts["val"]
     inputs, target = {name: value[:100] for name, value in part.inputs.items()}, part.target[:100]
-    certificate = SmoothedClassifier(module, method.sigma).certify(inputs, radii=[0.1])
+    certificate = SmoothedClassifier(module, method.sigma, max_draws=2000).certify(inputs, radii=[0.1])
     safe = (certificate.prediction == target) & (certificate.radius() > 0.1)
     assert safe.double().mean() > 0.6
 

@@ -37,7 +37,6 @@ class NoiseConsistency(Method):
 
     Batches become m times larger, and so do memory and time; the released code divides the size of its batches by m
     instead. Methods that mix samples with others must come before, those that remember a batch after this one.
-    Adversarial examples made before get noise, as in SmoothAdv (Salman et al., NeurIPS 2019).
 
     Args:
         sigma: :math:`\sigma_m` in units of the inputs, a number for all modalities of real numbers, or by modality; one
