@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,22 +12,19 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_crmt.callbacks.certificate_sums import CertificateSums, check_budgets, check_known
 from lightning_crmt.callbacks.observer import Measurement, Observer, Samples, check_radii
 from lightning_crmt.certification import Certificate, certify
 from lightning_crmt.checks import describe
-from lightning_crmt.evaluation import Key, Means, Reduce, check_key_name
+from lightning_crmt.evaluation import Key, Reduce
 from lightning_crmt.frozen_eval import differentiable, frozen_eval
 from lightning_crmt.fusion import LateFusion
 from lightning_crmt.lipschitz import BOUND_LEVELS, LipschitzConstants, label_speeds, margin_speeds
-from lightning_crmt.metrics import credited_label_radii, credited_radius
 from lightning_crmt.mixin import CRMTMixin
-from lightning_crmt.modality import FusionOutput, have_any, logits_of, present_of
+from lightning_crmt.modality import FusionOutput, logits_of, present_of
 from lightning_crmt.soundness import Soundness
 from lightning_crmt.targets import check_answers, has_labels, least_margin
 from lightning_crmt.training import NamedModel, SplitBatch, callbacks_of, crmt_module
-
-#: The most classes that get a key each; with more, only the worst class does.
-_MOST_CLASSES = 32
 
 
 class CertifiedRobustness(Observer):
@@ -114,13 +109,8 @@ class CertifiedRobustness(Observer):
             max_samples=max_samples,
         )
         self.radii = check_radii(radii if isinstance(radii, Sequence) else [radii])
-        for budget in budgets:
-            if not isinstance(budget, Mapping) or not budget or not all(0 <= r < math.inf for r in budget.values()):
-                raise ValueError(f"`budgets` must map names of modalities to radii, at least 0, got {budget}")
-            for name in budget:
-                check_key_name("budgets", name, modality=True)
         self.constants = Soundness.among([*BOUND_LEVELS, Soundness.ESTIMATED], "constants", constants)
-        self.budgets = [dict(budget) for budget in budgets]
+        self.budgets = check_budgets(budgets)
         if isinstance(modalities, str) or (modalities is not None and not modalities):
             raise ValueError(f"`modalities` must be a list of at least one name, got {modalities!r}")
         self.modalities = None if modalities is None else list(modalities)
@@ -147,10 +137,8 @@ class CertifiedRobustness(Observer):
 
     @override
     def measurement(self, model: NamedModel) -> Measurement:
-        named = [("budgets", budget) for budget in self.budgets] + [("modalities", self.modalities or [])]
-        for argument, names in named:
-            if unknown := [name for name in names if name not in model.names]:
-                raise ValueError(f"`{argument}` must name modalities among {model.names}, got {unknown}")
+        budgeted = [name for budget in self.budgets for name in budget]
+        check_known(model.names, budgets=budgeted, modalities=self.modalities or [])
         head = getattr(model.module, "head", None)
         late = head if isinstance(head, LateFusion) and set(head.in_features) == set(model.names) else None
         if self.constants is Soundness.ESTIMATED:
@@ -170,15 +158,14 @@ class CertifiedRobustness(Observer):
         return _Bounded(self, model, late)
 
 
-class _Certificates(Measurement):
-    """Sums over the certificates of an evaluation."""
+class _Certificates(CertificateSums):
+    """Sums over the certificates of an evaluation, and over what their margins are made of."""
 
     def __init__(self, settings: CertifiedRobustness, model: NamedModel, head: LateFusion | None) -> None:
-        super().__init__()
+        super().__init__(settings.radii, settings.budgets, model.names)
         self.settings = settings
         self.model = model
         self.head = head
-        self.by_class = Means[Key]()
 
     def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
         """Add a batch."""
@@ -186,35 +173,13 @@ class _Certificates(Measurement):
         self.settings.on_certified(certificate, target, self.samples)
         labels = has_labels(target)
         perturbed = self.perturbed(certificate)
-        everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        present = {name: output.present.get(name, everywhere).to(target.device) for name in self.model.names}
-        together = "joint" if len(perturbed) == len(self.model.names) else "+".join(perturbed)
-        values = self.of_radius(certificate, target, together, modalities=perturbed)
-        if labels:
-            hits = self.of_label_radii(certificate, target, together, perturbed)
-            values |= {key: each.float().mean(dim=1) for key, each in hits.items()}
-            self.by_class.add(hits, torch.ones_like(target))
-        else:
-            classes = torch.arange(certificate.margins.shape[1], device=target.device)
-            by_radius = {key: each for key, each in values.items() if key.radius is not None}
-            self.by_class.add(by_radius, target[:, None] == classes)
-        # A radius is infinite where nothing could be perturbed: no part of a mean.
-        mean = values.pop(Key("", "radius", together, sure=certificate.soundness.label))
-        changeable = have_any(output, perturbed).to(target.device)
-        self.means.add({Key("", "radius", together, sure=certificate.soundness.label): mean}, changeable[:, None])
-        for budget in self.settings.budgets:
-            key = Key("", "accuracy", budget=tuple(budget.items()), sure=certificate.soundness.label)
-            right = certificate.prediction == target
-            values[key] = (right.all(dim=1) if labels else right) & certificate.tolerates(budget)
-        values[Key("", "margin", "joint")] = least_margin(output.logits.to(target.device), target)
-        self.means.add(values)
+        self.add_certificate(certificate, target, output.present, perturbed)
+        self.means.add({Key("", "margin", "joint"): least_margin(output.logits.to(target.device), target)})
         rival = certificate.nearest_class(perturbed)
-        for name, here in present.items():
+        everywhere = torch.ones(len(target), dtype=torch.bool, device=target.device)
+        for name in self.model.names:
+            here = output.present.get(name, everywhere).to(target.device)
             own: dict[Key, Tensor] = {}
-            if name in perturbed and together != name:
-                own |= self.of_radius(certificate, target, name, modalities=[name])
-                hits = self.of_label_radii(certificate, target, name, [name]) if labels else {}
-                own |= {key: each.float().mean(dim=1) for key, each in hits.items()}
             if name in perturbed:
                 own[Key("", "vulnerability", name)] = certificate.sensitivities[name].gather(1, rival[:, None])[:, 0]
             if name in output.scores:
@@ -236,32 +201,6 @@ class _Certificates(Measurement):
             )
         return [name for name in self.model.names if name in chosen]
 
-    def of_radius(
-        self, certificate: Certificate, target: Tensor, of: str, *, modalities: list[str] | None = None, when: str = ""
-    ) -> dict[Key, Tensor]:
-        """The radius and the accuracy at each of those asked for."""
-        target, sure = target.to(certificate.prediction.device), certificate.soundness.label
-        radius = credited_radius(certificate, target, modalities)
-        accuracy = {Key("", f"accuracy{when}", of, r, sure=sure): radius > r for r in self.settings.radii}
-        return {Key("", f"radius{when}", of, sure=sure): radius, **accuracy}
-
-    def of_label_radii(
-        self, certificate: Certificate, target: Tensor, of: str, modalities: list[str]
-    ) -> dict[Key, Tensor]:
-        """Which labels are right and have a radius above each of those asked for, ``(B, K)``."""
-        radii, sure = credited_label_radii(certificate, target, modalities), certificate.soundness.label
-        return {Key("", "label_accuracy", of, r, sure=sure): radii > r for r in self.settings.radii}
-
-    @override
-    def compute(self, reduce: Reduce) -> dict[Key, float]:
-        numbers = super().compute(reduce)
-        for key, shares in self.by_class.compute(reduce).items() if self.settings.radii else ():
-            present = {str(k): share for k, share in enumerate(shares) if not math.isnan(share)}
-            numbers[replace(key, what=f"{key.what}_worst_class")] = min(present.values())
-            if len(shares) <= _MOST_CLASSES and key.of == "joint":  # its key has no place for what is perturbed
-                numbers |= {replace(key, what=f"{key.what}_of_class", of=k): share for k, share in present.items()}
-        return numbers
-
 
 class _Bounded(_Certificates):
     """Certifies batch by batch, each on bounds for the shapes of its samples."""
@@ -275,9 +214,8 @@ class _Bounded(_Certificates):
         for name in self.model.names:
             if others := [other for other in perturbed if other != name]:
                 dropped = evaluation.certificate([name])
-                values = self.of_radius(dropped, target, name, modalities=others, when="_dropped")
-                changeable = have_any(output, others).to(dropped.margins.device)
-                self.means.add(values, changeable[:, None])
+                right = target.to(dropped.prediction.device)
+                self.add_dropped(dropped, right, output.present, others, name)
 
 
 class _Estimated(_Certificates):

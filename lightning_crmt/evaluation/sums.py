@@ -66,6 +66,10 @@ class Means(Generic[K]):
             sums = total_and_count(each.float(), groups)
             self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
+    def __bool__(self) -> bool:
+        """Whether anything was added."""
+        return bool(self._sums)
+
     def compute(self, reduce: Reduce) -> dict[K, list[float]]:
         """Means over the samples of all processes, by name G numbers; NaN for a group without samples.
 
