@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from lightning_crmt import CRMTModule, Soundness
 from lightning_crmt.attacks import FGM, PGD, Budget
-from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, MissingModalities
+from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, MissingModalities, SmoothedRobustness
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.evaluation import Key, read_keys
 from lightning_crmt.fusion import AttentionFusion
@@ -19,6 +19,7 @@ OBSERVERS = {
     "certified": lambda **s: CertifiedRobustness([0.1], **s),
     "estimated": lambda **s: CertifiedRobustness([0.1], constants="estimated", **s),
     "missing": lambda **s: MissingModalities(**s),
+    "smoothed": lambda **s: SmoothedRobustness(0.1, [0.1], max_draws=128, max_samples=20, **s),
     "attacked": lambda **s: AdversarialRobustness({"fgm": FGM(Budget(0.1))}, max_batches=1, **s),
 }
 each_observer = pytest.mark.parametrize("make", OBSERVERS.values(), ids=OBSERVERS)

@@ -8,6 +8,7 @@ from lightning_crmt.callbacks.integration_reweighting import IntegrationReweight
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
 from lightning_crmt.callbacks.radius_training import RadiusTraining
 from lightning_crmt.callbacks.robustness_figures import RobustnessFigures, threats_of
+from lightning_crmt.callbacks.smoothed_robustness import SmoothedRobustness
 
 __all__ = [
     "AdversarialRobustness",
@@ -16,5 +17,6 @@ __all__ = [
     "MissingModalities",
     "RadiusTraining",
     "RobustnessFigures",
+    "SmoothedRobustness",
     "threats_of",
 ]

@@ -55,6 +55,8 @@ class Measurement(ABC):
         self.means = Means[Key]()
         #: Those of the batch that is being added.
         self.samples = Samples(0, torch.arange(0))
+        #: Whether this is the Trainer's sanity check, which throws the result away: a sample or two will do.
+        self.trial = False
         #: To be called between the parts of an update, of which :attr:`Observer.parts` are one after the other.
         self.part_done: Callable[[], None] = lambda: None
 
@@ -208,6 +210,7 @@ class Observer(ReleasingCallback, ABC):
                 running[dataloader_idx] = self.measurement(model)
             if not trainer.sanity_checking:
                 running[dataloader_idx].part_done = self._shown_bar(trainer).update
+            running[dataloader_idx].trial = trainer.sanity_checking
             running[dataloader_idx].samples = samples
             running[dataloader_idx].update(inputs, target)
             if not trainer.sanity_checking:

@@ -4,7 +4,7 @@
 
 from lightning_crmt.smoothing.ablation import Ablation, counted_tokens
 from lightning_crmt.smoothing.certificate import AnyCertificate, SmoothedCertificate, needed_probability
-from lightning_crmt.smoothing.classifier import SmoothedClassifier
+from lightning_crmt.smoothing.classifier import At, SmoothedClassifier
 from lightning_crmt.smoothing.confidence import (
     clopper_pearson,
     evidence_above,
@@ -12,17 +12,25 @@ from lightning_crmt.smoothing.confidence import (
     lower_bound_at_any_time,
     lower_bound_when_stopped,
 )
+from lightning_crmt.smoothing.finished import FinishedCertificates, fingerprint, joined, sample_digests
+from lightning_crmt.smoothing.noisy_batch import BLOCK
 
 __all__ = [
+    "BLOCK",
     "Ablation",
     "AnyCertificate",
+    "At",
+    "FinishedCertificates",
     "SmoothedCertificate",
     "SmoothedClassifier",
     "clopper_pearson",
     "counted_tokens",
     "evidence_above",
     "evidence_below",
+    "fingerprint",
+    "joined",
     "lower_bound_at_any_time",
     "lower_bound_when_stopped",
     "needed_probability",
+    "sample_digests",
 ]

@@ -78,8 +78,11 @@ class SmoothedCertificate:
 
     @property
     def expected_wrong(self) -> float:
-        """How many of the certificates may be wrong in the mean over draws, at most: alpha for each that is given."""
-        return self.alpha * int((~self.abstained).sum())
+        """How many of the certificates are wrong in the mean over draws, at most: alpha for each sample.
+
+        Also for those that abstain: other draws would have given some of them a certificate.
+        """
+        return self.alpha * len(self.prediction)
 
     def radius(self, modalities: Iterable[str] | None = None) -> Tensor:
         r"""l2 radius of the ball over ``modalities`` in which the prediction stays, ``(B,)`` in double precision.

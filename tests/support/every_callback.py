@@ -27,6 +27,7 @@ MAKE = {
     "MissingModalities": lambda: callbacks.MissingModalities(every_n_epochs=2, max_batches=1),
     "RadiusTraining": lambda: callbacks.RadiusTraining(radius=0.1),
     "RobustnessFigures": lambda: callbacks.RobustnessFigures(),
+    "SmoothedRobustness": lambda: callbacks.SmoothedRobustness(0.1, [0.1], max_draws=128, max_samples=20),
     "AdaptiveGradientModulation": lambda: methods.AdaptiveGradientModulation(),
     "AdversarialTraining": lambda: methods.AdversarialTraining(LossAscent(Budget(0.1))),
     "FeatureMemory": lambda: methods.FeatureMemory(start_epoch=1),
