@@ -12,7 +12,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 #: What the tests install, so that its lowest versions can be run; the other extras are `wandb` and `lint`.
-EXTRAS = ("test", "plot", "data", "video", "attacks", "transformers", "onnx")
+EXTRAS = ("test", "plot", "report", "data", "video", "attacks", "transformers", "onnx")
 
 
 def read(text):

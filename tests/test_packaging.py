@@ -33,6 +33,7 @@ def test_wheel_holds_the_package_the_data_and_its_licence_only(built):
     assert "lightning_crmt/data/mfeat.npz" in names
     assert "lightning_crmt/data/mfeat.LICENSE.md" in names
     assert "lightning_crmt/py.typed" in names
+    assert "lightning_crmt/report/page.html" in names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"lightning_crmt"}
     in_tree = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_crmt").rglob("*.py")}

@@ -5,7 +5,7 @@
 from lightning_crmt.report.figures import Drawing, figures_of
 from lightning_crmt.report.runs import Run, load_runs, save_run
 from lightning_crmt.report.summary import Summary, summarise
-from lightning_crmt.report.write import headline_text, write_tables
+from lightning_crmt.report.write import headline_text, write_report, write_tables
 
 __all__ = [
     "Drawing",
@@ -16,5 +16,6 @@ __all__ = [
     "load_runs",
     "save_run",
     "summarise",
+    "write_report",
     "write_tables",
 ]

@@ -44,7 +44,7 @@ def write_csv(runs: Sequence[Run], path: str | Path) -> Path:
     """
     keys = [str(key) for key in keys_of(runs)]
     path = Path(path)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*_COLUMNS, *keys])
         for run in runs:

@@ -9,10 +9,45 @@ from pathlib import Path
 
 from lightning_crmt.report.formats import to_latex, to_markdown, to_text
 from lightning_crmt.report.grouping import grouped, headline
+from lightning_crmt.report.page import page_of
 from lightning_crmt.report.raw_values import write_csv, write_json
 from lightning_crmt.report.runs import Run
 from lightning_crmt.report.summary import OnData, Summary, summarise
 from lightning_crmt.report.text_tables import TextTable, differences_table, means_table, ranks_table
+
+
+def write_report(
+    runs: Sequence[Run], folder: str | Path, *, baseline: str | None = None, title: str = "", command: str = ""
+) -> Path:
+    """Write ``report.html`` and the tables beside it; needs the extra ``report``.
+
+    The page opens without a network and without scripts, on a screen of any size, light or dark, and on paper:
+    ``docs/report.md`` says how to read it.
+
+    Args:
+        runs: those to compare, failed ones included, or a single one.
+        folder: made where there is none.
+        baseline: the method that the others are compared with.
+        title: of the page; by default it names the methods.
+        command: what made the comparison, for the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        ModuleNotFoundError: naming the extra, if jinja2 or matplotlib is not installed; the tables are there then.
+        ValueError: if there are no runs, two of the same method, data and seed, or none of the baseline.
+
+    >>> import tempfile
+    >>> run = Run("joint", "mfeat", 0, {"test/accuracy/joint": 0.75})
+    >>> page = write_report([run], tempfile.mkdtemp())
+    >>> sorted(file.name for file in page.parent.iterdir())
+    ['report.html', 'runs.csv', 'runs.json', 'summary.md', 'summary.tex']
+    """
+    write_tables(runs, folder, baseline=baseline)
+    path = Path(folder) / "report.html"
+    path.write_text(page_of(runs, baseline=baseline, title=title, command=command), encoding="utf-8")
+    return path
 
 
 def write_tables(runs: Sequence[Run], folder: str | Path, *, baseline: str | None = None) -> Summary:
@@ -33,7 +68,7 @@ def write_tables(runs: Sequence[Run], folder: str | Path, *, baseline: str | Non
     write_json(runs, folder / "runs.json")
     tables = summary_tables(summary)
     for name, show in (("summary.md", to_markdown), ("summary.tex", to_latex)):
-        (folder / name).write_text(_joined(tables, show), encoding="utf-8")
+        (folder / name).write_text(_joined(tables, show), encoding="utf-8", errors="backslashreplace")
     return summary
 
 
