@@ -122,6 +122,11 @@ class Observer(ReleasingCallback, ABC):
         """Called after each measured batch, not in the sanity check; does nothing by default."""
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """What was logged last, in full precision, by the same text."""
+        return dict(self._last)
+
+    @property
     def samples(self) -> dict[str, int]:
         """Of how many samples each number is that was logged last, by the same text, over all processes.
 

@@ -28,6 +28,9 @@ _ALIASES = {"best", "last", "hpc", "registry"}
 
 _USUAL_KEYS = {"config", "trainer", "model", "data", "seed_everything", "ckpt_path"}
 
+#: Keys of subcommands, in the configs that these save, which say nothing of model, data and Trainer.
+_OF_SUBCOMMANDS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+
 
 class CRMTCLI(LightningCLI):
     """The command line of this package; subclass it to add options, to link arguments, or to read in another way.
@@ -80,6 +83,16 @@ class CRMTCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Parsers that raise what is explained here, and do not take the beginning of an option for the option."""
         return super().init_parser(**{"allow_abbrev": False, "exit_on_error": False, **kwargs})
+
+    @override
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """As LightningCLI does; without subcommands, configs may hold what ``fit`` saves with its own."""
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        if not add_subcommands:
+            for name in _OF_SUBCOMMANDS:
+                self.parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The program: ``lightning-crmt fit --config run.yaml``, and ``methods``, ``prepare``, ``reweight``."""
+"""The program: ``lightning-crmt fit --config run.yaml``, and subcommands of our own, such as ``certify``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lightning_crmt.cli.failures import TRACEBACK, explain_failure, unwrapped
 from lightning_crmt.cli.help import SUBCOMMANDS, overview
 from lightning_crmt.cli.methods import listing
 from lightning_crmt.cli.reweight import reweight_command
+from lightning_crmt.cli.robustness import attack_command, certify_command
 from lightning_crmt.data import prepare_command
 
 #: The other subcommands.
@@ -27,6 +28,8 @@ _OWN = {
     "methods": "list methods of training, heads and attacks with a line each",
     "prepare": "turn a folder of videos into frames, flow and spectrograms",
     "reweight": "step 2 of CRMT on a checkpoint",
+    "certify": "how far inputs may change before predictions of a checkpoint do",
+    "attack": "how many predictions of a checkpoint withstand attacks",
 }
 
 
@@ -82,6 +85,12 @@ def _run(words: ArgsType, cli: type[CRMTCLI]) -> None:
             sys.exit(prepare_command(rest, ExplainingParser))
         case ["reweight", *rest]:
             print(reweight_command(rest, partial(_parts, cli)))  # noqa: T201
+        case ["certify" | "attack" as word, *rest]:
+            command = certify_command if word == "certify" else attack_command
+            text, status = command(rest, partial(_parts, cli))
+            print(text, end="\n" * bool(text))  # noqa: T201
+            if status:
+                sys.exit(status)
         case [str(word), *_] if not word.startswith("-") and word not in subcommands:
             near = did_you_mean(word, subcommands)
             stop(f"there is no subcommand `{word}`{near}\n  there are {', '.join(subcommands)}")
