@@ -2,21 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Callbacks, one task each: ``IntegrationReweighting`` and ``RadiusTraining`` change training, the others observe."""
 
-from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
+from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness, Attacked
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
+from lightning_crmt.callbacks.observer import Measurement, Samples
 from lightning_crmt.callbacks.radius_training import RadiusTraining
 from lightning_crmt.callbacks.robustness_figures import RobustnessFigures, threats_of
 from lightning_crmt.callbacks.smoothed_robustness import SmoothedRobustness
 
 __all__ = [
     "AdversarialRobustness",
+    "Attacked",
     "CertifiedRobustness",
     "IntegrationReweighting",
+    "Measurement",
     "MissingModalities",
     "RadiusTraining",
     "RobustnessFigures",
+    "Samples",
     "SmoothedRobustness",
     "threats_of",
 ]

@@ -15,8 +15,7 @@ from typing_extensions import override
 
 from lightning_crmt import attacks
 from lightning_crmt.attacks import Attack, Budget, BudgetedAttack
-from lightning_crmt.callbacks import AdversarialRobustness
-from lightning_crmt.callbacks.adversarial_robustness import Attacked
+from lightning_crmt.callbacks import AdversarialRobustness, Attacked
 from lightning_crmt.checks import did_you_mean
 from lightning_crmt.cli.explain import import_class
 from lightning_crmt.cli.robustness.evaluation import evaluate, inputs_of, status

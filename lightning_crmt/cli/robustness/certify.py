@@ -11,8 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_crmt.callbacks import CertifiedRobustness
-from lightning_crmt.callbacks.observer import Measurement, Samples
+from lightning_crmt.callbacks import CertifiedRobustness, Measurement, Samples
 from lightning_crmt.certification import Certificate
 from lightning_crmt.cli.robustness.evaluation import evaluate, inputs_of, status
 from lightning_crmt.cli.robustness.options import Options, by_modality
