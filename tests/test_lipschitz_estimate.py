@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from lightning_crmt import FusionOutput, LinearFusion, OrthogonalFusion, Soundness, certify, estimate_lipschitz
 from lightning_crmt.encoders import MLP
 from lightning_crmt.lipschitz import estimate_and_show
-from lightning_crmt.lipschitz.gradients import frozen_batch_norm
 
 OFS = ("scores", "margins")
 SIZES = {"fou": 76, "mor": 6}
@@ -417,38 +416,6 @@ class _Logits(nn.Module):
 class _Vector(nn.Module):
     def forward(self, inputs):
         return inputs["fou"].sum(dim=1)
-
-
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize(
-    ("norm", "shape"), [(nn.BatchNorm1d, (5,)), (nn.BatchNorm1d, (5, 4)), (nn.BatchNorm2d, (5, 4, 3))]
-)
-def test_frozen_batch_norm_has_torchs_values_and_gradients(norm, shape, affine):
-    layer = norm(5, affine=affine, eps=0.1)
-    layer(3 * torch.randn(16, *shape) + 1)  # statistics
-    if affine:
-        nn.init.normal_(layer.weight)
-        nn.init.normal_(layer.bias)
-    layer.eval().requires_grad_(False)
-    x, u = torch.randn(6, *shape, requires_grad=True), torch.randn(6, *shape)
-    with frozen_batch_norm(layer):
-        y = layer(x)
-        mapped = torch.func.vmap(layer)(x[None])[0]
-    assert type(y.grad_fn).__name__ == "_ScaledBackward"
-    expected = layer(x)
-    assert torch.equal(y, expected)
-    assert_close(mapped, expected)
-    assert_close(*(torch.autograd.grad((each * u).sum(), x)[0] for each in (y, expected)))
-
-
-def test_batch_norm_that_is_not_frozen_or_was_compiled_is_torchs():
-    x = torch.randn(6, 5, requires_grad=True)
-    trained, training, compiled = nn.BatchNorm1d(5).eval(), nn.BatchNorm1d(5).requires_grad_(False), nn.BatchNorm1d(5)
-    compiled.eval().requires_grad_(False).compile(backend="eager")
-    for layer in (trained, training, compiled):
-        with frozen_batch_norm(layer):
-            y = layer(x)
-        assert type(y.grad_fn).__name__ != "_ScaledBackward"
 
 
 def test_one_forward_pass_for_each_batch():

@@ -4,19 +4,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_crmt.checks import check_batch, describe, require_finite
-from lightning_crmt.frozen_eval import differentiable, frozen_eval
+from lightning_crmt.frozen_eval import device_of, differentiable, frozen_eval
+from lightning_crmt.lipschitz.bottleneck import narrow_norms
 from lightning_crmt.lipschitz.constants import LipschitzConstants
-from lightning_crmt.lipschitz.gradients import class_gradients, frozen_batch_norm, keep_largest
+from lightning_crmt.lipschitz.gradients import class_gradients, keep_largest
 from lightning_crmt.lipschitz.screening import ProbeSearch, largest_norms
-from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of, modalities_of
+from lightning_crmt.modality import FusionOutput, Inputs, at_least_single, logits_of, modalities_of, select
 from lightning_crmt.soundness import Soundness
+
+#: On a CPU, the numbers in the inputs of the samples that are evaluated together, and the fewest samples. Backward
+#: passes of smaller parts are faster, as what layers keep stays in the cache; those of a few alone are slower.
+_CACHED = 2**18
+_LEAST_ROWS = 8
 
 
 def estimate_lipschitz(
@@ -101,8 +107,7 @@ def estimate_and_show(
     kinds: set[tuple[str, ...]] = set()
 
     def scores_of(x: Inputs) -> dict[str, Tensor]:
-        with frozen_batch_norm(model):
-            output = model(x)
+        output = model(x)
         if not isinstance(output, FusionOutput):
             raise TypeError(
                 f"`model` must return a FusionOutput for of='scores', got {describe(output)}; use of='margins'"
@@ -113,11 +118,12 @@ def estimate_and_show(
         for inputs in batches:
             check_batch("inputs", inputs)
             require_finite("inputs", inputs)
-            x = differentiable(inputs, model)
-            kinds.add(tuple(name for name in modalities_of(x) if not x[name].requires_grad))
-            if len(kinds) > 1:
-                raise TypeError(f"`batches` must have the same integer modalities, got {sorted(kinds)}")
-            yield x
+            for rows in _at_once(inputs, device_of(model)):
+                x = differentiable(select(inputs, rows), model)
+                kinds.add(tuple(name for name in modalities_of(x) if not x[name].requires_grad))
+                if len(kinds) > 1:
+                    raise TypeError(f"`batches` must have the same integer modalities, got {sorted(kinds)}")
+                yield x
 
     def scored() -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         for i, x in enumerate(leaves()):
@@ -140,9 +146,7 @@ def estimate_and_show(
                 del scores  # with its graph, before the next
         else:
             for x in leaves():
-                with frozen_batch_norm(model):
-                    logits = logits_of(model(x))
-                keep_largest(largest, (margin_speeds if of == "margins" else label_speeds)(logits, x))
+                keep_largest(largest, (margin_speeds if of == "margins" else label_speeds)(logits_of(model(x)), x))
     if not largest:
         raise ValueError("`batches` must hold at least one batch, got none")
     return LipschitzConstants(largest, of=of, soundness=Soundness.ESTIMATED, clean=kinds.pop())
@@ -182,15 +186,39 @@ def label_speeds(logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
     >>> label_speeds(leaf @ torch.tensor([[3.0, 0.0], [4.0, 2.0]]), {"audio": leaf})["audio"]
     tensor([[5., 2.]])
     """
-    return _score_speeds({"": logits}, inputs)
+    return _class_speeds(dict.fromkeys(inputs, logits), [logits], inputs)
 
 
 def _score_speeds(scores: Inputs, inputs: Inputs) -> dict[str, Tensor]:
     """Gradient norms of each score with respect to its own input at each sample, ``(B, K)``."""
     # Each score depends on its own input alone, so the sum over modalities gives every gradient at once.
-    gradients = class_gradients(list(scores.values()), inputs)
-    norms = [{name: gradient.norm(dim=1) for name, gradient in each.items()} for each in gradients]
-    return {name: torch.stack([each[name] for each in norms], dim=1) for name in norms[0]}
+    return _class_speeds(scores, list(scores.values()), inputs)
+
+
+def _class_speeds(of_input: Inputs, scores: Sequence[Tensor], inputs: Inputs) -> dict[str, Tensor]:
+    """Gradient norms with respect to each input of the scores that depend on it, ``(B, K)``.
+
+    Args:
+        of_input: the scores that are meant, by the name of the input.
+        scores: all of them, each once.
+        inputs: by name, of which those that require a gradient are the leaves.
+    """
+    leaves = {name: leaf for name, leaf in inputs.items() if leaf.requires_grad}
+    narrow = {name: narrow_norms(of_input[name], leaf) for name, leaf in leaves.items() if name in of_input}
+    speeds = {name: norms for name, norms in narrow.items() if norms is not None}
+    others = {name: leaf for name, leaf in leaves.items() if name not in speeds}
+    if others:
+        gradients = class_gradients(scores, others)
+        norms = [{name: gradient.norm(dim=1) for name, gradient in each.items()} for each in gradients]
+        speeds |= {name: torch.stack([each[name] for each in norms], dim=1) for name in others}
+    return {name: speeds[name] for name in leaves}
+
+
+def _at_once(inputs: Inputs, device: torch.device) -> tuple[Tensor, ...]:
+    """Samples of a batch that go through the model together: on a CPU, as many as its cache holds the numbers of."""
+    size = len(next(iter(inputs.values())))
+    numbers = sum(value[0].numel() for value in inputs.values())
+    return torch.arange(size).split(max(_LEAST_ROWS, _CACHED // max(numbers, 1)) if device.type == "cpu" else size)
 
 
 def _refuse_crossed(scores: Inputs, inputs: Inputs) -> None:
