@@ -12,7 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_crmt import FusionOutput, LinearFusion, OrthogonalFusion, ProbeSearch, Soundness, estimate_lipschitz
-from lightning_crmt.lipschitz.screening import Prediction, Screen, pair_norms
+from lightning_crmt.lipschitz.prediction import Prediction, Screen
+from lightning_crmt.lipschitz.screening import pair_norms
 
 SIZES = {"image": (1, 8, 8), "audio": (20,)}
 CLASSES = 12

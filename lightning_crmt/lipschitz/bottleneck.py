@@ -44,10 +44,8 @@ def narrow_norms(scores: Tensor, leaf: Tensor) -> Tensor | None:
     True
     """
     edge = bottleneck(scores, leaf)
-    if edge is None or scores.dtype not in (torch.float32, torch.float64):
-        return None
-    width = _shape(edge)[1]
-    if 4 * width > 3 * scores.shape[1] or width * leaf.numel() > _MOST:
+    width = narrow_width(scores, leaf)
+    if edge is None or width is None:
         return None
     rows = torch.stack(list(_class_rows(scores, edge)), dim=1)  # (B, K, d)
     # Stand-ins of samples that lack the modality are real samples too, which no score depends on.
@@ -64,10 +62,29 @@ def narrow_norms(scores: Tensor, leaf: Tensor) -> Tensor | None:
 
     wide = widened(rows[:0]).dtype
     gram = torch.zeros(len(rows), width, width, dtype=wide, device=rows.device)
-    for part in jacobian.split(4096, dim=2):
+    for part in torch.split(jacobian, 4096, dim=2):
         gram.baddbmm_(part.to(wide), part.to(wide).mT)
     squares = ((rows.to(wide) @ gram) * rows).sum(dim=2)
     return squares.clamp(min=0).sqrt().to(leaf.dtype)
+
+
+def narrow_width(scores: Tensor, leaf: Tensor, samples: int = 1) -> int | None:
+    """How many backward passes :func:`narrow_norms` needs; None where it would not pay, or take too much memory.
+
+    Args:
+        scores: ``(B, K)``, computed from ``leaf``.
+        leaf: the input, ``(B, ...)``.
+        samples: how many times as many there are to be.
+
+    >>> x = torch.randn(4, 30, requires_grad=True)
+    >>> narrow_width(x @ torch.randn(30, 2) @ torch.randn(2, 9), x)
+    2
+    """
+    edge = bottleneck(scores, leaf)
+    if edge is None or leaf.dtype.itemsize < 4:  # in half precision, both ways to a gradient are too far apart
+        return None
+    width = _shape(edge)[1]
+    return width if 4 * width <= 3 * scores.shape[1] and samples * width * leaf.numel() <= _MOST else None
 
 
 def bottleneck(scores: Tensor, leaf: Tensor) -> GradientEdge | None:

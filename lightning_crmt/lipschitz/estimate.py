@@ -214,11 +214,12 @@ def _class_speeds(of_input: Inputs, scores: Sequence[Tensor], inputs: Inputs) ->
     return {name: speeds[name] for name in leaves}
 
 
-def _at_once(inputs: Inputs, device: torch.device) -> tuple[Tensor, ...]:
+def _at_once(inputs: Inputs, device: torch.device) -> Sequence[Tensor]:
     """Samples of a batch that go through the model together: on a CPU, as many as its cache holds the numbers of."""
     size = len(next(iter(inputs.values())))
     numbers = sum(value[0].numel() for value in inputs.values())
-    return torch.arange(size).split(max(_LEAST_ROWS, _CACHED // max(numbers, 1)) if device.type == "cpu" else size)
+    rows = max(_LEAST_ROWS, _CACHED // max(numbers, 1)) if device.type == "cpu" else size
+    return torch.split(torch.arange(size), rows)
 
 
 def _refuse_crossed(scores: Inputs, inputs: Inputs) -> None:

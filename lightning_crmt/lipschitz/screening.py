@@ -7,12 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_crmt.lipschitz.bottleneck import narrow_norms, narrow_width
 from lightning_crmt.lipschitz.gradients import input_gradients, keep_largest
+from lightning_crmt.lipschitz.prediction import Screen
 from lightning_crmt.modality import Inputs, at_least_single, continuous_of, select
 
 #: The most pilots: samples whose gradients are all computed, to learn from.
@@ -23,14 +24,8 @@ _MIXTURES = 4
 _FIRST = 8
 #: Relative gain that is not worth a gradient.
 _GAIN = 0.005
-#: Widths of the kernel, penalties, and weights of the visible part that are tried.
-_WIDTHS = (0.03, 0.1, 0.3, 1.0)
-_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-_SHARES = (0.0, 0.25, 0.5)
-#: A norm this far below the largest known one cannot exceed it: how far below must not disturb the fit.
-_FAR = 0.1
-#: The least hidden part of a squared norm: below it, differences are rounding.
-_LEAST = 0.005
+#: With at most as many backward passes for each probe, all gradients cost less than a search.
+_PASSES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +43,8 @@ class ProbeSearch:
 
     The results are exact gradient norms at data points, so they never exceed those of the exhaustive search; where one
     is lower, a pair beat its prediction by more than ``caution`` allows for.
+    Where every modality reaches its scores by way of a vector of few dimensions, such as the last hidden layer of a
+    small network, all gradients cost less than a search, and are taken.
     It pays with many classes, thousands of samples, trained encoders, and where a forward pass is cheaper than a
     backward pass, as with convolutions; if the slopes predict little, as with encoders that were never trained, most
     gradients are taken. ``benchmarks/lipschitz_scaling.py`` measures it. Samples should come shuffled: otherwise the
@@ -138,22 +135,31 @@ class _Finder:
         self.steps: dict[str, Tensor] = {}
         self.known: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self.screens: dict[str, Screen] = {}
+        self.classes: dict[str, int] = {}
+        # Whether that pays; not known before the first samples.
+        self.searching: bool | None = None
         # Gradients taken of pilots, and of others since the last pilots.
         self.pilots = self.invested = self.spent = 0
 
     def search(self, pool: Inputs, batch_size: int) -> None:
         self.batch_size = batch_size
         size = _size(pool)
-        fits = not self.directions or _shapes(continuous_of(pool)) == _shapes(self.directions)
+        names = continuous_of(pool)
+        if self.searching is None:
+            leaves = {n: v.requires_grad_(n in names) for n, v in select(pool, torch.arange(1)).items()}
+            one = {name: score for name, score in self.scores_of(leaves).items() if name in names}
+            self.classes = {name: score.shape[1] for name, score in one.items()}
+            few = _PASSES * self._probes(max(self.classes.values(), default=0))
+            self.searching = any(
+                (narrow_width(score, leaves[name], batch_size) or few + 1) > few for name, score in one.items()
+            )
+        fits = self.searching and (not self.directions or _shapes(names) == _shapes(self.directions))
         count = min(size, self._pilots_wanted()) if fits else size
         order = torch.randperm(size, generator=self.generator)
         others = pool
         if count > 0:
             pilots, others = select(pool, order[:count]), select(pool, order[count:])
-            with torch.no_grad():
-                one = self.scores_of(select(pool, torch.arange(1)))
-            names = continuous_of(pool)
-            every = {name: score.new_ones(count, score.shape[1]) for name, score in one.items() if name in names}
+            every = {name: pool[name].new_ones(count, classes) for name, classes in self.classes.items()}
             norms, taken = pair_norms(self.scores_of, pilots, every, batch_size)
             keep_largest(self.largest, norms)
             if fits:
@@ -167,6 +173,9 @@ class _Finder:
             return self.settings.pilots - self.pilots
         # Spend as much on learning as the search with the present screens has cost.
         return min(self.pilots, max(0, _MOST_PILOTS - self.pilots)) if self.spent > self.invested else 0
+
+    def _probes(self, classes: int) -> int:
+        return self.settings.probes or math.isqrt(2 * classes - 1) + 1
 
     # --- learning
 
@@ -196,7 +205,7 @@ class _Finder:
                     mixed[name].append(gradient)
         for name, gradients in mixed.items():
             stacked = at_least_single(torch.cat(gradients))
-            probes = self.settings.probes or math.isqrt(2 * norms[name].shape[1] - 1) + 1
+            probes = self._probes(norms[name].shape[1])
             count = min(probes, *stacked.shape)
             leading = torch.linalg.eigh(stacked @ stacked.mT).eigenvectors[:, -count:]
             directions = torch.nn.functional.normalize(leading.mT @ stacked, dim=1)
@@ -272,7 +281,8 @@ def pair_norms(
 ) -> tuple[dict[str, Tensor], int]:
     """Norms of the gradients of chosen scores at chosen samples, and how many gradients were taken for them.
 
-    A backward pass serves one class of every sample in it, each its own. A batch may combine the image of one sample
+    A backward pass serves one class of every sample in it, each its own; of samples of which all are requested,
+    :func:`narrow_norms` may need fewer. A batch may combine the image of one sample
     with the sound of another, as no score depends on both.
 
     Args:
@@ -311,7 +321,13 @@ def pair_norms(
         # A modality with nothing left to compute is carried along.
         leaves = {name: batch[name].requires_grad_(True) for name, count in counts.items() if count.any()}
         scores = scores_of(batch)
-        for turn in range(turns):
+        for name, mask in left.items():
+            if name in leaves and turns == mask.shape[1]:
+                exact = narrow_norms(scores[name], leaves[name])
+                if exact is not None:
+                    norms[name][rows[name]] = exact
+                    del leaves[name]
+        for turn in range(turns if leaves else 0):
             at = {name: classes[name][:, turn] for name in leaves}
             total = torch.stack([scores[name].gather(1, k[:, None]).sum() for name, k in at.items()]).sum()
             for name, gradient in input_gradients(total, leaves, last=turn == turns - 1).items():
@@ -326,125 +342,3 @@ def _best_turns(counts: Tensor) -> int:
     turns = torch.arange(1, int(counts.max()) + 1, device=counts.device)
     useful = torch.minimum(counts[:, None], turns).sum(dim=0)
     return 1 + int((useful / (1 + turns)).argmax())
-
-
-# --- how large gradient norms can be, predicted from cheap slopes: only decides what is worth an exact gradient
-
-
-class Prediction(NamedTuple):
-    """Predicted gradient norms, each ``(n, K)``.
-
-    Attributes:
-        visible: squared norms of the part of the gradients along the probed directions.
-        hidden: expected logarithmic norms of the other part.
-        deviation: how uncertain these are.
-    """
-
-    visible: Tensor
-    hidden: Tensor
-    deviation: Tensor
-
-    def lead(self, bar: Tensor) -> Tensor:
-        """By how many standard deviations each norm is expected to exceed ``bar``, ``(K,)``.
-
-        It is infinite where a slope or score is not a number: that must not hide its sample.
-        """
-        missing = (bar.square() - self.visible).clamp(min=0).log() / 2
-        lead: Tensor = (self.hidden - missing) / self.deviation
-        return lead.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-
-
-class Screen:
-    r"""Gaussian process regression of gradient norms on slopes and scores, with its own uncertainty.
-
-    Directions :math:`V` see one part of a gradient, so only the other one must be predicted:
-
-    .. math:: \|g_k\|^2 = \|y_k\|^2 + h_k^2, \qquad y_k = V^\top g_k, \qquad
-        \log h_k \approx \mu_k + b \log \|y_k\| + f_k(y, s) \pm \sigma_k
-
-    The slopes :math:`y` and scores :math:`s` of all classes together tell where in the network a sample is, and
-    :math:`f_k` what the gradients of samples nearby were. Weight, kernel width and penalty are those with the smallest
-    leave-one-out error, so that claims about new samples were checked on known ones.
-
-    Args:
-        slopes: of the samples to learn from, ``(n, r, K)``.
-        scores: of these, ``(n, K)``.
-        norms: their exact gradient norms, ``(n, K)``.
-
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> gradients = torch.randn(40, 3, 2, generator=generator)
-    >>> slopes, scores, norms = gradients[:, :2], gradients[:, 0], gradients.norm(dim=1)
-    >>> screen = Screen(slopes[:30], scores[:30], norms[:30])
-    >>> lead = screen.predict(slopes[30:], scores[30:]).lead(norms[30:].amax(dim=0))
-    >>> bool((lead.gather(0, norms[30:].argmax(dim=0)[None]) > -3).all())
-    True
-    """
-
-    def __init__(self, slopes: Tensor, scores: Tensor, norms: Tensor) -> None:
-        self.tiny = torch.finfo(norms.dtype).tiny ** 0.5
-        top = norms.amax(dim=0)
-        self.moving = top > 0
-        visible = slopes.square().sum(dim=1)
-        self.slope_scale = visible.mean(dim=0).sqrt().clamp(min=self.tiny)
-        self.centre = scores.mean(dim=0)
-        spread = (scores - self.centre).square().sum(dim=1).mean().sqrt().clamp(min=self.tiny)
-        # Samples as points at a mean squared length of 1: half of it from the slopes, half from the scores.
-        self.weights = [1 / (2 * scores.shape[1] * self.slope_scale.square()), 1 / (2 * spread.square())]
-        self.samples = [(slopes * self.weights[0]).flatten(1), (scores - self.centre) * self.weights[1]]
-        self.lengths = self._lengths(visible, scores)
-        norms = torch.maximum(norms, _FAR * top).clamp(min=self.tiny)
-        hidden = torch.maximum(norms.square() - visible, _LEAST * norms.square()).log() / 2
-        log_visible = self._log_visible(visible)
-
-        distances = self._distances(slopes, scores, visible)
-        best = torch.inf
-        for width in _WIDTHS:
-            values, vectors = torch.linalg.eigh((-width * distances).exp())
-            values = values.clamp(min=0)
-            for share in _SHARES:
-                target = hidden - share * log_visible
-                mean = target.mean(dim=0)
-                rotated = vectors.mT @ (target - mean)
-                for penalty in _PENALTIES:
-                    kept = values / (values + penalty)
-                    # The fraction of each sample's fit that is not its own doing; 1 / n is that of the mean.
-                    others = (1 - vectors.square() @ kept - 1 / len(norms)).clamp(min=1e-3)[:, None]
-                    error = (target - mean - vectors @ (kept[:, None] * rotated)) / others
-                    predicted = ((2 * (hidden - error)).exp() + visible).log() / 2
-                    mean_error = float((predicted - norms.log()).square().mean())
-                    if mean_error < best:
-                        best, self.width, self.share, self.penalty, self.mean = mean_error, width, share, penalty, mean
-                        self.inverse = (vectors / (values + penalty)) @ vectors.mT
-                        self.dual = self.inverse @ (target - mean)
-                        variance = (error.square() * others).mean(dim=0)
-        # A class's own variance is a rough guess from n samples: halfway to that of all classes.
-        self.deviation = (variance / 2 + variance.mean() / 2).sqrt()
-
-    def predict(self, slopes: Tensor, scores: Tensor) -> Prediction:
-        """Predict the norms of new samples; the less they resemble the known ones, the less certain the prediction.
-
-        Args:
-            slopes: of the new samples, ``(n, r, K)``.
-            scores: of these, ``(n, K)``.
-        """
-        visible = slopes.square().sum(dim=1)
-        kernel = (-self.width * self._distances(slopes, scores, visible)).exp()
-        unknown = (1 - ((kernel @ self.inverse) * kernel).sum(dim=1)).clamp(min=0)
-        deviation = (1 + unknown / self.penalty).sqrt()[:, None] * self.deviation
-        # Nothing is known of a class whose score was constant around every known sample.
-        deviation = torch.where(self.moving, deviation, torch.inf)
-        hidden = self.mean + self.share * self._log_visible(visible) + kernel @ self.dual
-        return Prediction(visible, hidden, deviation.clamp(min=self.tiny))
-
-    def _log_visible(self, visible: Tensor) -> Tensor:
-        relative: Tensor = visible.sqrt() / self.slope_scale
-        return relative.clamp(min=0.05).log()
-
-    def _lengths(self, visible: Tensor, scores: Tensor) -> Tensor:
-        """Squared lengths of samples as points."""
-        return visible @ self.weights[0] + (scores - self.centre).square().sum(dim=1) * self.weights[1]
-
-    def _distances(self, slopes: Tensor, scores: Tensor, visible: Tensor) -> Tensor:
-        """Squared distances to the known samples, by inner products: slopes are too many to be copied and scaled."""
-        inner = slopes.flatten(1) @ self.samples[0].mT + (scores - self.centre) @ self.samples[1].mT
-        return (self._lengths(visible, scores)[:, None] + self.lengths - 2 * inner).clamp(min=0)
