@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from lightning_crmt import CRMTModule, LinearFusion, estimate_lipschitz, keep_scores
 from lightning_crmt.encoders import MLP, ConvNet2d
 from lightning_crmt.lipschitz import label_speeds
-from lightning_crmt.lipschitz import estimate as estimate_file
 from lightning_crmt.lipschitz.bottleneck import bottleneck, narrow_norms, narrow_width
 
 CLASSES = 30
@@ -211,7 +210,7 @@ def test_labels_of_all_inputs_together():
 def test_parts_of_a_batch_give_what_the_batch_gives(monkeypatch):
     net, inputs, target = model(), batch(50), torch.arange(50) % CLASSES
     whole = keep_scores(net, [(inputs, target)])
-    monkeypatch.setattr(estimate_file, "_CACHED", 1)  # no more samples at once than the least
+    monkeypatch.setattr("lightning_crmt.lipschitz.estimate._CACHED", 1)  # no more samples at once than the least
     sizes = []
     net.encoders["audio"].register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     parts = keep_scores(net, [(inputs, target)])

@@ -35,7 +35,8 @@ def estimate_lipschitz(
     r"""Estimate Lipschitz constants by the largest gradient over data, in evaluation mode.
 
     ``of="scores"``, the constants of the orthogonal framework (Yang et al., ICLR 2024), one backward pass per class
-    and batch for all modalities together:
+    and batch for all modalities together, or fewer for a modality that reaches its scores by way of a vector of fewer
+    dimensions than there are classes:
 
     .. math:: \tau_k^m = \max_i \left\| \partial s_k^m / \partial x^m \,(x_i) \right\|_2
 
@@ -55,7 +56,8 @@ def estimate_lipschitz(
 
     Args:
         model: called with the inputs by name; returns a ``FusionOutput``, or for ``of="margins"`` anything with logits.
-            Samples of a batch must not influence each other, as in evaluation mode they do not.
+            Samples of a batch must not influence each other, as in evaluation mode they do not. On a CPU it is given
+            batches in parts.
         batches: inputs by name; wrap the iterable to show progress.
         of: which constants.
         search: for ``of="scores"``, how to find the largest gradients without taking all. The result is never above

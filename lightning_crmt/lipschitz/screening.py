@@ -24,8 +24,6 @@ _MIXTURES = 4
 _FIRST = 8
 #: Relative gain that is not worth a gradient.
 _GAIN = 0.005
-#: With at most as many backward passes for each probe, all gradients cost less than a search.
-_PASSES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +41,8 @@ class ProbeSearch:
 
     The results are exact gradient norms at data points, so they never exceed those of the exhaustive search; where one
     is lower, a pair beat its prediction by more than ``caution`` allows for.
-    Where every modality reaches its scores by way of a vector of few dimensions, such as the last hidden layer of a
-    small network, all gradients cost less than a search, and are taken.
+    Of fewer samples than ``pool`` all gradients are taken where every modality reaches its scores by way of a vector of
+    fewer dimensions than there are classes, as behind the last hidden layer of a small network: it costs less then.
     It pays with many classes, thousands of samples, trained encoders, and where a forward pass is cheaper than a
     backward pass, as with convolutions; if the slopes predict little, as with encoders that were never trained, most
     gradients are taken. ``benchmarks/lipschitz_scaling.py`` measures it. Samples should come shuffled: otherwise the
@@ -149,10 +147,10 @@ class _Finder:
             leaves = {n: v.requires_grad_(n in names) for n, v in select(pool, torch.arange(1)).items()}
             one = {name: score for name, score in self.scores_of(leaves).items() if name in names}
             self.classes = {name: score.shape[1] for name, score in one.items()}
-            few = _PASSES * self._probes(max(self.classes.values(), default=0))
-            self.searching = any(
-                (narrow_width(score, leaves[name], batch_size) or few + 1) > few for name, score in one.items()
-            )
+            # What is learnt from pilots pays later; of few samples, most would be pilots.
+            few = {n: self._probes(k) if size >= self.settings.pool else k for n, k in self.classes.items()}
+            widths = {name: narrow_width(score, leaves[name], batch_size) for name, score in one.items()}
+            self.searching = any(width is None or width > few[name] for name, width in widths.items())
         fits = self.searching and (not self.directions or _shapes(names) == _shapes(self.directions))
         count = min(size, self._pilots_wanted()) if fits else size
         order = torch.randperm(size, generator=self.generator)
