@@ -95,8 +95,8 @@ def bottleneck(scores: Tensor, leaf: Tensor) -> GradientEdge | None:
 
     >>> x = torch.randn(4, 30, requires_grad=True)
     >>> hidden = (x @ torch.randn(30, 2)).relu()
-    >>> bottleneck(hidden @ torch.randn(2, 9), x).node.name()
-    'ReluBackward0'
+    >>> bottleneck(hidden @ torch.randn(2, 9), x).node.name()  # of two as narrow, the one nearer to the input
+    'MmBackward0'
     >>> bottleneck(hidden @ torch.randn(2, 9) + x[:, :9], x) is None  # some of x goes another way
     True
     """
