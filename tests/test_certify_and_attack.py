@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lightning_crmt import CRMTModule
 from lightning_crmt.attacks import PGD, Budget
-from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness
+from lightning_crmt.callbacks import AdversarialRobustness, CertifiedRobustness, SmoothedRobustness
 from lightning_crmt.cli import main
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import LipschitzMLP
@@ -171,6 +171,39 @@ def test_certificates_are_those_of_the_callback_and_the_summary_is_of_the_rows(l
     assert not list(Path().glob("lightning_logs*"))
 
 
+def test_the_smoothed_classifier_is_that_of_the_callback(trained, capsys):
+    words = ["--level", "smoothed", "--radii", 0.1, 0.3, "--budget", "fou=0.1,mor=0.3", "--samples", 24]
+    words += ["--max_draws", 2000, "--alpha", 0.01, "--seed", 3]
+    rows, numbers = done("certify", *words, "--sigma", "fou=0.25,mor=0.5")
+    shown = capsys.readouterr().out
+    settings = {"alpha": 0.01, "max_draws": 2000, "seed": 3, "max_samples": 24, "budgets": [{"fou": 0.1, "mor": 0.3}]}
+    expected = logged(SmoothedRobustness({"fou": 0.25, "mor": 0.5}, [0.1, 0.3], **settings), trained)
+    assert numbers == expected
+    assert "test/accuracy/joint" not in numbers  # of the model itself
+    for of in ("joint", "fou", "mor"):
+        for radius in (0.1, 0.3):
+            stays = [float(row[f"probably_certified_to_stay/{of}"]) > radius for row in rows]
+            share = mean(row["right"] == "1" and each for row, each in zip(rows, stays, strict=True))
+            assert numbers[f"test/probably_certified_accuracy/{of}@{radius}"] == pytest.approx(share)
+    for row in rows:
+        assert (row["abstained"] == "1") == (row["prediction"] == "-1")
+        assert 0 < int(row["draws"]) <= 3000
+    for part in ("smoothed", "{'fou': 0.25, 'mor': 0.5}", "probability 0.01", "sequential", "2000 draws", "seed 3"):
+        assert part in shown
+    # Stopped before it had written, it goes on from what was finished, and its sigma may stand in the config.
+    for file in Path("out").iterdir():
+        if file.name != "finished":
+            file.unlink()
+    saved = sum(file.stat().st_size for file in Path("out/finished").iterdir())
+    config = yaml.safe_load(CONFIG)
+    callback = {"class_path": "SmoothedRobustness", "init_args": {"sigma": {"fou": 0.25, "mor": 0.5}}}
+    config["trainer"]["callbacks"] = [callback]
+    Path("run.yaml").write_text(yaml.safe_dump(config))
+    again, same = done("certify", *words)
+    assert (again, same) == (rows, numbers)
+    assert sum(file.stat().st_size for file in Path("out/finished").iterdir()) == saved
+
+
 def test_one_modality_alone_is_called_so(trained):
     rows, numbers = done("certify", "--modalities", "mor", "--radii", 0.2, "--samples", 50)
     assert {name for name in rows[0] if "/" in name} == {"certified_to_stay/mor"}
@@ -290,7 +323,7 @@ MISTAKES = {
     ),
     "no folder": (["certify", "--config", "run.yaml", "--ckpt_path", "model.ckpt"], "--out must be given: the folder"),
     "folder in use": ([*CERTIFY, "--out", "used"], "--out must be a new folder or an empty one, got used"),
-    "level": ([*CERTIFY, "--level", "sond"], "--level must be sound, rigorous or estimated, got 'sond'; did you mean"),
+    "level": ([*CERTIFY, "--level", "sond"], "--level must be sound, rigorous, smoothed or estimated, got 'sond'"),
     "option": ([*CERTIFY, "--radi", "0.1"], "there is no option `--radi`; did you mean `--radii`?"),
     "option of fit": ([*CERTIFY, "--trainer.max_epoch=1"], "there is no option `--trainer.max_epoch`; did you mean"),
     "no number": ([*CERTIFY, "--radii", "a"], "argument --radii: invalid float value: 'a'"),
@@ -309,6 +342,21 @@ MISTAKES = {
     "split": ([*CERTIFY, "--split", "tst"], "--split must be val or test, got 'tst'; did you mean `test`?"),
     "no CRMT module": ([*CERTIFY, *FOREIGN_ONE, "--inputs", "fou", "mor"], "--level 'sound' needs a CRMT module"),
     "no names": ([*CERTIFY, *FOREIGN_ONE, "--level", "estimated"], "--inputs must name the modalities of Foreign"),
+    "no noise": ([*CERTIFY, "--level", "smoothed"], "--sigma must be given: the standard deviation of the noise"),
+    "form of the noise": (
+        [*CERTIFY, "--level", "smoothed", "--sigma", "a"],
+        "--sigma must be like audio=0.1,image=0.3",
+    ),
+    "noise of none": (
+        [*CERTIFY, "--level=smoothed", "--sigma=a=1"],
+        "--sigma must name modalities among ['fou', 'mor']",
+    ),
+    "noise without smoothing": ([*CERTIFY, "--sigma", "1"], "--sigma must be with --level smoothed, got sound"),
+    "alpha": ([*CERTIFY, "--level=smoothed", "--sigma=1", "--alpha=2"], "--alpha must be"),
+    "where there is noise": (
+        [*CERTIFY, "--level=smoothed", "--sigma=1", "--modalities", "fou"],
+        "--modalities are those",
+    ),
     "no bound": ([*CERTIFY, *NO_BOUND], "the encoder of 'mor': no Lipschitz bound is known for"),
     "attack": ([*ATTACK, "--radii", "1", "--attack", "APGDD"], "--attack must be strongest, paper_pgd, paper_fgm or a"),
     "attack twice": ([*ATTACK, "--radii", "1", "--attack=PGD", "--attack=PGD"], "--attack must be different ones, got"),
@@ -352,7 +400,7 @@ def test_help_fits_on_a_screen(capsys):
             main([subcommand, "--help"])
         assert stop.value.code == 0
         shown = capsys.readouterr().out
-        assert shown.count("\n") <= 36
+        assert shown.count("\n") <= 40
         assert max(map(len, shown.splitlines())) <= 120
 
 

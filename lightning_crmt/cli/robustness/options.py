@@ -16,6 +16,9 @@ from typing_extensions import override
 from lightning_crmt.checks import did_you_mean
 from lightning_crmt.cli.explain import few_lines, stop
 
+#: Where parts of an evaluation are kept, that it goes on from if it was stopped.
+FINISHED = "finished"
+
 #: What the rest of the words may begin with: options of `fit`.
 _OF_FIT = ("--config", "-c", "--model", "--data", "--trainer", "--seed_everything", "--print_config", "--help.full")
 
@@ -102,7 +105,7 @@ class Options(argparse.ArgumentParser):
             self.error(f"--ckpt_path must be a checkpoint, got {own.ckpt_path}: there is no such file")
         if own.out is None:
             self.error("--out must be given: the folder for tables and figures")
-        if own.out.exists() and (not own.out.is_dir() or any(own.out.iterdir())):
+        if own.out.exists() and (not own.out.is_dir() or any(each.name != FINISHED for each in own.out.iterdir())):
             self.error(f"--out must be a new folder or an empty one, got {own.out}")
         if own.samples is not None and own.samples < 1:
             self.error(f"--samples must be at least 1, got {own.samples}")
