@@ -497,7 +497,7 @@ def test_a_bare_command_says_what_there_is(monkeypatch, capsys):
         typed(monkeypatch)
     assert stop.value.code == 2
     shown = capsys.readouterr().err
-    for name in ("fit", "validate", "test", "predict", "methods", "prepare", "reweight", "certify", "attack"):
+    for name in ("fit", "validate", "test", "predict", "methods", "prepare", "report", "reweight", "certify", "attack"):
         assert f"\n  lightning-crmt {name} " in shown
 
 

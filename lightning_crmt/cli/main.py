@@ -19,6 +19,7 @@ from lightning_crmt.cli.explain import ExplainingParser, stop
 from lightning_crmt.cli.failures import TRACEBACK, explain_failure, unwrapped
 from lightning_crmt.cli.help import SUBCOMMANDS, overview
 from lightning_crmt.cli.methods import listing
+from lightning_crmt.cli.report import report_command
 from lightning_crmt.cli.reweight import reweight_command
 from lightning_crmt.cli.robustness import attack_command, certify_command
 from lightning_crmt.data import prepare_command
@@ -27,6 +28,7 @@ from lightning_crmt.data import prepare_command
 _OWN = {
     "methods": "list methods of training, heads and attacks with a line each",
     "prepare": "turn a folder of videos into frames, flow and spectrograms",
+    "report": "tables, figures and one page from finished runs",
     "reweight": "step 2 of CRMT on a checkpoint",
     "certify": "how far inputs may change before predictions of a checkpoint do",
     "attack": "how many predictions of a checkpoint withstand attacks",
@@ -83,6 +85,8 @@ def _run(words: ArgsType, cli: type[CRMTCLI]) -> None:
             stop(f"`{cli.prog} methods` takes nothing, got {' '.join(map(str, rest))}")
         case ["prepare", *rest]:
             sys.exit(prepare_command(rest, ExplainingParser))
+        case ["report", *rest]:
+            print(report_command([str(word) for word in rest], cli.prog))  # noqa: T201
         case ["reweight", *rest]:
             print(reweight_command(rest, partial(_parts, cli)))  # noqa: T201
         case ["certify" | "attack" as word, *rest]:

@@ -3,6 +3,7 @@
 """Runs in; tables, figures and one page out."""
 
 from lightning_crmt.report.figures import Drawing, figures_of
+from lightning_crmt.report.log_folder import find_runs
 from lightning_crmt.report.runs import Run, load_runs, save_run
 from lightning_crmt.report.summary import Summary, summarise
 from lightning_crmt.report.write import headline_text, write_report, write_tables
@@ -12,6 +13,7 @@ __all__ = [
     "Run",
     "Summary",
     "figures_of",
+    "find_runs",
     "headline_text",
     "load_runs",
     "save_run",

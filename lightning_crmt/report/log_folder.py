@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs from what Lightning's ``CSVLogger`` writes: ``metrics.csv``, and ``config.yaml`` of the command line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_crmt.evaluation import Key
+from lightning_crmt.report.runs import Run, load_runs
+
+_METRICS, _CONFIG = "metrics.csv", "config.yaml"
+
+
+def find_runs(folder: str | Path) -> list[Run]:
+    """The runs below a folder: those of a comparison, or else those of plain logs.
+
+    Raises:
+        FileNotFoundError: if there are neither.
+        ValueError: naming the file, if one cannot be read.
+    """
+    folder = Path(folder)
+    if any(folder.rglob("run.json")):
+        return load_runs(folder)
+    files = sorted(folder.rglob(_METRICS), key=lambda file: (len(str(file)), str(file)))  # version_9 before version_10
+    if not files:
+        raise FileNotFoundError(
+            f"`folder` must hold runs of a comparison or logs of CSVLogger ({_METRICS}), got {folder}, which holds "
+            "neither"
+        )
+    return [_read_log(file, folder) for file in files]
+
+
+def _read_log(file: Path, folder: Path) -> Run:
+    """A run whose method is named by its folder.
+
+    Its numbers are those of the test part or, where it was never tested, the last ones of the validation part.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = list(csv.DictReader(opened))
+        by_name = {
+            name: [(int(float(row.get("epoch") or 0)), float(row[name])) for row in rows if row[name]]
+            for name in (rows[0] if rows else {})
+            if name not in ("epoch", "step")
+        }
+    except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} must be a log of CSVLogger: {error}") from error
+    parts = {part: {name: each for name, each in by_name.items() if _part(name) == part} for part in ("test", "val")}
+    numbers = {name: each[-1][1] for name, each in (parts["test"] or parts["val"]).items() if each}
+    beside = file.with_name(_CONFIG)
+    text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+    config = _mapping(text)
+    place = file.parent.relative_to(folder)
+    seed = config.get("seed_everything")
+    return Run(
+        method=str(place) if place.parts else folder.resolve().name,
+        data=_class_of(config.get("data")),
+        seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
+        numbers=numbers,
+        history={name: each for name, each in by_name.items() if _part(name) in ("train", "val")},
+        config=text,
+        error="" if numbers else f"{_METRICS} has no number of the test or validation part",
+    )
+
+
+def _part(name: str) -> str:
+    """The part that a number is of, also where its name is no key of ours: ``test_acc``."""
+    try:
+        split = Key.parse(name).split
+    except ValueError:
+        split = ""
+    return split or next((part for part in ("test", "val", "train") if name.startswith(part)), "")
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:  # as with tags of Python, which are shown as they are
+        config = None
+    return config if isinstance(config, dict) else {}
+
+
+def _class_of(data: object) -> str:
+    path = data.get("class_path") if isinstance(data, dict) else data
+    return path.rpartition(".")[2] if isinstance(path, str) and path else "data"
