@@ -204,6 +204,14 @@ def test_the_smoothed_classifier_is_that_of_the_callback(trained, capsys):
     assert sum(file.stat().st_size for file in Path("out/finished").iterdir()) == saved
 
 
+def test_without_matplotlib_there_is_no_figure_and_all_else(trained, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    rows, _ = done("certify", "--radii", 0.1, 0.2, "--samples", 10)
+    assert len(rows) == 10
+    assert "figures need matplotlib" in capsys.readouterr().out
+    assert not list(Path("out").glob("*.png"))
+
+
 def test_one_modality_alone_is_called_so(trained):
     rows, numbers = done("certify", "--modalities", "mor", "--radii", 0.2, "--samples", 50)
     assert {name for name in rows[0] if "/" in name} == {"certified_to_stay/mor"}

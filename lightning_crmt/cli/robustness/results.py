@@ -133,7 +133,7 @@ class Results(Callback):
         for name, figure in figures.items():
             names.append(f"{name.replace('/', '_')}.png")
             figure.savefig(self.folder / names[-1], dpi=120)
-        return ", ".join(names) or "none: a curve needs two radii or more"
+        return ", ".join(names) or "none: a curve needs two radii or more, of one loader"
 
 
 def read_report(folder: Path) -> str:
