@@ -31,7 +31,7 @@ from lightning_crmt.lipschitz import (
 from lightning_crmt.losses import MarginRegularization, integration_objective, margin_regularization
 from lightning_crmt.modality import FusionOutput, Inputs
 from lightning_crmt.reweighting import keep_scores, reweight
-from lightning_crmt.smoothing import Ablation, SmoothedCertificate, SmoothedClassifier
+from lightning_crmt.smoothing import Ablation, SmoothedCertificate, SmoothedClassifier, verify_smoothed
 from lightning_crmt.version import __version__
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ __all__ = [
     "margin_regularization",
     "reweight",
     "verify_certificate",
+    "verify_smoothed",
     "with_fixed_weights",
 ]
 

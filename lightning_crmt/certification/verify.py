@@ -173,6 +173,7 @@ def verify_certificate(
 
     Raises:
         CertificateViolation: an ``AssertionError`` with a counterexample.
+        TypeError: if the certificate is of a smoothed classifier, see :func:`~lightning_crmt.verify_smoothed`.
         ValueError: if ``inputs`` have other modalities or another batch size than the certificate, or they or their
             logits are not finite.
 
@@ -191,6 +192,8 @@ def verify_certificate(
     """
     check_at_least(1, probes=probes, steps=steps)
     check_at_least(0, products=products)
+    if certificate.soundness is Soundness.PROBABILISTIC:
+        raise TypeError("`certificate` must be no smoothed one, of which a few may be wrong; use `verify_smoothed`")
     present = [name for name in certificate.sensitivities if name not in certificate.missing]
     lacking = [name for name in present if name not in inputs]
     if lacking or check_batch("inputs", inputs) != len(certificate.prediction):

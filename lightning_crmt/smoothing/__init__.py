@@ -14,6 +14,7 @@ from lightning_crmt.smoothing.confidence import (
 )
 from lightning_crmt.smoothing.finished import FinishedCertificates, fingerprint, joined, sample_digests
 from lightning_crmt.smoothing.noisy_batch import BLOCK
+from lightning_crmt.smoothing.verify import SmoothedVerification, SmoothedViolation, verify_smoothed
 
 __all__ = [
     "BLOCK",
@@ -23,6 +24,8 @@ __all__ = [
     "FinishedCertificates",
     "SmoothedCertificate",
     "SmoothedClassifier",
+    "SmoothedVerification",
+    "SmoothedViolation",
     "clopper_pearson",
     "counted_tokens",
     "evidence_above",
@@ -33,4 +36,5 @@ __all__ = [
     "lower_bound_when_stopped",
     "needed_probability",
     "sample_digests",
+    "verify_smoothed",
 ]

@@ -277,7 +277,7 @@ class SmoothedClassifier:
         )
 
     def _model_answers(self, inputs: dict[str, Tensor]) -> Any:
-        return self.model(_as_computed(inputs, self.model))
+        return self.model(as_computed(inputs, self.model))
 
     def _features(
         self, inputs: dict[str, Tensor], sigma: Mapping[str, float]
@@ -295,11 +295,11 @@ class SmoothedClassifier:
             {name: encoders[name] for name in sigma}, {name: tuple(inputs[name].shape[1:]) for name in sigma}
         )
         scales = {name: sigma[name] / float(bounds.values[name]) for name in sigma}
-        features = {name: _as_drawn(each) for name, each in encoded(encoders, _as_computed(inputs, self.model)).items()}
+        features = {name: _as_drawn(each) for name, each in encoded(encoders, as_computed(inputs, self.model)).items()}
         present = {f"{name}.{PRESENT}": here for name, here in present_of(inputs).items()}
 
         def answers(noisy: dict[str, Tensor]) -> Any:
-            return answer(head, _as_computed(modalities_of(noisy), head), present_of(noisy))
+            return answer(head, as_computed(modalities_of(noisy), head), present_of(noisy))
 
         return {**features, **present}, scales, answers
 
@@ -428,7 +428,7 @@ def _as_drawn(value: Tensor) -> Tensor:
     return at_least_single(value.detach()) if value.is_floating_point() else value.detach()
 
 
-def _as_computed(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+def as_computed(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """``inputs`` in the precision of the model's parameters."""
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     precision = next((each.dtype for each in parameters if each.is_floating_point()), None)

@@ -141,6 +141,15 @@ def lower_bound_when_stopped(successes: Array, draws: Array, most: int, alpha: f
     return np.where(np.asarray(draws) == most, np.maximum(at_any_time, at_the_end), at_any_time)
 
 
+def chance_of_at_least(successes: int, draws: int, probability: float) -> float:
+    """The chance of so many successes or more in independent draws, each with this probability at most.
+
+    >>> chance_of_at_least(0, 100, 0.01), round(chance_of_at_least(1, 100, 0.01), 3)
+    (1.0, 0.634)
+    """
+    return 1.0 if successes == 0 else float(_special().bdtrc(successes - 1, draws, probability))
+
+
 def enough(alpha: float) -> float:
     """The logarithm of the evidence that decides at level alpha, with room for rounding.
 
