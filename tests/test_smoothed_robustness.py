@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_crmt import Ablation, CRMTModule, SmoothedClassifier
-from lightning_crmt.callbacks import SmoothedRobustness
+from lightning_crmt.callbacks import RobustnessFigures, SmoothedRobustness
 from lightning_crmt.encoders import MLP, LipschitzMLP
-from lightning_crmt.evaluation import Key, read_keys
+from lightning_crmt.evaluation import Key, read_keys, robustness_figures
 from lightning_crmt.fusion import AttentionFusion
 
 
@@ -336,6 +336,27 @@ def test_it_never_changes_training(make_trainer):
         make_trainer(*callbacks, max_epochs=2).fit(module, batches()[0], batches(seed=1)[0])
         ended.append(module.state_dict())
     assert all(torch.equal(value, ended[1][name]) for name, value in ended[0].items())
+
+
+def test_figures_of_the_curve_with_its_abstentions_and_of_budgets(make_trainer, tmp_path):
+    budgets = [{"a": r, "b": s} for r in (0.0, 0.05) for s in (0.0, 0.1)]
+    callback = SmoothedRobustness(0.3, [0.05, 0.1], budgets=budgets, **SETTINGS)
+    trainer = make_trainer(callback, RobustnessFigures())
+    trainer.test(crmt(), batches()[0], verbose=False)
+    files = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert files == {"test_probably_certified_curve.png", "test_probably_certified_frontier_a_b.png"}
+    numbers = read_keys(trainer.callback_metrics)
+    figures = robustness_figures(numbers)
+    (axes,) = figures["test/probably_certified_curve"].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    right, abstained = (numbers[Key("test", f"smoothed_{what}", "joint")] for what in ("accuracy", "abstained"))
+    assert lines["all modalities together"][0] == [0.0, right]
+    assert 0 < abstained < 1
+    labels = axes.get_legend_handles_labels()[1]
+    assert f"no answer: {abstained:.1%} of samples" in labels
+    assert axes.get_ylabel() == "right, and probably certified to stay so"
+    frontier = figures["test/probably_certified_frontier_a_b"].axes
+    assert [axes.get_ylabel() for axes in frontier][1] == "right, and probably certified to stay so"
 
 
 @pytest.mark.slow

@@ -20,8 +20,9 @@ from lightning_crmt.training import callbacks_of
 class RobustnessFigures(Callback):
     """Draws the curve over radii and the frontier over budgets after each test, and after the last validation of a fit.
 
-    The figures come from the numbers that ``CertifiedRobustness`` and ``AdversarialRobustness`` logged; list this after
-    them. Numbers of both about the same threat share a picture if both measure the same samples. Figures go to
+    The figures come from the numbers that ``CertifiedRobustness``, ``AdversarialRobustness`` and ``SmoothedRobustness``
+    logged; list this after them. Numbers of the first two about the same threat share a picture if both measure the
+    same samples; those of a smoothed classifier are of another one, and never do. Figures go to
     Weights & Biases and TensorBoard where these log, and to ``figures/`` in the log directory otherwise. A test without
     anything to draw warns once; a disk that is full is a warning too.
 
@@ -59,8 +60,8 @@ class RobustnessFigures(Callback):
         if not figures and split == "test" and not self._warned:
             self._warned = True
             rank_zero_warn(
-                "RobustnessFigures has nothing to draw: a curve needs two `radii` or more in CertifiedRobustness or "
-                "AdversarialRobustness, listed before it"
+                "RobustnessFigures has nothing to draw: a curve needs two `radii` or more in CertifiedRobustness, "
+                "AdversarialRobustness or SmoothedRobustness, listed before it"
             )
         takers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         try:

@@ -35,10 +35,11 @@ Curve: TypeAlias = Mapping[float, float]
 
 
 def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] | None = None) -> dict[str, Figure]:
-    """All figures that the numbers of ``CertifiedRobustness`` and ``AdversarialRobustness`` allow, by name.
+    """All figures that the numbers of the callbacks for robustness allow, by name.
 
     - ``split/certified_curve``, ``split/estimated_curve``: accuracy over the radius, a curve for each set of perturbed
-      modalities; ``split/robust_curve``, a curve for each attack; all need at least two radii;
+      modalities; ``split/probably_certified_curve``, the same of a smoothed classifier, with the share of samples that
+      it gives no answer for; ``split/robust_curve``, a curve for each attack; all need at least two radii;
     - ``split/bounds_joint``, or the name of a modality: certified accuracy, below, and accuracy under attacks on the
       same threat, above, in one picture;
     - ``split/certified_frontier_audio_image``: accuracy over separate budgets of two modalities, and the frontiers
@@ -75,7 +76,13 @@ def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] 
         for sure in worth:
             titles = _titles(shares, threats) if sure == "robust" else {}
             named = {titles.get(of, of): curve for of, curve in kinds[sure].items()}
-            figures[f"{split}/{sure}_curve"] = radius_curve(named, sure)
+            abstained = None
+            if sure == "probably_certified":
+                abstained = numbers.get(Key(split, "smoothed_abstained", "joint"))
+                right = Key(split, "smoothed_accuracy", "joint")
+                if "joint" in named and right in numbers:
+                    named["joint"] = {0.0: numbers[right], **named["joint"]}
+            figures[f"{split}/{sure}_curve"] = radius_curve(named, sure, abstained)
         # Not of smoothed classifiers: attacks on the base model say nothing of them.
         for of in kinds["certified"] | kinds["estimated"]:
             lower = {sure: kinds[sure][of] for sure in ("certified", "estimated") if of in kinds[sure]}
@@ -89,18 +96,21 @@ def robustness_figures(numbers: Mapping[Key, float], threats: Mapping[str, str] 
     return figures
 
 
-def radius_curve(curves: Mapping[str, Curve], sure: str) -> Figure:
+def radius_curve(curves: Mapping[str, Curve], sure: str, abstained: float | None = None) -> Figure:
     """Accuracy over the radius, a curve for each threat.
 
     Args:
         curves: by threat or by attack, accuracy by radius.
         sure: ``"certified"``, ``"probably_certified"``, ``"estimated"`` or, for attacks, ``"robust"``, which the axis
             says.
+        abstained: of a smoothed classifier, the share of samples that it gives no answer for.
     """
     figure, axes = _new_figure()
     for place, ((what, curve), marker) in enumerate(zip(curves.items(), cycle("ovs^D"), strict=False)):
         title = what if sure == "robust" else perturbed(what)
         axes.plot(*_points(curve), **_style(place), marker=marker, label=title)
+    if abstained is not None:
+        axes.axhspan(1 - abstained, 1, color="tab:gray", alpha=0.25, label=f"no answer: {abstained:.1%} of samples")
     unit = "radius of the attack, in units of the inputs" if sure == "robust" else _RADIUS
     axes.set(xlabel=unit, ylabel=_AXIS[sure], ylim=_SHARES)
     axes.grid(alpha=0.3)
@@ -143,11 +153,13 @@ def budget_frontier(cells: Mapping[tuple[float, float], float], first: str, seco
         cells: accuracy by the radii of the first and the second modality; a full grid.
         first: name of the first modality, along the horizontal axis.
         second: name of the second.
-        sure: ``"certified"`` or ``"estimated"``, which the colour bar says.
+        sure: ``"certified"``, ``"probably_certified"`` or ``"estimated"``, which the colour bar says.
     """
     figure, axes = _new_figure()
     colours = draw_budgets(axes, cells)
-    axes.set(xlabel=f"l2 radius of {first}", ylabel=f"l2 radius of {second}")
+    # Only a smoothed classifier has budgets of tokens.
+    unit = "l2 radius, or replaced tokens, of" if sure == "probably_certified" else "l2 radius of"
+    axes.set(xlabel=f"{unit} {first}", ylabel=f"{unit} {second}")
     figure.colorbar(colours, label=_AXIS[sure])
     return figure
 
