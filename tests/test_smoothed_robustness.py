@@ -340,7 +340,7 @@ def test_it_never_changes_training(make_trainer):
 
 def test_figures_of_the_curve_with_its_abstentions_and_of_budgets(make_trainer, tmp_path):
     budgets = [{"a": r, "b": s} for r in (0.0, 0.05) for s in (0.0, 0.1)]
-    callback = SmoothedRobustness(0.3, [0.05, 0.1], budgets=budgets, **SETTINGS)
+    callback = SmoothedRobustness(1.0, [0.05, 0.1], budgets=budgets, **(SETTINGS | {"max_draws": 64}))
     trainer = make_trainer(callback, RobustnessFigures())
     trainer.test(crmt(), batches()[0], verbose=False)
     files = {path.name for path in (tmp_path / "figures").iterdir()}

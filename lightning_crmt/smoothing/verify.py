@@ -336,7 +336,7 @@ def _replace_tokens(
 
 def _margin(averaged: Model, inputs: Inputs, expected: Tensor) -> Tensor:
     with torch.no_grad():
-        return least_margin(logits_of(averaged(inputs)), expected)
+        return least_margin(logits_of(averaged(dict(inputs))), expected)
 
 
 def _within(moved: Inputs, clean: Inputs, claimed: _Radii) -> Tensor:
