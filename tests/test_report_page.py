@@ -203,6 +203,17 @@ def test_few_seeds_are_no_claim(seeds):
             assert answer.text.startswith("No difference shown")
 
 
+def test_guarantees_of_single_modalities_and_of_no_number_are_told_as_such():
+    certified = "test/certified_accuracy/audio@0.1"
+    (alone,) = guarantees(summarise([Run("a", "x", 0, {certified: 0.9})]).on_data[0])
+    assert "With a, the share of samples" in alone.text
+    assert "audio" in alone.text
+    (nothing,) = guarantees(summarise([Run("a", "x", 0, {certified: math.nan})]).on_data[0])
+    assert "NaN" in nothing.text
+    (on,) = summarise([Run("a", "x", 0, {"test/accuracy/joint": math.nan})]).on_data
+    assert "gave NaN" in answers(on)[0].text
+
+
 def test_without_certificates_nothing_is_guaranteed():
     numbers = {"test/estimated_accuracy/joint@0.1": 0.9, "test/robust_accuracy/pgd@0.1": 0.9}
     (on,) = summarise([Run("a", "x", seed, numbers) for seed in range(3)]).on_data

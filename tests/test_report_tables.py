@@ -15,7 +15,7 @@ from lightning_crmt.evaluation import Key
 from lightning_crmt.report import Run, summarise, write_tables
 from lightning_crmt.report.formats import escape_latex, escape_markdown, to_latex, to_markdown, to_text
 from lightning_crmt.report.grouping import grouped, headline
-from lightning_crmt.report.text_tables import means_table
+from lightning_crmt.report.text_tables import differences_table, means_table, ranks_table
 from lightning_crmt.report.wording import Wording
 
 AWFUL = 'a|b & <i>"50%"</i> $x_1$ \\end{table} [*]\n# `~^é\x00'
@@ -171,3 +171,20 @@ def test_groups_hold_each_key_once_and_the_headline_is_short():
     assert str(first[0]) == "test/accuracy/joint"
     assert {"certified", "robust"} <= {key.sure for key in first}
     assert held == [key for group in grouped(keys) for key in group.keys]
+
+
+def test_ranks_are_no_percentages_and_few_seeds_are_told_beside_the_interval():
+    runs = [
+        Run(method, data, seed, {"test/accuracy/joint": value + seed * (place + 1) / 100})
+        for data in ("x", "y")
+        for place, (method, value) in enumerate([("a", 0.5), ("b", 0.7)])
+        for seed in range(2)
+    ]
+    summary = summarise(runs, "a")
+    (key,) = summary.ranks
+    ranked = ranks_table("r", summary, [key])
+    assert [[entry.text for entry in row] for row in ranked.rows] == [["a", "2.00"], ["b", "1.00"]]
+    assert "%" not in "".join(ranked.head)
+    table = differences_table("d", summary.on_data[0], [key], "a")
+    assert table.rows[0][1].text.endswith("] (n = 2)")
+    assert table.rows[0][1].mark == ""

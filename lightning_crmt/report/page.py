@@ -16,10 +16,26 @@ from lightning_crmt.report.inline_svg import inline_svg
 from lightning_crmt.report.raw_values import keys_of
 from lightning_crmt.report.runs import Run
 from lightning_crmt.report.summary import OnData, Summary, summarise
-from lightning_crmt.report.text_tables import TextTable, differences_table, means_table, ranks_table, titled
+from lightning_crmt.report.text_tables import TextTable, differences_table, means_table, ranks_table
 from lightning_crmt.report.verdict import Answer, against_baseline, answers, guarantees, scope, threats_told
 from lightning_crmt.report.wording import SURE, Wording
 from lightning_crmt.version import __version__
+
+#: The most numbers of a table; wider ones do not fit on paper.
+_WIDEST = 8
+
+#: What figures are called, by how their names begin.
+_FIGURES = {
+    "bounds": "what is guaranteed and what is survived",
+    "radius_curves": "accuracy over the radius",
+    "budget_map": "separate radii of two modalities",
+    "missing_grid": "missing modalities",
+    "reliance": "which modality predictions follow",
+    "worst_class": "the worst class",
+    "differences": "differences to the baseline",
+    "over_epochs": "over training",
+    "cost": "cost against robustness",
+}
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -68,7 +84,6 @@ def page_of(runs: Sequence[Run], *, baseline: str | None = None, title: str = ""
         summary=summary,
         sections=[_section(on, summary, number) for number, on in enumerate(summary.on_data)],
         ranks=ranks_table("Mean rank over data sets", summary, headline(summary.ranks) or list(summary.ranks)),
-        titled=titled,
         sure=SURE,
         sures=_sures(runs),
         words=_words(runs),
@@ -98,11 +113,13 @@ def _section(on: OnData, summary: Summary, number: int) -> _Section:
         first += [each for each in [differences_table(title, on, keys, summary.baseline)] if each is not None]
     more = []
     for group in grouped(on.columns):
-        title = f"{on.data}: {group.title}"
-        more.append(means_table(title, on, group.keys))
-        if summary.baseline and group.name not in ("inside", "classes", "others"):
-            title = f"{title}, differences to {summary.baseline}"
-            more += [each for each in [differences_table(title, on, group.keys, summary.baseline)] if each is not None]
+        parts = [group.keys[at : at + _WIDEST] for at in range(0, len(group.keys), _WIDEST)]
+        for place, part in enumerate(parts, 1):
+            title = f"{on.data}: {group.title}" + (f", {place} of {len(parts)}" if len(parts) > 1 else "")
+            more.append(means_table(title, on, part))
+            if summary.baseline and group.name not in ("inside", "classes", "others"):
+                title = f"{title}, differences to {summary.baseline}"
+                more += [each for each in [differences_table(title, on, part, summary.baseline)] if each is not None]
     baseline = against_baseline(on, summary.baseline) if summary.baseline else []
     return _Section(
         on, answers(on), guarantees(on), baseline, first, more, threats_told(on), _figures(on, summary.baseline, number)
@@ -118,9 +135,20 @@ def _figures(on: OnData, baseline: str, number: int) -> list[tuple[str, str, str
         drawings = figures_of(runs, baseline if has_baseline else None)
         found = []
         for place, (name, drawing) in enumerate(drawings.items()):
-            title = f"{on.data}: {name.rpartition('/')[2].replace('_', ' ')}"
+            title = f"{on.data}: {_figure_title(name.rpartition('/')[2])}"
             found.append((title, drawing.alt, inline_svg(drawing, f"figure-{number}-{place}", title)))
         return found
+
+
+def _figure_title(name: str) -> str:
+    """What a figure is called: its kind, and the rest of its name.
+
+    >>> _figure_title("bounds_joint")
+    'what is guaranteed and what is survived, joint'
+    """
+    kind = next((kind for kind in _FIGURES if name.startswith(kind)), "")
+    rest = name.removeprefix(kind).strip("_").replace("_", " ")
+    return ", ".join(part for part in (_FIGURES.get(kind, ""), rest) if part)
 
 
 def _sures(runs: Sequence[Run]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_crmt.evaluation import Key
-from lightning_crmt.report.statistics import Difference, Mean
+from lightning_crmt.report.statistics import LEAST_SEEDS, Difference, Mean
 from lightning_crmt.report.summary import Column, OnData, Summary
 from lightning_crmt.report.wording import Wording
 
@@ -38,6 +38,7 @@ class TextTable:
         words: of the other columns.
         rows: entries in the order of both.
         counts: of the other columns, of how many samples they are, in words; empty where that is not known.
+        ranked: whether the numbers are ranks, which have no unit.
     """
 
     title: str
@@ -45,11 +46,12 @@ class TextTable:
     words: tuple[Wording, ...]
     rows: tuple[tuple[Entry, ...], ...]
     counts: tuple[str, ...] = ()
+    ranked: bool = False
 
     @property
     def head(self) -> list[str]:
         """The titles of all columns."""
-        return [*self.names, *map(titled, self.words)]
+        return [*self.names, *(words.title if self.ranked else titled(words) for words in self.words)]
 
 
 def means_table(title: str, on: OnData, keys: Iterable[Key]) -> TextTable:
@@ -84,7 +86,7 @@ def ranks_table(title: str, summary: Summary, keys: Iterable[Key]) -> TextTable 
         (Entry(method), *(Entry(f"{rank:.2f}" if (rank := summary.ranks[key].get(method)) else "-") for key in keys))
         for method in summary.methods
     )
-    return TextTable(title, ("method",), words, rows)
+    return TextTable(title, ("method",), words, rows, ranked=True)
 
 
 def titled(words: Wording) -> str:
@@ -168,4 +170,5 @@ def _difference_entry(column: Column, method: str) -> Entry:
     if method not in column.to_baseline:
         return Entry("-")
     difference = column.to_baseline[method]
-    return Entry(difference_told(difference, column), "clear" if difference.sign else "")
+    few = f" (n = {difference.n})" if difference.n < LEAST_SEEDS else ""  # else it would look clear and not be marked
+    return Entry(difference_told(difference, column) + few, "clear" if difference.sign else "")

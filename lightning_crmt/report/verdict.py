@@ -62,10 +62,14 @@ def answers(on: OnData) -> list[Answer]:
 def guarantees(on: OnData) -> list[Answer]:
     """What is proved, by the method that has most of it; or that nothing is."""
     found = []
-    for column in _headlines(on):
+    certified = [
+        column for column in on.columns.values() if column.words.key.sure in ("certified", "probably_certified")
+    ]
+    first = [column for column in _headlines(on) if column in certified]
+    for column in first or [each for each in certified if "_of_class" not in each.words.key.what][:3]:
         words = column.words
-        methods = [method for method, mean in column.means.items() if math.isfinite(mean.value)]
-        if words.key.sure not in ("certified", "probably_certified") or "accuracy" not in words.key.what or not methods:
+        methods = [method for method, mean in column.means.items() if not math.isnan(mean.value)]
+        if not methods:
             continue
         most = max(methods, key=lambda method: column.means[method].value)
         seeds = _many(column.means[most].n, "seed")
@@ -80,8 +84,10 @@ def guarantees(on: OnData) -> list[Answer]:
         )
     if found:
         return found
+    if certified:
+        return [Answer("Guaranteed", "Nothing: all certified numbers that matter here are NaN.")]
     sures = {key.sure for key in on.columns}
-    text = "Nothing: no number on this page is a certificate."
+    text = "Nothing: no number on this data is a certificate."
     text += f" Estimated: {SURE['estimated'][1]}" if "estimated" in sures else ""
     text += f" Under attacks: {SURE['robust'][1]}" if "robust" in sures else ""
     return [Answer("Guaranteed", text)]
@@ -115,7 +121,7 @@ def _headlines(on: OnData) -> list[Column]:
 def _best(column: Column, on: OnData) -> str:
     means = {method: mean for method, mean in column.means.items() if not math.isnan(mean.value)}
     if not means:
-        return "No run has a number."
+        return "There is no mean to compare: at least one run of each method gave NaN."
     ordered = sorted(means, key=lambda method: -column.words.better * means[method].value)
     first, last = ordered[0], ordered[-1]
     least = min(mean.n for mean in means.values())
