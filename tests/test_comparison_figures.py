@@ -269,3 +269,12 @@ def test_methods_are_told_apart_without_colour():
 def test_validation_is_drawn_where_nothing_was_tested():
     numbers = {f"val/certified_accuracy/joint@{r}": 0.5 for r in (0.1, 0.2)}
     assert "validation samples" in radius_curves([Run("joint", "digits", 0, numbers)]).figure.get_suptitle()
+
+
+def test_the_title_says_of_how_many_samples_the_numbers_are():
+    numbers = {f"certified_accuracy/joint@{r}": 0.5 for r in (0.1, 0.2)} | {"robust_accuracy/pgd@0.1": 0.6}
+    runs = [run("joint", 0, numbers, samples=400, counts={"test/robust_accuracy/pgd@0.1": 64}, threats=THREATS)]
+    assert "400 test samples" in radius_curves(runs).figure.get_suptitle()
+    assert "64 to 400 test samples" in bounds(runs).figure.get_suptitle()
+    unknown = [run("joint", 0, numbers, threats=THREATS)]
+    assert "digits, test samples" in bounds(unknown).figure.get_suptitle()

@@ -19,27 +19,35 @@ LOWER = ("certified", "probably_certified", "estimated")
 
 @dataclass(frozen=True)
 class Spread:
-    """Numbers of several seeds: their mean, their standard deviation (0 for one seed), and how many there are.
+    """Numbers of several seeds.
+
+    Attributes:
+        mean: over seeds.
+        deviation: their standard deviation, 0 for one seed.
+        n: how many seeds there are.
+        samples: of how many samples each number is, at least; 0 where that is not known.
 
     >>> Spread.over([0.25, 0.5, 0.75])
-    Spread(mean=0.5, deviation=0.25, n=3)
+    Spread(mean=0.5, deviation=0.25, n=3, samples=0)
     """
 
     mean: float
     deviation: float
     n: int
+    samples: int = 0
 
     @classmethod
-    def over(cls, values: Sequence[float]) -> Spread:
+    def over(cls, values: Sequence[float], samples: int = 0) -> Spread:
         """That of at least one value."""
-        return cls(mean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
+        return cls(mean(values), stdev(values) if len(values) > 1 else 0.0, len(values), samples)
 
 
 class Measured(NamedTuple):
-    """The numbers of one finished run, by keys without a split."""
+    """The numbers of one finished run, and of how many samples each is, by keys without a split."""
 
     run: Run
     numbers: dict[Key, float]
+    samples: dict[Key, int]
 
 
 class Comparison:
@@ -55,7 +63,7 @@ class Comparison:
 
     >>> runs = [Run("joint", "mfeat", seed, {"test/accuracy/joint": 0.25 + seed / 4}) for seed in range(3)]
     >>> Comparison(runs).of(Key("", "accuracy", "joint"))
-    {'joint': Spread(mean=0.5, deviation=0.25, n=3)}
+    {'joint': Spread(mean=0.5, deviation=0.25, n=3, samples=0)}
     """
 
     def __init__(self, runs: Iterable[Run]) -> None:
@@ -67,42 +75,44 @@ class Comparison:
         self.split = "test" if any(key.split == "test" for _, numbers in keys for key in numbers) else "val"
         self.data = runs[0].data
         self.methods = list(dict.fromkeys(run.method for run in runs))
-        self.measured = [
-            Measured(
-                run,
-                {
-                    replace(key, split=""): value
-                    for key, value in numbers.items()
-                    if key.split == self.split and key.loader is None
-                },
-            )
-            for run, numbers in keys
-        ]
+        self.measured = [self._measured(run, numbers) for run, numbers in keys]
         self.keys = list(dict.fromkeys(key for each in self.measured for key in each.numbers))
 
-    def spreads(self, number: Callable[[Measured], float | None]) -> dict[str, Spread]:
-        """Of each method that has it, mean and spread of a number of a run; of none whose mean is not finite."""
-        values: dict[str, list[float]] = {}
+    def _measured(self, run: Run, numbers: Mapping[Key, float]) -> Measured:
+        own = {key: value for key, value in numbers.items() if key.split == self.split and key.loader is None}
+        bare = {key: replace(key, split="") for key in own}
+        # Only the test part's size is known as a whole.
+        whole = run.samples if self.split == "test" else 0
+        counts = {bare[key]: run.counts.get(str(key), whole) for key in own}
+        return Measured(run, {bare[key]: value for key, value in own.items()}, counts)
+
+    def spreads(self, key_of: Callable[[Measured], Key | None]) -> dict[str, Spread]:
+        """Of each method that has it, mean and spread of a number; of none whose numbers are not all finite.
+
+        Args:
+            key_of: the key of the number in a run, which need not be the same in all; None where a run has none.
+        """
+        values: dict[str, list[tuple[float, int]]] = {}
         for each in self.measured:
-            if (value := number(each)) is not None:
-                values.setdefault(each.run.method, []).append(value)
+            if (key := key_of(each)) in each.numbers and key is not None:
+                values.setdefault(each.run.method, []).append((each.numbers[key], each.samples[key]))
         return {
-            method: Spread.over(values[method])
+            method: Spread.over([value for value, _ in values[method]], min(size for _, size in values[method]))
             for method in self.methods
-            if method in values and all(map(math.isfinite, values[method]))
+            if method in values and all(math.isfinite(value) for value, _ in values[method])
         }
 
     def of(self, key: Key) -> dict[str, Spread]:
         """Mean and spread of one key, by method."""
-        return self.spreads(lambda each: each.numbers.get(key))
+        return self.spreads(lambda each: key)
 
-    def differences(self, number: Callable[[Measured], float | None], baseline: str) -> dict[str, list[float]]:
+    def differences(self, key_of: Callable[[Measured], Key | None], baseline: str) -> dict[str, list[float]]:
         """By method its number less the baseline's, of each seed that both have."""
         by_seed: dict[str, dict[int, float]] = {}
         for each in self.measured:
-            value = number(each)
-            if value is not None and math.isfinite(value):
-                by_seed.setdefault(each.run.method, {})[each.run.seed] = value
+            key = key_of(each)
+            if key in each.numbers and key is not None and math.isfinite(each.numbers[key]):
+                by_seed.setdefault(each.run.method, {})[each.run.seed] = each.numbers[key]
         base = by_seed.pop(baseline, {})
         paired = {
             method: [value - base[seed] for seed, value in by_seed.get(method, {}).items() if seed in base]
@@ -112,10 +122,10 @@ class Comparison:
 
     def note(self, spreads: Iterable[Mapping[str, Spread]], split: str = "") -> str:
         """From what numbers are: the data, how many samples and seeds, and what is drawn of these."""
-        counts = sorted({each.n for by_method in spreads for each in by_method.values()})
-        sizes = sorted({each.run.samples for each in self.measured if each.run.samples})
+        drawn = [each for by_method in spreads for each in by_method.values()]
+        counts, sizes = sorted({each.n for each in drawn}), sorted({each.samples for each in drawn})
         part = {"test": "test", "val": "validation", "train": "training"}[split or self.split]
-        known = f"{_range(sizes)} " if sizes and part == "test" else ""
+        known = f"{_range(sizes)} " if sizes and all(sizes) else ""
         if counts in ([], [1]):
             seeds = "one seed: no spread is known"
         else:
@@ -128,18 +138,20 @@ def accuracy(of: str, radius: float, sure: str) -> Key:
     return Key("", "accuracy", of, radius, sure=sure)
 
 
-def attacked(measured: Measured, of: str) -> dict[float, float]:
-    """Accuracy under the strongest of a run's attacks on one threat, by radius.
+def attacked(measured: Measured, of: str) -> dict[float, Key]:
+    """By radius the key of accuracy under the strongest of a run's attacks on one threat.
 
     Args:
         measured: of one run.
         of: ``"joint"``, a modality, or several joined by ``+``, that one l2 radius is of.
     """
-    least: dict[float, float] = {}
+    least: dict[float, Key] = {}
     for key, value in measured.numbers.items():
         ours = key.sure == "robust" and key.what == "accuracy" and measured.run.threats.get(key.of) == of
         if ours and key.size is not None and len(key.budget) < 2:
-            least[key.size] = min(value, least.get(key.size, math.inf))
+            strongest = least.setdefault(key.size, key)
+            if value < measured.numbers[strongest]:
+                least[key.size] = key
     return least
 
 

@@ -43,7 +43,7 @@ def cost(runs: Sequence[Run]) -> Drawing | None:
     headline = next((each for each in headlines(comparison) if each.robust), None)
     if headline is None:
         return None
-    gain = comparison.spreads(headline.number)
+    gain = comparison.spreads(headline.key_of)
     found: dict[str, dict[str, Spread]] = {}
     for words, of in _COSTS.items():
         if spent := _spent(comparison, of, gain):
@@ -77,9 +77,8 @@ def cost(runs: Sequence[Run]) -> Drawing | None:
 
 def _spent(comparison: Comparison, of: Callable[[Run], float], gain: Mapping[str, Spread]) -> dict[str, Spread]:
     """The cost of those methods whose gain is known; costs of 0 are not known."""
-    return {
-        method: each for method, each in comparison.spreads(lambda run: of(run.run) or None).items() if method in gain
-    }
+    costs = {method: [of(each.run) for each in comparison.measured if each.run.method == method] for method in gain}
+    return {method: Spread.over(each) for method, each in costs.items() if all(each)}
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:

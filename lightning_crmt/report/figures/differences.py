@@ -30,13 +30,18 @@ def differences(runs: Sequence[Run], baseline: str) -> Drawing | None:
     comparison = Comparison(runs)
     if baseline not in comparison.methods:
         raise ValueError(f"`baseline` must be one of {comparison.methods}, got {baseline!r}")
-    found = {each.words: comparison.differences(each.number, baseline) for each in headlines(comparison)}
+    measures = headlines(comparison)
+    found = {each.words: comparison.differences(each.key_of, baseline) for each in measures}
     found = {words: values for words, values in found.items() if values}
     if not found:
         return None
     look = looks(comparison.methods)
     others = [method for method in comparison.methods if method != baseline]
-    spreads = {words: {m: Spread.over(values) for m, values in by.items()} for words, by in found.items()}
+    sizes = {each.words: {m: s.samples for m, s in comparison.spreads(each.key_of).items()} for each in measures}
+    spreads = {
+        words: {m: Spread.over(values, sizes[words].get(m, 0)) for m, values in by.items()}
+        for words, by in found.items()
+    }
     title = f"Difference to {baseline}, in percentage points: positive is better; a dot for each seed"
     height = 0.5 + 0.26 * len(others)
     figure, axes = panels(list(found), title, comparison.note(spreads.values()), height=height, sharey=True)

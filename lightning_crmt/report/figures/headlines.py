@@ -18,10 +18,10 @@ _WORDS = {
 
 
 class Headline(NamedTuple):
-    """A number of a run, and what it is in words."""
+    """Which number of a run stands for it, and what that is in words."""
 
     words: str
-    number: Callable[[Measured], float | None]
+    key_of: Callable[[Measured], Key | None]
     robust: bool
 
 
@@ -52,12 +52,12 @@ def headlines(comparison: Comparison) -> list[Headline]:
         if (key := Key("", f"accuracy_{way}", "worst")) in comparison.keys:
             found.append(_of(key, f"right whatever is missing ({way})"))
     clean = Key("", "accuracy", "joint")
-    first = [Headline("right on clean inputs", lambda each: each.numbers.get(clean), False)]
+    first = [Headline("right on clean inputs", lambda each: clean, False)]
     return [*(first if clean in comparison.keys else []), *found]
 
 
 def _of(key: Key, words: str) -> Headline:
-    return Headline(words, lambda each: each.numbers.get(key), True)
+    return Headline(words, lambda each: key, True)
 
 
 def _middle(radii: set[float]) -> float:
