@@ -6,6 +6,7 @@ from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustnes
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
+from lightning_crmt.callbacks.modality_reliance import ModalityReliance
 from lightning_crmt.callbacks.observer import Measurement, Samples
 from lightning_crmt.callbacks.radius_training import RadiusTraining
 from lightning_crmt.callbacks.robustness_figures import RobustnessFigures, threats_of
@@ -18,6 +19,7 @@ __all__ = [
     "IntegrationReweighting",
     "Measurement",
     "MissingModalities",
+    "ModalityReliance",
     "RadiusTraining",
     "RobustnessFigures",
     "Samples",

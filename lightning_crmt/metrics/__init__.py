@@ -19,6 +19,7 @@ from lightning_crmt.metrics.certificates import (
     credited_radius,
     robust_at,
 )
+from lightning_crmt.metrics.mismatched import mismatched_inputs, mismatched_pairs
 
 __all__ = [
     "CertifiedAccuracy",
@@ -34,6 +35,8 @@ __all__ = [
     "credited_distance",
     "credited_label_radii",
     "credited_radius",
+    "mismatched_inputs",
+    "mismatched_pairs",
     "robust_at",
     "withstood",
 ]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts that callbacks and methods share while they act on a fit."""
 
-from lightning_crmt.training.batch_forms import SplitBatch, as_split_batch
+from lightning_crmt.training.batch_forms import TARGETS, SplitBatch, as_split_batch
 from lightning_crmt.training.batch_sums import BatchSums, check_all_measured, confidences, losses
 from lightning_crmt.training.data_pass import TrainingPass, ValidationPass, in_order
 from lightning_crmt.training.dealt_samples import DealtSamples, evaluation_loaders
@@ -11,6 +11,7 @@ from lightning_crmt.training.named_model import NamedModel, crmt_module, late_fu
 from lightning_crmt.training.progress import ProgressBar
 
 __all__ = [
+    "TARGETS",
     "BatchSums",
     "DealtSamples",
     "Method",

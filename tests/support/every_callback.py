@@ -25,6 +25,7 @@ MAKE = {
     "CertifiedRobustness": lambda: callbacks.CertifiedRobustness([0.1], every_n_epochs=2, max_batches=1),
     "IntegrationReweighting": lambda: callbacks.IntegrationReweighting(epochs=1),
     "MissingModalities": lambda: callbacks.MissingModalities(every_n_epochs=2, max_batches=1),
+    "ModalityReliance": lambda: callbacks.ModalityReliance(every_n_epochs=2, max_batches=1),
     "RadiusTraining": lambda: callbacks.RadiusTraining(radius=0.1),
     "RobustnessFigures": lambda: callbacks.RobustnessFigures(),
     "SmoothedRobustness": lambda: callbacks.SmoothedRobustness(0.1, [0.1], max_draws=128, max_samples=20),
