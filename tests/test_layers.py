@@ -23,8 +23,8 @@ from lightning_crmt.layers import (
     ScaledAvgPool2d,
     with_fixed_weights,
 )
-from lightning_crmt.layers.orthogonal import orthonormal_rows
-from lightning_crmt.lipschitz import lipschitz_bound
+from lightning_crmt.layers.orthogonal import kept_rows, orthonormal_rows
+from lightning_crmt.lipschitz import estimate_lipschitz, lipschitz_bound
 
 #: in_channels, out_channels, kernel_size, stride
 CONVOLUTIONS = [
@@ -290,3 +290,46 @@ def test_a_layer_in_two_places_is_fixed_once_and_stays_shared():
     fixed = with_fixed_weights(nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)}))
     assert type(fixed["a"][0]) is nn.Linear
     assert fixed["a"][0] is fixed["b"][0]
+
+
+def decompositions(monkeypatch):
+    """Shapes that are decomposed from now on."""
+    shapes, qr = [], torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: shapes.append(tuple(matrix.shape)) or qr(matrix))
+    return shapes
+
+
+@pytest.mark.parametrize("sizes", [{"a": 5, "b": 5}, {"a": 5, "b": 7}])
+def test_an_estimate_decomposes_each_parameter_once(monkeypatch, sizes):
+    head = OrthogonalFusion(sizes, num_classes=3)
+    batches = [{name: torch.randn(4, size) for name, size in sizes.items()} for _ in range(3)]
+    shapes = decompositions(monkeypatch)
+    estimate_lipschitz(head, batches)
+    assert shapes == [(size, 3) for size in sizes.values()]
+    with torch.no_grad():
+        head.raw_directions["a"].mul_(-1)
+    expected = {name: rows.norm(dim=1) for name, rows in head.directions.items()}
+    assert_close(estimate_lipschitz(head, batches).values, {name: value.detach() for name, value in expected.items()})
+    assert len(shapes) > 2
+
+
+def test_rows_are_kept_of_frozen_parameters_alone_and_no_longer_than_said(monkeypatch):
+    layer, frozen = OrthogonalLinear(5, 3), OrthogonalLinear(5, 3).requires_grad_(False)
+    shapes = decompositions(monkeypatch)
+    with kept_rows():
+        for _ in range(2):
+            layer(torch.ones(1, 5)).sum().backward()
+        assert len(shapes) == 2
+        for _ in range(2):
+            frozen(torch.ones(1, 5))
+        assert len(shapes) == 3
+        before = frozen.weight
+        frozen.requires_grad_(True)
+        assert frozen.weight.requires_grad
+        assert len(shapes) == 4
+        frozen.requires_grad_(False)
+    with torch.no_grad():
+        frozen.raw.add_(1)
+    assert not torch.allclose(frozen.weight, before)
+    with kept_rows():
+        assert not torch.allclose(frozen.weight, before)

@@ -152,7 +152,8 @@ class OrthogonalFusion(LateFusion, Fixable):
     def directions(self) -> dict[str, Tensor]:
         """Orthonormal rows :math:`W^m`, each ``(K, d_m)``."""
         names, raws = list(self.raw_directions), list(self.raw_directions.values())
-        if len({raw.shape for raw in raws}) == len({raw.dtype for raw in raws}) == 1:  # one decomposition for all
+        trained = any(raw.requires_grad for raw in raws)
+        if trained and len({(raw.shape, raw.dtype) for raw in raws}) == 1:  # one decomposition for all
             return dict(zip(names, orthonormal_rows(torch.stack(raws)).unbind(), strict=True))
         return {name: orthonormal_rows(raw) for name, raw in zip(names, raws, strict=True)}
 

@@ -4,7 +4,13 @@
 
 from lightning_crmt.layers.fixed_weights import Fixable, with_fixed_weights
 from lightning_crmt.layers.one_lipschitz import GroupSort, MaxMin, Residual, Scale, ScaledAvgPool1d, ScaledAvgPool2d
-from lightning_crmt.layers.orthogonal import OrthogonalConv1d, OrthogonalConv2d, OrthogonalLinear, orthonormal_rows
+from lightning_crmt.layers.orthogonal import (
+    OrthogonalConv1d,
+    OrthogonalConv2d,
+    OrthogonalLinear,
+    kept_rows,
+    orthonormal_rows,
+)
 
 __all__ = [
     "Fixable",
@@ -17,6 +23,7 @@ __all__ = [
     "Scale",
     "ScaledAvgPool1d",
     "ScaledAvgPool2d",
+    "kept_rows",
     "orthonormal_rows",
     "with_fixed_weights",
 ]

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal, TypeVar
 
 import torch
@@ -14,6 +17,27 @@ from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least
 from lightning_crmt.layers.fixed_weights import Fixable
+
+#: Rows by the identity of the frozen parameter, which is kept so that no other one can have it.
+_KEPT: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("kept rows", default=None)
+
+
+@contextmanager
+def kept_rows() -> Iterator[None]:
+    """Inside, the orthonormal rows of a frozen parameter are computed once; parameters must not change meanwhile.
+
+    For many passes through the same model, where a decomposition in each would cost as much as the rest.
+
+    >>> layer = OrthogonalLinear(5, 3).requires_grad_(False)
+    >>> with kept_rows():
+    ...     orthonormal_rows(layer.raw) is orthonormal_rows(layer.raw)
+    True
+    """
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def orthonormal_rows(raw: Tensor) -> Tensor:
@@ -32,11 +56,17 @@ def orthonormal_rows(raw: Tensor) -> Tensor:
     >>> torch.allclose(rows @ rows.mT, torch.eye(3), atol=1e-6)
     True
     """
+    frozen = isinstance(raw, nn.Parameter) and not raw.requires_grad
+    kept = _KEPT.get() if frozen and not torch.compiler.is_compiling() else None
+    if kept is not None and id(raw) in kept:
+        return kept[id(raw)][1]
     with torch.autocast(raw.device.type, enabled=False):
         wide = raw if raw.dtype is torch.float64 else raw.float()
         q, r = torch.linalg.qr(wide.mT)
         signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
         rows: Tensor = (q * signs[..., None, :]).mT
+    if kept is not None:
+        kept[id(raw)] = (raw, rows)
     return rows
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_crmt.checks import check_batch, describe, require_finite
 from lightning_crmt.frozen_eval import device_of, differentiable, frozen_eval
+from lightning_crmt.layers import kept_rows
 from lightning_crmt.lipschitz.bottleneck import narrow_norms
 from lightning_crmt.lipschitz.constants import LipschitzConstants
 from lightning_crmt.lipschitz.gradients import class_gradients, keep_largest
@@ -139,7 +140,7 @@ def estimate_and_show(
             yield x, scores
 
     largest: dict[str, Tensor] = {}
-    with frozen_eval(model):
+    with frozen_eval(model), kept_rows():
         if search is not None:
             largest = largest_norms(scores_of, (x for x, _ in scored()), search)
         elif of == "scores":

@@ -46,8 +46,7 @@ class ProbeSearch:
     It pays with many classes, thousands of samples, trained encoders, and where a forward pass is cheaper than a
     backward pass, as with convolutions; if the slopes predict little, as with encoders that were never trained, most
     gradients are taken. ``benchmarks/lipschitz_scaling.py`` measures it. Samples should come shuffled: otherwise the
-    first pilots are not typical, and the search takes longer. Orthogonal heads are computed in every forward pass: with
-    many classes, give the search ``with_fixed_weights(model)``.
+    first pilots are not typical, and the search takes longer.
 
     Memory, per modality, on top of one forward and backward pass: ``pool`` inputs (or a batch, if it is larger), and
     ``pool K probes`` slopes a few times.
