@@ -70,6 +70,20 @@ def test_a_log_is_a_run(tmp_path):
     assert all(not run.error for run in (validated, tested))
 
 
+def test_a_test_goes_with_the_fit_whose_checkpoint_it_is_of(tmp_path):
+    fitted, tested = {"epoch": 0, "step": 3, "val/accuracy/joint": 0.4}, {"epoch": 1, "step": 3, KEY: 0.7}
+    of_fit = "seed_everything: 3\nckpt_path: logs/fit/checkpoints/last.ckpt\n"
+    write_log(tmp_path / "logs" / "fit", [fitted], "seed_everything: 3\n")
+    write_log(tmp_path / "logs" / "test", [tested], of_fit)
+    write_log(tmp_path / "logs" / "resumed", [fitted], of_fit)
+    run, resumed = find_runs("logs")
+    assert (run.method, run.seed, run.numbers) == ("fit", 3, {KEY: 0.7})
+    assert run.history == {"val/accuracy/joint": [(0, 0.4)]}
+    assert resumed.method == "resumed"
+    write_log(tmp_path / "logs" / "again", [tested], of_fit)
+    assert {run.method for run in find_runs("logs")} == {"fit", "test", "again", "resumed"}
+
+
 def test_a_log_without_numbers_is_a_run_that_failed(tmp_path):
     write_log(tmp_path / "a", [{"epoch": 0, "step": 1, "train/loss": 1.0}])
     (tmp_path / "b").mkdir()
@@ -92,11 +106,12 @@ def test_a_fit_and_a_test_of_the_command_line_become_pages(tmp_path, capsys):
     main(["test", *words, "--ckpt_path", str(path)])
     main(["report", "logs"])
     assert "page: logs/report.html" in capsys.readouterr().out
-    fitted, tested = find_runs("logs")
-    assert fitted.data == tested.data == "UCIMultiFeatures"
-    assert "val/accuracy/joint" in fitted.numbers
-    assert KEY in tested.numbers
-    assert "CRMTModule" in tested.config
+    (run,) = find_runs("logs")
+    assert (run.method, run.data) == ("lightning_logs/version_0", "UCIMultiFeatures")
+    assert KEY in run.numbers
+    assert all(key.startswith("test/") for key in run.numbers)
+    assert len(run.history["val/accuracy/joint"]) == 2
+    assert "CRMTModule" in run.config
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from lightning_crmt.evaluation import Key
 from lightning_crmt.report.runs import Run, load_runs
 
 _METRICS, _CONFIG = "metrics.csv", "config.yaml"
+
+#: What a test has from the fit whose checkpoint it is of.
+_OF_FIT = ("method", "seed", "history", "config")
 
 
 def find_runs(folder: str | Path) -> list[Run]:
@@ -33,7 +37,21 @@ def find_runs(folder: str | Path) -> list[Run]:
             f"`folder` must hold runs of a comparison or logs of CSVLogger ({_METRICS}), got {folder}, which holds "
             "neither"
         )
-    return [_read_log(file, folder) for file in files]
+    logs = {file.parent.resolve(): _read_log(file, folder) for file in files}
+    fits = {place: fit for place, run in logs.items() if (fit := _fit_of(run, logs)) is not None}
+    tested = [fit for fit in fits.values() if list(fits.values()).count(fit) == 1]  # of two tests each stands alone
+    for place, fit in fits.items():
+        if fit in tested:
+            logs[place] = replace(logs[place], **{name: getattr(logs[fit], name) for name in _OF_FIT})
+    return [run for place, run in logs.items() if place not in tested]
+
+
+def _fit_of(run: Run, logs: Mapping[Path, Run]) -> Path | None:
+    """Where the fit is logged whose checkpoint a run tested, if it is among the logs."""
+    path = _mapping(run.config).get("ckpt_path")
+    if not isinstance(path, str) or not any(_part(name) == "test" for name in run.numbers):
+        return None
+    return next((place for place in Path(path).resolve().parents if place in logs and logs[place] is not run), None)
 
 
 def _read_log(file: Path, folder: Path) -> Run:

@@ -51,7 +51,8 @@ QUANTITIES = {
     "reliance": ("share of mis-aligned samples whose prediction follows it", "share of samples", 0),
     "smoothed_abstained": ("share without an answer of the smoothed classifier", "share of samples", -1),
     "smoothed_draws": ("mean number of noisy copies that were asked", "copies", 0),
-    "smoothed_expected_wrong": ("share of certificates to be expected wrong at most", "share of samples", 0),
+    "smoothed_expected_wrong": ("how many certificates are wrong in the mean, at most", "certificates", 0),
+    "smoothed_samples": ("how many samples were certified", "samples", 0),
 }
 
 
