@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The callback that certifies the smoothed classifier: its numbers, its samples, and evaluations that go on."""
 
+import itertools
 import json
 import math
 from types import SimpleNamespace
@@ -324,7 +325,8 @@ def test_the_sanity_check_is_quick_and_keeps_nothing(make_trainer, tmp_path):
     asked.clear()
     trainer = make_trainer(callback, max_epochs=1, num_sanity_val_steps=2)
     trainer.fit(crmt(), batches()[0], batches()[0])
-    assert asked == [64, 64, None]
+    assert asked[:2] == [64, 64]
+    assert set(asked[2:]) == {None}
     assert len([line for line in next((tmp_path / "kept").iterdir()).read_text().splitlines() if line]) == 5
 
 
@@ -366,8 +368,9 @@ def test_two_processes_certify_the_samples_that_one_does(tmp_path):
     (alone,) = train("smoothed", tmp_path / "alone", batch_size=4)
     shared = train("smoothed", tmp_path / "shared", strategy="ddp", processes=2, batch_size=4)
     for case, (certified, numbers) in alone.items():
-        places = list(range(min(int(case), SAMPLES)))
-        assert sorted(certified) == places
+        places = sorted(certified)
+        assert len(places) == min(int(case), SAMPLES)
+        assert max(b - a for a, b in itertools.pairwise([-1, *places, SAMPLES])) <= 2 * -(-SAMPLES // len(places))
         parts = [rank[case][0] for rank in shared]
         assert sorted([*parts[0], *parts[1]]) == places
         assert parts[0] | parts[1] == certified

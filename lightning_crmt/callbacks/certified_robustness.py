@@ -77,7 +77,7 @@ class CertifiedRobustness(Observer):
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
-        max_samples: how many samples of each loader to measure, from the first on and over all processes, each once;
+        max_samples: how many samples of each loader to measure, evenly spread over it and all processes, each once;
             all by default.
 
     Raises:

@@ -83,7 +83,7 @@ class Observer(ReleasingCallback, ABC):
         every_n_epochs: during a fit, measure at the first validation, then once every n epochs, and in the last epoch;
             ``validate`` and ``test`` always measure.
         max_batches: how many batches of each loader to measure, from the first on; all by default.
-        max_samples: how many samples of each loader to measure, from the first on and over all processes, each once;
+        max_samples: how many samples of each loader to measure, evenly spread over it and all processes, each once;
             all by default.
     """
 
@@ -203,7 +203,7 @@ class Observer(ReleasingCallback, ABC):
             model = NamedModel(pl_module, self.inputs, self.split_batch)
             inputs, target, judged = model.judged_part(batch)
             samples = Samples(dataloader_idx, self._places(trainer, dataloader_idx, judged))
-            rows = self._first(samples)
+            rows = self._chosen(samples)
             if len(rows) < len(target):
                 samples = replace(samples, places=samples.places[rows])
                 inputs, target = select(inputs, rows), target[rows.to(target.device)]
@@ -252,16 +252,16 @@ class Observer(ReleasingCallback, ABC):
         if trainer.sanity_checking:  # which reads the first batches of a loader that is read again
             return torch.arange(len(judged))[judged.cpu()]
         if loader not in self._dealt:
-            self._dealt[loader] = DealtSamples(evaluation_loaders(trainer)[loader])
+            self._dealt[loader] = _dealt(trainer)[loader]
         return self._dealt[loader].places(len(judged))[judged.cpu()]
 
-    def _first(self, samples: Samples) -> Tensor:
-        """Those rows that are of the first ``max_samples`` samples, and not dealt out a second time."""
+    def _chosen(self, samples: Samples) -> Tensor:
+        """Those rows that are among the ``max_samples`` samples."""
         if self.max_samples is None:
             return torch.arange(len(samples.places))
         dealt = self._dealt.get(samples.loader)  # none in the sanity check
-        size = self.max_samples if dealt is None or dealt.size is None else dealt.size
-        return (samples.places < min(self.max_samples, size)).nonzero().squeeze(1)
+        chosen = samples.places < self.max_samples if dealt is None else dealt.chosen(samples.places, self.max_samples)
+        return chosen.nonzero().squeeze(1)
 
     def _shown_bar(self, trainer: Trainer) -> ProgressBar:
         """One for all observers, over the batches of all loaders."""
@@ -279,7 +279,7 @@ class Observer(ReleasingCallback, ABC):
         totals = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         most = [math.inf if self.max_batches is None else self.max_batches] * len(totals)
         if self.max_samples is not None:
-            hold = [DealtSamples(loader).batches(self.max_samples) for loader in evaluation_loaders(trainer)]
+            hold = [dealt.batches(self.max_samples) for dealt in _dealt(trainer)]
             most = [min(limit, each or math.inf) for limit, each in zip(most, hold, strict=False)]
         return self.parts * sum(min(total, limit) for total, limit in zip(totals, most, strict=False))
 
@@ -293,6 +293,12 @@ class Observer(ReleasingCallback, ABC):
         self._last = {}
         self._samples = {}
         self._measured_at = None
+
+
+def _dealt(trainer: Trainer) -> list[DealtSamples]:
+    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    loaders = evaluation_loaders(trainer)
+    return [DealtSamples(loader, batches[index]) for index, loader in enumerate(loaders)]
 
 
 def check_radii(radii: Sequence[float]) -> list[float]:

@@ -38,7 +38,7 @@ class SmoothedRobustness(Observer):
 
     It takes any classifier of one class per sample. All numbers are about the smoothed classifier, none about the
     module itself: see :class:`~lightning_crmt.SmoothedClassifier`. It needs hundreds to thousands of forward passes for
-    each sample, so it measures the first ``max_samples`` of each loader alone, the same ones in any number of
+    each sample, so it measures ``max_samples`` of each loader alone, evenly spread, the same ones in any number of
     processes. Training is not changed, and draws come from generators of their own.
 
     Logged under ``val/`` and ``test/``, with ``joint`` or the name of a modality for *m*; where a modality has no
@@ -72,7 +72,7 @@ class SmoothedRobustness(Observer):
         at: ``"inputs"``, or ``"features"`` of a CRMT module whose encoders have a sound bound.
         alpha: the probability with which the claims about a sample may be wrong.
         max_draws: the most draws for a sample.
-        max_samples: how many samples of each loader to measure, from the first on and over all processes, each once.
+        max_samples: how many samples of each loader to measure, evenly spread over it and all processes, each once.
         batch_size: the most noisy samples in a forward pass, at least 64.
         seed: of the noise.
         folder: keeps each finished certificate; what was stopped goes on from there when it is started again, with the

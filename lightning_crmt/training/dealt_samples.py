@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sized
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+#: Multiples of it are evenly spread between whole numbers.
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class DealtSamples:
@@ -22,21 +26,26 @@ class DealtSamples:
 
     Args:
         loader: of this process.
+        batches: how many of them are read; all by default.
 
     >>> dealt = DealtSamples([])
     >>> dealt.places(3), dealt.places(2)
     (tensor([0, 1, 2]), tensor([3, 4]))
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, batches: float = math.inf) -> None:
         sampler = getattr(loader, "sampler", None)
         dealt = sampler if isinstance(sampler, DistributedSampler) and not sampler.shuffle else None
         self.processes = 1 if dealt is None else dealt.num_replicas
         self.first = 0 if dealt is None else dealt.rank
-        #: How many samples there are; None where a loader need not be asked, as it reads none twice.
-        self.size = len(dealt.dataset) if dealt is not None and isinstance(dealt.dataset, Sized) else None
         size = getattr(loader, "batch_size", None)
         self._batch_size = size if isinstance(size, int) else None
+        dataset = getattr(loader, "dataset", None)
+        in_order = dealt is not None or isinstance(sampler, SequentialSampler)
+        #: How many samples are read, over all processes; None if that is not known.
+        self.size = len(dataset) if in_order and isinstance(dataset, Sized) else None
+        if self.size is not None and self._batch_size is not None:
+            self.size = int(min(self.size, batches * self._batch_size * self.processes))
         self._seen = 0
 
     def places(self, count: int) -> Tensor:
@@ -45,9 +54,30 @@ class DealtSamples:
         self._seen += count
         return self.first + self.processes * here
 
+    def chosen(self, places: Tensor, samples: int) -> Tensor:
+        """Which places are among ``samples`` of those read, evenly spread, as data sets may be in the order of classes.
+
+        Where it is not known how many are read, the first ones. What is dealt a second time is not chosen.
+
+        >>> from torch.utils.data import DataLoader
+        >>> DealtSamples(DataLoader(range(10))).chosen(torch.arange(10), samples=4).nonzero().flatten()
+        tensor([0, 3, 5, 9])
+        """
+        if self.size is None:
+            return places < samples
+        number = min(samples, self.size)
+        edges = torch.arange(number + 1) * self.size // number
+        # Not the same place in each interval: with two processes these might all be of one.
+        return torch.isin(places, edges[:-1] + (edges.diff() * (_GOLDEN * torch.arange(number) % 1)).long())
+
     def batches(self, samples: int) -> int | None:
-        """How many batches of each process hold the first ``samples`` of the data set; None if that is not known."""
-        return None if self._batch_size is None else -(-samples // (self._batch_size * self.processes))
+        """How many batches of this process hold some of those :meth:`chosen`; None if that is not known."""
+        if self._batch_size is None:
+            return None
+        if self.size is None:
+            return -(-samples // (self._batch_size * self.processes))
+        own = torch.arange(self.first, self.size, self.processes)
+        return len(set((self.chosen(own, samples).nonzero().flatten() // self._batch_size).tolist()))
 
 
 def evaluation_loaders(trainer: Trainer) -> list[Any]:

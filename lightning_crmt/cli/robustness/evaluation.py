@@ -47,7 +47,7 @@ def evaluate(
     data = cli.datamodule
     if data is None:
         parser.error("--data must be given")
-    results = Results(observer, own.out, file, own.samples, _protocol(parser, own, cli))
+    results = Results(observer, own.out, file, _protocol(parser, own, cli))
     trainer.callbacks = [*filter(_stays, trainer.callbacks), observer, results]
     run = trainer.test if own.split == "test" else trainer.validate
     with warnings.catch_warnings():
@@ -95,7 +95,7 @@ def _protocol(parser: Options, own: argparse.Namespace, cli: LightningCLI) -> di
     trainer = cli.trainer
     digest = hashlib.sha256(Path(own.ckpt_path).read_bytes()).hexdigest()
     part = "the validation part" if own.split == "val" else "the test part"
-    which = "all" if own.samples is None else f"the first {own.samples}"
+    which = "all" if own.samples is None else f"{own.samples}, evenly spread,"
     seed = cli.config.get("seed_everything")
     processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     versions = {"lightning_crmt": __version__, "torch": torch.__version__, "lightning": lightning.__version__}

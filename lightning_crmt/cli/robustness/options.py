@@ -69,7 +69,7 @@ class Options(argparse.ArgumentParser):
         self.add_argument(
             "--split", choices=("val", "test"), default="test", help="the part to measure; test by default"
         )
-        self.add_argument("--samples", type=int, metavar="N", help="its first N samples; all by default")
+        self.add_argument("--samples", type=int, metavar="N", help="N of its samples, evenly spread; all by default")
         self.add_argument("--modalities", nargs="+", metavar="NAME", help="those perturbed; all by default")
         self.add_argument("--inputs", nargs="+", metavar="NAME", help="names of the inputs, if not a CRMT module")
         self.add_argument("--split_batch", metavar="PATH", help="a function that takes batches apart, if it is needed")

@@ -16,7 +16,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.evaluation import Key, read_keys, robustness_figures
-from lightning_crmt.training import DealtSamples
 
 _SUMMARY = "summary.csv"
 _PROTOCOL = "protocol.txt"
@@ -66,33 +65,14 @@ class Results(Callback):
         observed: the observer's rows and words.
         folder: to write to, from the process 0.
         file: name of the table of samples.
-        samples: how many are measured; no more batches than hold them are read.
         protocol: what is to be said beside what the observer says.
     """
 
-    def __init__(
-        self, observed: Evidence, folder: Path, file: str, samples: int | None, protocol: Mapping[str, str]
-    ) -> None:
+    def __init__(self, observed: Evidence, folder: Path, file: str, protocol: Mapping[str, str]) -> None:
         self.observed = observed
         self.folder = folder
         self.file = file
-        self.samples = samples
         self.protocol = protocol
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
-        split = "test" if stage == "test" else "val"
-        limit = getattr(trainer, f"limit_{split}_batches")
-        if self.samples is None or data is None or limit != 1.0:
-            return
-        loaders = getattr(data, f"{split}_dataloader")()
-        several = loaders if isinstance(loaders, list | tuple) else [loaders]
-        needed = [DealtSamples(loader).batches(self.samples) for loader in several]
-        known = [batches for batches in needed if batches is not None]
-        if len(known) == len(needed) > 0:
-            # The processes do not share these loaders yet.
-            setattr(trainer, f"limit_{split}_batches", -(-max(known) // trainer.world_size))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
