@@ -68,6 +68,9 @@ def folder(tmp_path, monkeypatch):
     Path("latin.yaml").write_bytes("# mod\u00e9le\nmodel: CRMTModule\n".encode("latin1"))
     Path("tabs.yaml").write_text("model:\n\tclass_path: CRMTModule\n")
     Path("empty.yaml").write_text("")
+    Path("two.yaml").write_text("methods: {a: run.yaml}\n")
+    Path("no_seeds.yaml").write_text("methods: {a: run.yaml}\nseeds: 0\n")
+    Path("wrong.yaml").write_text("methods:\n  a: [run.yaml, {model: {init_args: {rhoo: 1}}}]\n")
     Path("list.yaml").write_text("- model\n")
     Path("text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, "other.ckpt")
@@ -381,6 +384,17 @@ def test_on_the_command_line(name, monkeypatch, capsys):
 
 
 OF_SUBCOMMANDS = {
+    "nothing to compare": (["compare"], "a comparison must be given, a file"),
+    "no such comparison": (["compare", "nowhere.yaml"], "there is no file nowhere.yaml"),
+    "comparison that is not YAML": (["compare", "half.yaml"], "half.yaml, line 2, column 1: not YAML: "),
+    "comparison that is a list": (
+        ["compare", "list.yaml"],
+        "list.yaml must hold keys and values, such as `methods: ..",
+    ),
+    "config for a comparison": (["compare", "run.yaml"], "run.yaml is a config of fit: a comparison names"),
+    "option of compare": (["compare", "two.yaml", "--dryrun"], "there is no option `--dryrun`"),
+    "seeds of compare": (["compare", "no_seeds.yaml"], "`seeds` must be how many, or a list of integers from 0, got 0"),
+    "config in a comparison": (["compare", "wrong.yaml"], "CRMTModule: 'rhoo' is not accepted; did you mean `rho`?"),
     "subcommand": (["fitt"], "there is no subcommand `fitt`; did you mean `fit`?"),
     "no subcommand": (["--config", "run.yaml"], "a subcommand must come first: lightning-crmt SUBCOMMAND ..."),
     "nothing to fit": (["fit"], "`data` and `model` must be given"),
@@ -404,6 +418,14 @@ def test_of_subcommands(name, monkeypatch, capsys):
     words, first = OF_SUBCOMMANDS[name]
     written(lambda c: None)
     assert told(monkeypatch, capsys, *words)[0].startswith(f"error: {first}")
+
+
+def test_a_comparison_has_lines_too(monkeypatch, capsys):
+    written(lambda c: None)
+    lines = told(monkeypatch, capsys, "compare", "wrong.yaml")
+    assert lines[1:] == ["  in the method 'a' on the data 'data'", "  at methods.a (wrong.yaml, line 2)"]
+    lines = told(monkeypatch, capsys, "compare", "no_seeds.yaml")
+    assert lines[1:] == ["  at seeds (no_seeds.yaml, line 2)"]
 
 
 def test_the_line_is_that_of_the_entry(monkeypatch, capsys):
@@ -497,7 +519,8 @@ def test_a_bare_command_says_what_there_is(monkeypatch, capsys):
         typed(monkeypatch)
     assert stop.value.code == 2
     shown = capsys.readouterr().err
-    for name in ("fit", "validate", "test", "predict", "methods", "prepare", "report", "reweight", "certify", "attack"):
+    own = ("compare", "methods", "prepare", "report", "reweight", "certify", "attack")
+    for name in ("fit", "validate", "test", "predict", *own):
         assert f"\n  lightning-crmt {name} " in shown
 
 

@@ -7,7 +7,7 @@ from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
 from lightning_crmt.callbacks.modality_reliance import ModalityReliance
-from lightning_crmt.callbacks.observer import Measurement, Samples
+from lightning_crmt.callbacks.observer import Measurement, Samples, counts_of
 from lightning_crmt.callbacks.radius_training import RadiusTraining
 from lightning_crmt.callbacks.robustness_figures import RobustnessFigures, threats_of
 from lightning_crmt.callbacks.smoothed_robustness import SmoothedRobustness
@@ -24,5 +24,6 @@ __all__ = [
     "RobustnessFigures",
     "Samples",
     "SmoothedRobustness",
+    "counts_of",
     "threats_of",
 ]

@@ -295,6 +295,19 @@ class Observer(ReleasingCallback, ABC):
         self._measured_at = None
 
 
+def counts_of(trainer: Trainer) -> dict[str, int]:
+    """Of how many samples each number is that observers logged last, by the same text; see ``Observer.samples``.
+
+    Args:
+        trainer: whose callbacks may be observers, such as :class:`~lightning_crmt.callbacks.MissingModalities`.
+
+    >>> counts_of(Trainer(logger=False))
+    {}
+    """
+    observers = [each for each in getattr(trainer, "callbacks", []) if isinstance(each, Observer)]
+    return {name: count for each in observers for name, count in each.samples.items()}
+
+
 def _dealt(trainer: Trainer) -> list[DealtSamples]:
     batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
     loaders = evaluation_loaders(trainer)

@@ -107,9 +107,13 @@ def unwrapped(error: Exception) -> Exception:
     return error
 
 
+def is_of_library(file: str) -> bool:
+    """Whether a file is nobody's own; those of frozen and of compiled modules are no paths, or not whole ones."""
+    return not os.path.isabs(file) or f"{file}{os.sep}".startswith(_LIBRARIES)
+
+
 def _of_library(frame: FrameType) -> bool:
-    name = frame.f_code.co_filename  # those of frozen and of compiled modules are no paths, or not whole ones
-    return not os.path.isabs(name) or name.startswith(_LIBRARIES)
+    return is_of_library(frame.f_code.co_filename)
 
 
 def _is_raise(frame: FrameType, line: int) -> bool:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType
 from lightning_crmt import attacks, callbacks, data, encoders, fusion, methods, module  # noqa: F401
 from lightning_crmt.checks import did_you_mean
 from lightning_crmt.cli.command_line import CRMTCLI
+from lightning_crmt.cli.comparison import compare_command
 from lightning_crmt.cli.explain import ExplainingParser, stop
 from lightning_crmt.cli.failures import TRACEBACK, explain_failure, unwrapped
 from lightning_crmt.cli.help import SUBCOMMANDS, overview
@@ -26,6 +27,7 @@ from lightning_crmt.data import prepare_command
 
 #: The other subcommands.
 _OWN = {
+    "compare": "train and test methods x data x seeds, several at a time",
     "methods": "list methods of training, heads and attacks with a line each",
     "prepare": "turn a folder of videos into frames, flow and spectrograms",
     "report": "tables, figures and one page from finished runs",
@@ -79,6 +81,8 @@ def _run(words: ArgsType, cli: type[CRMTCLI]) -> None:
         case ["-h" | "--help"]:
             print(overview(cli.prog, subcommands), end="")  # noqa: T201
             sys.exit(0)
+        case ["compare", *rest]:
+            print(compare_command(list(map(str, rest)), cli))  # noqa: T201
         case ["methods"]:
             print(listing())  # noqa: T201
         case ["methods", *rest]:

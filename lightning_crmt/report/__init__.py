@@ -4,7 +4,7 @@
 
 from lightning_crmt.report.figures import Drawing, figures_of
 from lightning_crmt.report.log_folder import find_runs
-from lightning_crmt.report.runs import Run, load_runs, save_run
+from lightning_crmt.report.runs import Run, load_runs, read_run, save_run
 from lightning_crmt.report.summary import Summary, summarise
 from lightning_crmt.report.write import headline_text, write_report, write_tables
 
@@ -16,6 +16,7 @@ __all__ = [
     "find_runs",
     "headline_text",
     "load_runs",
+    "read_run",
     "save_run",
     "summarise",
     "write_report",

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,19 @@ class Run:
         return read_keys(self.numbers)
 
 
-def save_run(run: Run, folder: str | Path) -> Path:
-    """Write a run into a folder of its own; the file appears whole or not at all."""
+def save_run(run: Run, folder: str | Path, name: str = _FILE) -> Path:
+    """Write a run into a folder of its own; the file appears whole or not at all.
+
+    Args:
+        run: what to write.
+        folder: made where there is none.
+        name: of the file; :func:`load_runs` reads those of the default name alone.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{_FILE}.part"
-    beside.write_text(json.dumps(asdict(run), indent=1, sort_keys=True))
-    return beside.replace(folder / _FILE)
+    beside = folder / f"{name}.part"
+    beside.write_text(json.dumps(asdict(run), indent=1, sort_keys=True), encoding="utf-8")
+    return beside.replace(folder / name)
 
 
 def load_runs(folder: str | Path) -> list[Run]:
@@ -87,14 +93,18 @@ def load_runs(folder: str | Path) -> list[Run]:
     files = sorted(Path(folder).rglob(_FILE))
     if not files:
         raise FileNotFoundError(f"`folder` must hold runs, each as a file {_FILE}, got {folder}, which holds none")
-    return sorted(_read(files), key=lambda run: (run.data, run.method, run.seed))
+    return sorted(map(read_run, files), key=lambda run: (run.data, run.method, run.seed))
 
 
-def _read(files: Iterable[Path]) -> Iterable[Run]:
-    for file in files:
-        try:
-            fields: dict[str, Any] = json.loads(file.read_text())
-            history = {key: [(int(at), float(value)) for at, value in each] for key, each in fields["history"].items()}
-            yield Run(**{**fields, "history": history})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} must hold a run as `save_run` writes it: {error}") from error
+def read_run(file: str | Path) -> Run:
+    """The run that a file holds.
+
+    Raises:
+        ValueError: naming the file, if it holds none.
+    """
+    try:
+        fields: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+        history = {key: [(int(at), float(value)) for at, value in each] for key, each in fields["history"].items()}
+        return Run(**{**fields, "history": history})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} must hold a run as `save_run` writes it: {error}") from error
