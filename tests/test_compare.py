@@ -39,6 +39,7 @@ QUICK = {
 
 OWN = """
 import os
+import signal
 import time
 
 from lightning.pytorch import Callback
