@@ -179,6 +179,8 @@ def check_batch(argument: str, tensors: Any) -> int:
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(f"`{argument}` must map the name of each modality to a tensor, got {describe(tensors)}")
+    if not tensors:
+        raise ValueError(f"`{argument}` must hold at least one modality, got none")
     sizes = {}
     for name, value in tensors.items():
         if not isinstance(value, Tensor):

@@ -151,14 +151,15 @@ def test_noise_is_of_the_stated_spread_and_independent():
 
     inputs = {"audio": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "image": torch.zeros(2, 3), "audio.gain": torch.ones(2)}
     SmoothedClassifier(model, {"audio": 0.5}, max_draws=6000).certify(inputs)
-    audio = torch.cat([each["audio"] for each in seen[1:]]).reshape(2, -1, 2).double()
+    # The model is asked twice on the batch itself, and then for the draws that select.
+    audio = torch.cat([each["audio"] for each in seen[3:]]).reshape(2, -1, 2).double()
     assert audio.shape[1] == 6000
     noise = (audio - inputs["audio"].double()[:, None]) / 0.5
     assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 0.001
     correlations = np.corrcoef(noise.permute(0, 2, 1).reshape(4, -1).numpy())[np.triu_indices(4, 1)]
     assert abs(correlations).max() < 0.06
+    assert sum(len(each["audio"]) for each in seen[2:]) == 2 * 6064
     assert all(not each["image"].any() and each["audio.gain"].eq(1).all() for each in seen)
-    assert sum(len(each["audio"]) for each in seen) == 2 * 6064
 
 
 def test_the_model_is_left_as_it_was():
@@ -253,7 +254,7 @@ def test_a_model_that_does_not_heed_that_a_modality_is_missing_is_refused():
         return torch.cat([inputs["audio"], inputs["image"]], dim=1)
 
     inputs = {"audio": torch.randn(2, 2), "image": torch.randn(2, 3)}
-    with pytest.raises(ValueError, match="reads them nevertheless"):
+    with pytest.raises(ValueError, match=r"`missing` must lack only .*reads it nevertheless"):
         SmoothedClassifier(model, 0.1).certify(inputs, missing=["audio"])
 
 
@@ -428,3 +429,101 @@ def test_what_no_number_of_draws_could_prove_is_not_tried():
     certificate = smoothed.certify({"audio": torch.tensor([[9.0, 0.0]])}, radii=[5.0])
     assert certificate.prediction.tolist() == [0]
     assert certificate.draws.tolist() == [128]
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_trusted_modalities_are_not_shared_by_draws(samples):
+    """In place, a model sets the image where the audio says so: that is of one draw and not of all."""
+
+    def model(inputs):
+        image = inputs["image"]
+        image[inputs["audio"][:, 0] > 0] = -1
+        return torch.cat([image, -image], dim=1)
+
+    inputs = {"audio": torch.full((samples, 1), -1.0), "image": torch.ones(samples, 1)}
+    certificate = SmoothedClassifier(model, {"audio": 1.0}, max_draws=2000).certify(inputs)
+    assert certificate.prediction.tolist() == [0] * samples
+    assert torch.allclose(certificate.lower, torch.tensor(stats.norm.cdf(1)).double(), atol=0.05)
+    assert (inputs["image"] == 1).all()
+
+
+def test_what_is_random_by_itself_is_refused():
+    for random in (lambda x: x + torch.randn(1), lambda x: x + np.random.default_rng().normal()):
+        smoothed = SmoothedClassifier(lambda inputs, random=random: random(inputs["audio"]), 0.1)
+        with pytest.raises(ValueError, match="`model` must be a function: it answered differently"):
+            smoothed.certify({"audio": torch.zeros(2, 2)})
+
+
+def test_what_samples_lack_must_not_be_read():
+    inputs = {"a": torch.randn(3, 2), "b": torch.randn(3, 2), "a.present": torch.tensor([True, False, True])}
+    smoothed = SmoothedClassifier(lambda inputs: inputs["a"] + inputs["b"], 0.1)
+    with pytest.raises(ValueError, match="`inputs` must lack only what the model can go without"):
+        smoothed.certify(inputs)
+    context = {"a": torch.randn(3, 2), "b": torch.randn(3, 2), "a.gain": torch.ones(3, 2)}
+    of_gain = SmoothedClassifier(lambda inputs: inputs["b"] * inputs["a.gain"], 0.1)
+    with pytest.raises(ValueError, match="`missing` must lack only what the model can go without"):
+        of_gain.certify(context, missing=["a"])
+    of_zeros = SmoothedClassifier(lambda inputs: inputs["b"] + inputs["t"], {"b": 0.1})
+    with pytest.raises(ValueError, match="`missing` must lack only what the model can go without"):
+        of_zeros.certify({"b": torch.randn(3, 2), "t": torch.zeros(3, 2, dtype=torch.long)}, missing=["t"])
+
+
+def test_features_are_those_of_a_model_that_does_nothing_else():
+    class Scaled(Encoded):
+        def forward(self, inputs):
+            return self.head({name: self.encoders[name](10 * x) for name, x in inputs.items()})
+
+    inputs = {name: torch.randn(2, size, dtype=torch.float64) for name, size in SIZES.items()}
+    with pytest.raises(ValueError, match="its `forward` answers something else"):
+        SmoothedClassifier(Scaled(), 0.1, at="features").certify(inputs)
+    with pytest.raises(ValueError, match="must run in float32 or in float64"):
+        SmoothedClassifier(module_of().bfloat16(), 0.1, at="features").certify(inputs)
+    offset = {name: x + 1e9 for name, x in inputs.items()}
+    with pytest.raises(ValueError, match="must not be lost in rounding"):
+        SmoothedClassifier(module_of(), 1e-4, at="features").certify(offset)
+    with pytest.raises(ValueError, match="missing \\['image'\\]"):
+        SmoothedClassifier(module_of(), 0.1, at="features").certify({"audio": inputs["audio"]})
+
+
+def test_encoders_that_do_not_depend_on_their_input_have_no_radius_to_speak_of():
+    model = Encoded()
+    model.encoders["audio"].weight.data.zero_()
+    inputs = {name: torch.randn(2, size, dtype=torch.float64) for name, size in SIZES.items()}
+    certificate = SmoothedClassifier(model, 0.1, at="features", max_draws=128).certify(inputs)
+    given = ~certificate.abstained
+    assert certificate.radius(["audio"])[given].isinf().all()
+    assert certificate.tolerates({"audio": 1e9})[given].all()
+    assert certificate.tolerates({"audio": math.inf})[given].all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_draws": 1e4}, "`max_draws` must be an integer, got 10000.0"),
+        ({"batch_size": 100.5}, "`batch_size` must be an integer, got 100.5"),
+        ({"seed": None}, "`seed` must be an integer, got None"),
+        ({"seed": True}, "`seed` must be an integer, got True"),
+        ({"model": 3}, "`model` must be a function from inputs by name to logits, got a int"),
+    ],
+)
+def test_settings_of_other_types_are_named(settings, message):
+    with pytest.raises(TypeError, match=message):
+        SmoothedClassifier(**{"model": lambda inputs: inputs["audio"], "sigma": 0.1, **settings})
+
+
+def test_inputs_of_other_kinds_are_named():
+    smoothed = SmoothedClassifier(lambda inputs: inputs["audio"], 0.1)
+    for inputs in (None, torch.zeros(2, 2), [torch.zeros(2, 2)]):
+        with pytest.raises(TypeError, match="`inputs` must"):
+            smoothed.certify(inputs)
+    with pytest.raises(ValueError, match="`inputs` must hold at least one"):
+        smoothed.certify({})
+    for present in (torch.ones(2, dtype=torch.long), torch.ones(2, 1, dtype=torch.bool)):
+        with pytest.raises(TypeError, match="must be a bool tensor of shape"):
+            smoothed.certify({"audio": torch.zeros(2, 2), "audio.present": present})
+    for alpha in ("0.1", 5e-324):
+        with pytest.raises(ValueError, match="`alpha` must be above 0"):
+            SmoothedClassifier(lambda inputs: inputs["audio"], 0.1, alpha=alpha)
+    lost = {"audio": torch.tensor([[0.0, 1.0], [1e9, 0.0], [0.0, 0.0]]), "audio.present": torch.ones(3).bool()}
+    with pytest.raises(ValueError, match="in sample 1, in float32"):
+        smoothed.certify(lost)

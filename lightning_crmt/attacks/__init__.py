@@ -26,7 +26,7 @@ from lightning_crmt.attacks.search.attacked_model import (
 from lightning_crmt.attacks.survival import Survival, check_fits, distance_by, survival, surviving
 from lightning_crmt.attacks.threat.box import Box
 from lightning_crmt.attacks.threat.budget import Budget
-from lightning_crmt.attacks.threat.mask import free_entries
+from lightning_crmt.attacks.threat.mask import check_mask, free_entries
 from lightning_crmt.attacks.threat.norms import Norm
 from lightning_crmt.attacks.threat.per_sample import Perturbation, like
 from lightning_crmt.targets import right_answers
@@ -61,6 +61,7 @@ __all__ = [
     "RandomSearch",
     "Survival",
     "check_fits",
+    "check_mask",
     "distance_by",
     "free_entries",
     "holder_of",

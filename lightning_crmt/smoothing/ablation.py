@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks import free_entries
+from lightning_crmt.attacks import check_mask, free_entries
 from lightning_crmt.checks import describe, is_integer
 from lightning_crmt.modality import Inputs, modalities_of
+
+#: What transformers calls the mask of tokens.
+_MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class Ablation:
     mask_token: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
+        if not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
             raise ValueError(f"`keep` must be a share above 0 and at most 1, got {self.keep}")
-        if not isinstance(self.mask_token, int) or self.mask_token < 0:
+        if not isinstance(self.mask_token, int) or isinstance(self.mask_token, bool) or self.mask_token < 0:
             raise ValueError(f"`mask_token` must be a token, an integer of at least 0, got {self.mask_token!r}")
 
     def kept(self, length: Tensor) -> Tensor:
@@ -69,7 +72,7 @@ class Ablation:
 
         log_q = log_factorial(n - r) - log_factorial(n - r - k) - log_factorial(n) + log_factorial(n - k)
         # Rounded down: a smaller probability certifies less.
-        q = (log_q.exp() * (1 - 1e-12)).clamp(max=1)
+        q = (log_q.exp() * (1 - 1e-9)).clamp(max=1)
         return torch.where(r == 0, 1.0, torch.where(n - r < k, 0.0, q))
 
     def apply(self, tokens: Tensor, counted: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -85,6 +88,10 @@ class Ablation:
         >>> (mixed[0, :4] == 0).sum(), mixed[0, 4:]
         (tensor(2), tensor([9, 9]))
         """
+        if self.mask_token > torch.iinfo(tokens.dtype).max:
+            raise ValueError(
+                f"`mask_token` must be a number of {tokens.dtype}, as the tokens are, got {self.mask_token}"
+            )
         places = torch.rand(tokens.shape, generator=generator, device=tokens.device, dtype=torch.float64)
         flat, counted = places.flatten(1), counted.expand_as(tokens).flatten(1)
         rank = flat.masked_fill(~counted, math.inf).argsort(dim=1).argsort(dim=1)
@@ -108,5 +115,10 @@ def counted_tokens(name: str, inputs: Inputs) -> Tensor:
         raise ValueError(f"an Ablation must be of one of the modalities {list(modalities_of(inputs))}, got {name!r}")
     if not is_integer(tokens):
         raise TypeError(f"the Ablation of {name!r} is of tokens, which are integers, got {describe(tokens)}")
+    check_mask(name, inputs, {})
     free = free_entries(name, inputs, {})
+    whole = inputs.get(f".{_MASK}")
+    alike = [other for other, value in modalities_of(inputs).items() if value.shape == tokens.shape]
+    if whole is not None and whole.shape == tokens.shape and alike == [name]:  # that of the whole batch is its own
+        free = (whole != 0) if free is None else free & (whole != 0)
     return (torch.ones_like(tokens, dtype=torch.bool) if free is None else free).expand_as(tokens)

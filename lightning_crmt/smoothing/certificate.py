@@ -127,10 +127,11 @@ class SmoothedCertificate:
             budget = torch.as_tensor(each, dtype=self.lower.dtype, device=self.lower.device)
             if budget.shape not in ((), self.lower.shape) or not (budget >= 0).all():
                 raise ValueError(f"`budgets[{name!r}]` must be >= 0, a number or shape (B,), got {each}")
+            sigma = self.sigma.get(name, budget).to(self.lower)
             if name in self.ablations:
                 untouched = untouched * self.ablations[name].untouched(self.lengths[name], budget.floor())
             else:
-                square = square + (budget / self.sigma[name].to(self.lower)).square()
+                square = square + torch.where(sigma.isinf(), 0.0, budget / sigma).square()
         return needed_probability(square.sqrt(), untouched)
 
     def replacements(self, modality: str) -> Tensor:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.attacks import Model, holder_of
-from lightning_crmt.checks import check_at_least, check_batch, describe, require_finite
+from lightning_crmt.checks import check_at_least, check_batch, check_named_batch, describe, require_finite
 from lightning_crmt.encoding import encoded
-from lightning_crmt.frozen_eval import device_of, frozen_eval
-from lightning_crmt.lipschitz import encoder_bounds, refuse_context
+from lightning_crmt.frozen_eval import frozen_eval
+from lightning_crmt.lipschitz import encoder_bounds, proved_precision, refuse_context
 from lightning_crmt.modality import (
     PRESENT,
     Inputs,
@@ -26,6 +27,7 @@ from lightning_crmt.modality import (
     logits_of,
     modalities_of,
     present_of,
+    where_present,
     widest,
 )
 from lightning_crmt.noise import Sigma, check_sigma, sigma_of
@@ -65,7 +67,8 @@ class SmoothedClassifier:
     :class:`~lightning_crmt.methods.GaussianNoise`.
 
     Draws are counted in integers; f runs in evaluation mode and in the precision of its parameters, which may be half:
-    it is the function that is smoothed. Noise is drawn and added in the precision of the inputs, at least single, which
+    it is the function that is smoothed, and it must be one: it may not draw random numbers, nor depend on what else is
+    in the batch. Noise is drawn and added in the precision of the inputs, at least single, which
     real Gaussian noise is only close to. Nothing is clipped: what f does with values out of range is a part of f.
     Logits that are not finite are no answer.
 
@@ -81,7 +84,7 @@ class SmoothedClassifier:
             :math:`\alpha N` wrong certificates are expected.
         max_draws: the most draws for a sample, beside those that select its class.
         batch_size: the most noisy samples in a forward pass, at least 64.
-        seed: of the noise. A sample gets the same noise in whatever batch it comes.
+        seed: of the noise. A sample gets the same noise in whatever batch it comes, if padded alike.
 
     Raises:
         ValueError, TypeError: if a setting is out of range.
@@ -115,14 +118,21 @@ class SmoothedClassifier:
             self.sigma = {name: each for name, each in sigma.items() if not isinstance(each, Ablation)}
         else:
             self.sigma = sigma
-        if self.sigma or not self.ablations:
-            check_sigma(self.sigma)
+        # Modalities of tokens alone may have noise: then all others may be trusted.
+        noisy = {n: each for n, each in self.sigma.items() if each != 0} if isinstance(self.sigma, Mapping) else None
+        if noisy or not self.ablations:
+            check_sigma(noisy or self.sigma)
+        if not callable(model):
+            raise TypeError(f"`model` must be a function from inputs by name to logits, got {describe(model)}")
         if at not in ("inputs", "features"):
             raise ValueError(f"`at` must be 'inputs' or 'features', got {at!r}")
         if at == "features" and self.ablations:
             raise ValueError("`sigma` must be numbers where noise is added to features: an Ablation is of inputs")
-        if not 0 < alpha <= MOST_ALPHA:
+        if not isinstance(alpha, int | float) or not 1e-300 < alpha <= MOST_ALPHA:
             raise ValueError(f"`alpha` must be above 0 and at most {MOST_ALPHA}, got {alpha}")
+        for name, value in {"max_draws": max_draws, "batch_size": batch_size, "seed": seed}.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"`{name}` must be an integer, got {value!r}")
         check_at_least(1, max_draws=max_draws)
         check_at_least(BLOCK, batch_size=batch_size)
         criterion = getattr(model, "crmt_criterion", None)
@@ -229,16 +239,18 @@ class SmoothedClassifier:
     @contextmanager
     def _around(self, inputs: Inputs, missing: Collection[str]) -> Iterator[_Around]:
         """Inside, the model is in evaluation mode and frozen, and answers for draws around a batch."""
-        missing = (missing,) if isinstance(missing, str) else tuple(missing)
+        size = check_batch("inputs", inputs)
+        missing = (missing,) if isinstance(missing, str) else tuple(missing or ())
         names = list(modalities_of(inputs))
         if unknown := [name for name in missing if name not in names]:
             raise ValueError(f"`missing` must name modalities among {names}, got {unknown}")
         if not set(names) - set(missing):
             raise ValueError(f"`missing` must leave a modality, got all of {names}")
-        size = check_batch("inputs", inputs)
+        whole = {name: value for name, value in inputs.items() if name.partition(".")[0]}
+        check_named_batch(whole, self._names(names))
         require_finite("inputs", inputs)
-        with frozen_eval(holder_of(self.model)), torch.no_grad():
-            device = device_of(self.model) if isinstance(self.model, torch.nn.Module) else inputs[names[0]].device
+        device = _device_of(self.model, inputs)
+        with frozen_eval(holder_of(self.model)), torch.no_grad(), torch.autocast(device.type, enabled=False):
             seeds = content_seeds(
                 {name: value for name, value in inputs.items() if name.partition(".")[0] not in missing}, self.seed
             )
@@ -248,9 +260,12 @@ class SmoothedClassifier:
             taken |= {f"{name}.{PRESENT}": nobody for name in missing}
             yield self._at(taken, missing, seeds)
 
+    def _names(self, given: list[str]) -> list[str]:
+        """The modalities that there must be."""
+        encoders = getattr(self.model, "encoders", None)
+        return list(encoders.keys()) if self.at == "features" and isinstance(encoders, torch.nn.ModuleDict) else given
+
     def _at(self, inputs: dict[str, Tensor], missing: tuple[str, ...], seeds: Sequence[bytes]) -> _Around:
-        if missing:
-            self._refuse_heedless(inputs, missing)
         sigma = sigma_of(self.sigma, inputs) if self.sigma else {}
         sigma = {name: each for name, each in sigma.items() if name not in missing}
         ablations = {name: each for name, each in self.ablations.items() if name not in missing}
@@ -262,8 +277,10 @@ class SmoothedClassifier:
         answers: Callable[[dict[str, Tensor]], Any] = self._model_answers
         if self.at == "features":
             noisy, scales, answers = self._features(inputs, sigma)
+        present = present_of(inputs)
         for name, each in sigma.items():
-            _refuse_lost(name, noisy[name], each)
+            _refuse_lost(name, where_present(noisy[name], present.get(name)), each)
+        _refuse_unfit(answers, noisy, missing)
         return _Around(
             answers,
             inputs,
@@ -294,29 +311,25 @@ class SmoothedClassifier:
         bounds = encoder_bounds(
             {name: encoders[name] for name in sigma}, {name: tuple(inputs[name].shape[1:]) for name in sigma}
         )
-        scales = {name: sigma[name] / float(bounds.values[name]) for name in sigma}
-        features = {name: _as_drawn(each) for name, each in encoded(encoders, as_computed(inputs, self.model)).items()}
-        present = {f"{name}.{PRESENT}": here for name, here in present_of(inputs).items()}
+        bound = {name: float(bounds.values[name]) for name in sigma}
+        scales = {name: sigma[name] / bound[name] if bound[name] else math.inf for name in sigma}
+        computed, present = as_computed(inputs, self.model), present_of(inputs)
+        for name, each in scales.items():
+            # Encoders that round more coarsely than their inputs differ by more than their bound says.
+            proved_precision(encoders[name], computed[name])
+            _refuse_lost(name, where_present(computed[name], present.get(name)), each)
+        features = {name: _as_drawn(each) for name, each in encoded(encoders, computed).items()}
 
         def answers(noisy: dict[str, Tensor]) -> Any:
             return answer(head, as_computed(modalities_of(noisy), head), present_of(noisy))
 
-        return {**features, **present}, scales, answers
-
-    def _refuse_heedless(self, inputs: dict[str, Tensor], missing: tuple[str, ...]) -> None:
-        """Refuse a model that goes on reading what it is told that nobody has."""
-        other = {name: value.roll(1, dims=0) if len(value) > 1 else value for name, value in inputs.items()}
-        changed = {
-            name: 1 - 2 * other[name] if inputs[name].is_floating_point() else torch.zeros_like(inputs[name])
-            for name in missing
-        }
-        given = ({name: value.clone() for name, value in {**inputs, **more}.items()} for more in ({}, changed))
-        before, after = (logits_of(self._model_answers(each)) for each in given)
-        if not torch.equal(before, after):
+        noisy = {**features, **{f"{name}.{PRESENT}": here for name, here in present.items()}}
+        if _has_forward(self.model) and not _alike(answers(_copies(noisy)), self.model(_copies(computed))):
             raise ValueError(
-                f"`missing` must name modalities that the model can go without, got {list(missing)}: it is told by "
-                f"{[f'{name}.{PRESENT}' for name in missing]} that no sample has them, and reads them nevertheless"
+                "`model` must answer head({m: encoders[m](inputs[m])}) for at='features', which smooths its head: its "
+                "`forward` answers something else"
             )
+        return noisy, scales, answers
 
 
 @dataclass
@@ -416,12 +429,68 @@ def _needed(certificate: SmoothedCertificate, radii: Sequence[float] | None, bud
     return np.unique(torch.stack(needed, dim=1).cpu().numpy(), axis=1)
 
 
+def _refuse_unfit(
+    answers: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor], missing: tuple[str, ...]
+) -> None:
+    """Refuse what is no function of the inputs, or reads a modality that it is told a sample does not have."""
+    before = answers(_copies(inputs))
+    if not _alike(before, answers(_copies(inputs))):
+        raise ValueError(
+            "`model` must be a function: it answered differently when it was asked again, and draws of noise beside "
+            "randomness of its own are not independent; leave that out, as by eval()"
+        )
+    for owner, here in present_of(inputs).items():
+        if bool(here.all()):
+            continue
+        gone = {f: value for f, value in inputs.items() if f.partition(".")[0] == owner and f != f"{owner}.{PRESENT}"}
+        others = {f: torch.where(_like(here, value), value, _another(value)) for f, value in gone.items()}
+        if not _alike(before, answers(_copies({**inputs, **others}))):
+            argument = "missing" if owner in missing else "inputs"
+            raise ValueError(
+                f"`{argument}` must lack only what the model can go without: it is told by '{owner}.{PRESENT}' which "
+                f"samples have no {owner!r}, and reads it nevertheless"
+            )
+
+
+def _has_forward(model: Any) -> bool:
+    return "forward" in vars(model) or type(model).forward is not torch.nn.Module.forward
+
+
+def _another(value: Tensor) -> Tensor:
+    """Other values of the same kind."""
+    if value.dtype is torch.bool:
+        return ~value
+    return 1 - 2 * value if value.is_floating_point() else torch.where(value == 0, 1, 0).to(value.dtype)
+
+
+def _like(here: Tensor, value: Tensor) -> Tensor:
+    return here.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
+
+
+def _copies(inputs: Inputs) -> dict[str, Tensor]:
+    """For models that work in place."""
+    return {name: value.clone() for name, value in inputs.items()}
+
+
+def _alike(first: Any, second: Any) -> bool:
+    """Whether answers are the same up to rounding, which may differ from one call to the next."""
+    one, other = (logits_of(each).double() for each in (first, second))
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _device_of(model: Model, inputs: Inputs) -> torch.device:
+    """Where a module has its tensors; that of the inputs, if it has none."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+    return (tensors or list(inputs.values()))[0].device
+
+
 def _refuse_lost(name: str, value: Tensor, sigma: float) -> None:
     """Refuse noise that rounding would swallow: then draws say nothing about what a small change does."""
-    largest = float(value.abs().max()) if value.numel() else 0.0
-    if largest * torch.finfo(value.dtype).eps > 1e-3 * sigma:
+    largest = value.double().flatten(1).abs().amax(dim=1) if value.numel() else torch.zeros(1)
+    if float(largest.max()) * torch.finfo(value.dtype).eps > 1e-3 * sigma:
         raise ValueError(
-            f"`sigma` of {name!r} must not be lost in rounding: {sigma} beside values of up to {largest:g} in "
+            f"`sigma` of {name!r} must not be lost in rounding: {sigma:g} beside values of up to "
+            f"{float(largest.max()):g}, in sample {int(largest.argmax())}, in "
             f"{str(value.dtype).removeprefix('torch.')}; give inputs in double precision, or centre them"
         )
 

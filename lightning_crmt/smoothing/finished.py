@@ -93,13 +93,13 @@ def joined(certificates: Sequence[SmoothedCertificate]) -> SmoothedCertificate:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A digest of the weights and buffers of a module, of its class and of its precision.
+    """A digest of the weights and buffers of a module, of its parts as it prints them, and of its precision.
 
     >>> first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     >>> fingerprint(first) == fingerprint(first), fingerprint(first) == fingerprint(second)
     (True, False)
     """
-    digest = hashlib.blake2b(type(module).__qualname__.encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{type(module).__qualname__} {module!r}".encode(), digest_size=16)
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         digest.update(f"/{name}/".encode())
         digest.update(_content(value))

@@ -86,7 +86,8 @@ class NoisyBatch:
                         for part in torch.split(many[place], BLOCK)
                     ]
                 ).reshape(many.shape)
-            noisy[name] = many[:, :count].reshape(-1, *chosen.shape[1:])
+            # Of its own memory: models may work in place.
+            noisy[name] = many[:, :count].reshape(-1, *chosen.shape[1:]).contiguous()
         return noisy
 
     def _stream(self, sample: int, name: str) -> torch.Generator:
@@ -94,7 +95,7 @@ class NoisyBatch:
             digest = hashlib.blake2b(self._seeds[sample], digest_size=8)
             digest.update(f"{self._purpose}/{name}".encode())
             generator = torch.Generator(self.inputs[name].device)
-            generator.manual_seed(int.from_bytes(digest.digest(), "little") >> 1)  # the largest seed has 63 bits
+            generator.manual_seed(int.from_bytes(digest.digest(), "little") >> 1)  # of which a CPU keeps 32 bits
             self._streams[sample, name] = generator
         return self._streams[sample, name]
 
