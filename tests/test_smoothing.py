@@ -151,15 +151,15 @@ def test_noise_is_of_the_stated_spread_and_independent():
 
     inputs = {"audio": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "image": torch.zeros(2, 3), "audio.gain": torch.ones(2)}
     SmoothedClassifier(model, {"audio": 0.5}, max_draws=6000).certify(inputs)
-    # The model is asked twice on the batch itself, and then for the draws that select.
-    audio = torch.cat([each["audio"] for each in seen[3:]]).reshape(2, -1, 2).double()
+    # The model is asked three times to see that it may be smoothed, and then for the draws that select.
+    audio = torch.cat([each["audio"] for each in seen[4:]]).reshape(2, -1, 2).double()
     assert audio.shape[1] == 6000
     noise = (audio - inputs["audio"].double()[:, None]) / 0.5
     assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 0.001
     correlations = np.corrcoef(noise.permute(0, 2, 1).reshape(4, -1).numpy())[np.triu_indices(4, 1)]
     assert abs(correlations).max() < 0.06
-    assert sum(len(each["audio"]) for each in seen[2:]) == 2 * 6064
-    assert all(not each["image"].any() and each["audio.gain"].eq(1).all() for each in seen)
+    assert sum(len(each["audio"]) for each in seen[3:]) == 2 * 6064
+    assert all(not each["image"].any() and each["audio.gain"].eq(1).all() for each in seen[3:])
 
 
 def test_the_model_is_left_as_it_was():
@@ -527,3 +527,20 @@ def test_inputs_of_other_kinds_are_named():
     lost = {"audio": torch.tensor([[0.0, 1.0], [1e9, 0.0], [0.0, 0.0]]), "audio.present": torch.ones(3).bool()}
     with pytest.raises(ValueError, match="in sample 1, in float32"):
         smoothed.certify(lost)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_function_around_a_module_in_training_mode_is_refused(samples):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    net(torch.randn(50, 2))
+    inputs = {"audio": torch.randn(samples, 2)}
+    smoothed = SmoothedClassifier(lambda inputs: net(torch.cat([inputs["audio"], inputs["audio"] + 1])), 0.1)
+    with pytest.raises(ValueError, match="`model` must"):
+        smoothed.certify(inputs)
+    of_function = SmoothedClassifier(lambda inputs: net(inputs["audio"]), 0.1, max_draws=64)
+    if samples > 1:  # of one sample torch itself refuses to make statistics
+        with pytest.raises(ValueError, match=r"batch normalisation in training mode.*call eval\(\)"):
+            of_function.certify(inputs)
+    net.eval()
+    of_function.certify(inputs)

@@ -144,7 +144,10 @@ class CertifiedRobustness(Observer):
         if self.constants is Soundness.ESTIMATED:
             return _Estimated(self, model, late)
         level = self.constants.name.lower()
-        instead = "choose constants='estimated', and what is logged will say so"
+        instead = (
+            "choose constants='estimated', and what is logged will say so, or SmoothedRobustness, which certifies any "
+            "model with a stated probability"
+        )
         if not isinstance(model.module, CRMTMixin):
             raise TypeError(
                 f"constants={level!r} needs a CRMT module, whose encoders and head can be bounded; got "

@@ -73,7 +73,8 @@ class SmoothedClassifier:
     Logits that are not finite are no answer.
 
     Args:
-        model: a module, or any function from inputs by name to logits, as attacks take it; one class per sample.
+        model: a module, or any function from inputs by name to logits, as attacks take it; one class per sample. A
+            module is put in evaluation mode meanwhile; do it yourself for what a function calls.
         sigma: standard deviations in units of the inputs: a number for all modalities of real numbers, or by modality;
             one left out, or of 0, is trusted: it stays clean, and what is certified holds for the case that nobody
             touches it. A modality of tokens has an :class:`Ablation`.
@@ -439,6 +440,14 @@ def _refuse_unfit(
             "`model` must be a function: it answered differently when it was asked again, and draws of noise beside "
             "randomness of its own are not independent; leave that out, as by eval()"
         )
+    first = {name: value[:1] for name, value in inputs.items()}
+    beside = {f: value if f.endswith(f".{PRESENT}") else _another(value) for f, value in first.items()}
+    pair = {name: torch.cat([value, beside[name]]) for name, value in first.items()}
+    if not _alike(logits_of(before)[:1], logits_of(answers(pair))[:1]):
+        raise ValueError(
+            "`model` must answer each sample by itself, and another sample beside it changed the answer, as batch "
+            "normalisation in training mode does: call eval() on what a function calls"
+        )
     for owner, here in present_of(inputs).items():
         if bool(here.all()):
             continue
@@ -474,8 +483,11 @@ def _copies(inputs: Inputs) -> dict[str, Tensor]:
 
 def _alike(first: Any, second: Any) -> bool:
     """Whether answers are the same up to rounding, which may differ from one call to the next."""
+    coarse = torch.finfo(logits_of(first).dtype).eps > 1e-4
     one, other = (logits_of(each).double() for each in (first, second))
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+    share = 0.1 if coarse else 1e-3
+    scale = share * float(one.nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-12
+    return one.shape == other.shape and torch.allclose(one, other, rtol=share, atol=scale, equal_nan=True)
 
 
 def _device_of(model: Model, inputs: Inputs) -> torch.device:

@@ -158,7 +158,10 @@ class AttackedSamples(AdversarialRobustness, Evidence):
     @override
     def protocol(self) -> dict[str, str]:
         budget = next((each.budget for each in self.attacks.values() if isinstance(each, BudgetedAttack)), None)
-        said = {"level": "an upper bound of robustness: a better attack may find more"}
+        said = {
+            "level": "an upper bound of robustness: a better attack may find more",
+            "attacked": "the model itself, without noise: nothing is said of a smoothed classifier",
+        }
         if budget is not None:
             which = "all modalities of real numbers" if budget.modalities is None else ", ".join(budget.modalities)
             together = "each within its own radius" if isinstance(budget.radius, Mapping) else "together"

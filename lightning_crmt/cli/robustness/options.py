@@ -26,6 +26,7 @@ _OF_FIT = ("--config", "-c", "--model", "--data", "--trainer", "--seed_everythin
 _RENAMED = {
     "lipschitz=estimate_lipschitz(model, batches)": "--level estimated",
     "constants=": "--level ",
+    "or SmoothedRobustness,": "or --level smoothed,",
     "`constants`": "--level",
     "`radii`": "--radii",
     "`budgets`": "--budget",
@@ -69,7 +70,12 @@ class Options(argparse.ArgumentParser):
         self.add_argument(
             "--split", choices=("val", "test"), default="test", help="the part to measure; test by default"
         )
-        self.add_argument("--samples", type=int, metavar="N", help="N of its samples, evenly spread; all by default")
+        self.add_argument(
+            "--samples",
+            type=int,
+            metavar="N",
+            help="N of its samples, evenly spread; all by default, 200 if smoothed",
+        )
         self.add_argument("--modalities", nargs="+", metavar="NAME", help="those perturbed; all by default")
         self.add_argument("--inputs", nargs="+", metavar="NAME", help="names of the inputs, if not a CRMT module")
         self.add_argument("--split_batch", metavar="PATH", help="a function that takes batches apart, if it is needed")
