@@ -226,6 +226,6 @@ def test_without_certificates_nothing_is_guaranteed():
 def test_the_code_of_its_documentation_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    code, _for_loggers = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     exec(compile(code, "docs/report.md", "exec"), {})
     assert "crmt is the best" in (tmp_path / "results" / "two" / "report.html").read_text(encoding="utf-8")

@@ -49,7 +49,7 @@ class IntegrationReweighting(Callback):
     and loggers see the result: one pass over the training data measures the Lipschitz constants and keeps the scores of
     all samples, then :func:`~lightning_crmt.reweight` optimises on these alone. Everything but the integration weights
     stays as it is. Loggers get ``train/integration_objective`` and ``train/integration_weight/<modality>`` after each
-    epoch of it, at the steps after the last.
+    epoch of it, at the steps after the last, without ``epoch``, which counts those of step 1.
 
     A fit that ends before its last step, by ``EarlyStopping`` or ``max_time``, is reweighted at its end, after its last
     validation, with a warning. A checkpoint that was saved before step 2, such as the best of all epochs, is a model

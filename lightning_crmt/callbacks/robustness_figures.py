@@ -8,12 +8,12 @@ from pathlib import Path
 
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
 from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.evaluation import figure_type, read_keys, robustness_figures
+from lightning_crmt.report import outputs_of
 from lightning_crmt.training import callbacks_of
 
 
@@ -63,18 +63,10 @@ class RobustnessFigures(Callback):
                 "RobustnessFigures has nothing to draw: a curve needs two `radii` or more in CertifiedRobustness, "
                 "AdversarialRobustness or SmoothedRobustness, listed before it"
             )
-        takers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         try:
-            for name, figure in figures.items():
-                for logger in takers:
-                    if isinstance(logger, WandbLogger):
-                        logger.log_image(name, [figure])
-                    else:
-                        logger.experiment.add_figure(name, figure, trainer.global_step)
-                if not takers:
-                    path = directory / "figures" / f"{name.replace('/', '_')}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    figure.savefig(path, dpi=120)
+            for output in outputs_of(trainer.loggers, directory, trainer.global_step):
+                for name, figure in figures.items():
+                    output.figure(name, figure)
         except OSError as error:  # a full disk must not end a run that is done
             rank_zero_warn(f"RobustnessFigures could not save its figures, the numbers are logged: {error}")
 

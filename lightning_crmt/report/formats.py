@@ -65,6 +65,11 @@ def to_text(table: TextTable) -> str:
     return "\n".join([_one_line(table.title), *lines]) + "\n"
 
 
+def to_rows(table: TextTable) -> list[list[str | float | None]]:
+    """The cells as text, marked as for a terminal."""
+    return [[f"{entry.text}{_SIGN[entry.mark]}" for entry in row] for row in table.rows]
+
+
 def legend(table: TextTable) -> list[str]:
     """A line for each column: what it means, how sure it is, and of how many samples."""
     counts = table.counts or ("",) * len(table.words)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lightning_crmt.evaluation import Key
+from lightning_crmt.report.history import History
 from lightning_crmt.report.runs import Run, load_runs
 
 _METRICS, _CONFIG = "metrics.csv", "config.yaml"
@@ -61,16 +62,17 @@ def _read_log(file: Path, folder: Path) -> Run:
     """
     try:
         with file.open(newline="", encoding="utf-8") as opened:
-            rows = list(csv.DictReader(opened))
-        by_name = {
-            name: [(int(float(row.get("epoch") or 0)), float(row[name])) for row in rows if row[name]]
-            for name in (rows[0] if rows else {})
-            if name not in ("epoch", "step")
-        }
+            rows = [
+                {name: float(text) for name, text in row.items() if text and name} for row in csv.DictReader(opened)
+            ]
     except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} must be a log of CSVLogger: {error}") from error
-    parts = {part: {name: each for name, each in by_name.items() if _part(name) == part} for part in ("test", "val")}
-    numbers = {name: each[-1][1] for name, each in (parts["test"] or parts["val"]).items() if each}
+    history = History()
+    for row in rows:
+        history.add(row)
+    last = {name: value for row in rows for name, value in row.items()}
+    parts = {part: {name: value for name, value in last.items() if _part(name) == part} for part in ("test", "val")}
+    numbers = parts["test"] or parts["val"]
     beside = file.with_name(_CONFIG)
     text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
     config = _mapping(text)
@@ -81,7 +83,7 @@ def _read_log(file: Path, folder: Path) -> Run:
         data=_class_of(config.get("data")),
         seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
         numbers=numbers,
-        history={name: each for name, each in by_name.items() if _part(name) in ("train", "val")},
+        history={name: each for name, each in history.curves.items() if _part(name) in ("train", "val")},
         config=text,
         error="" if numbers else f"{_METRICS} has no number of the test or validation part",
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_crmt.checks import require_package
-from lightning_crmt.report.figures import figures_of
+from lightning_crmt.report.figures import Drawing, figures_of
 from lightning_crmt.report.grouping import grouped, headline
 from lightning_crmt.report.inline_svg import inline_svg
 from lightning_crmt.report.raw_values import keys_of
@@ -128,16 +128,21 @@ def _section(on: OnData, summary: Summary, number: int) -> _Section:
 
 def _figures(on: OnData, baseline: str, number: int) -> list[tuple[str, str, str]]:
     """The title, the text and the picture of each figure."""
+    found = []
+    for place, (name, drawing) in enumerate(drawings_of(on, baseline).items()):
+        title = f"{on.data}: {_figure_title(name)}"
+        found.append((title, drawing.alt, inline_svg(drawing, f"figure-{number}-{place}", title)))
+    return found
+
+
+def drawings_of(on: OnData, baseline: str) -> dict[str, Drawing]:
+    """The figures of some data by name, with differences to the baseline where it was run on them."""
     runs = [run for each in on.runs.values() for run in each]
     has_baseline = bool(baseline and on.runs[baseline])
     rc_context = require_package("matplotlib", "figures need matplotlib", "report").rc_context
     with rc_context({"text.parse_math": False}):  # names may have dollars
         drawings = figures_of(runs, baseline if has_baseline else None)
-        found = []
-        for place, (name, drawing) in enumerate(drawings.items()):
-            title = f"{on.data}: {_figure_title(name.rpartition('/')[2])}"
-            found.append((title, drawing.alt, inline_svg(drawing, f"figure-{number}-{place}", title)))
-        return found
+    return {name.rpartition("/")[2]: drawing for name, drawing in drawings.items()}
 
 
 def _figure_title(name: str) -> str:

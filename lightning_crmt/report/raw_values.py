@@ -29,6 +29,20 @@ def keys_of(runs: Sequence[Run]) -> list[Key]:
     return [key for group in grouped(key for each in numbers for key in each) for key in group.keys]
 
 
+def raw_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str | float | None]]]:
+    """The names of all columns, and a row for each run, with None where it has no such number.
+
+    >>> names, rows = raw_table([Run("joint", "mfeat", 0, {"test/accuracy/joint": 0.75})])
+    >>> names[-1], rows[0][0], rows[0][-1]
+    ('test/accuracy/joint', 'joint', 0.75)
+    """
+    keys, rows = keys_of(runs), []
+    for run in runs:
+        numbers = run.keys()
+        rows.append([*(_cell(getattr(run, column)) for column in _COLUMNS), *map(numbers.get, keys)])
+    return [*_COLUMNS, *map(str, keys)], rows
+
+
 def write_csv(runs: Sequence[Run], path: str | Path) -> Path:
     """Write a row for each run, with a column for each key, which is empty where the run has no such number.
 
@@ -42,16 +56,18 @@ def write_csv(runs: Sequence[Run], path: str | Path) -> Path:
     joint,mfeat,0,,1.5,0,0,400,,,,,0.75
     <BLANKLINE>
     """
-    keys = [str(key) for key in keys_of(runs)]
+    names, rows = raw_table(runs)
     path = Path(path)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*_COLUMNS, *keys])
-        for run in runs:
-            numbers = {str(key): repr(value) for key, value in run.keys().items()}
-            known = [_cell(getattr(run, column)) for column in _COLUMNS]
-            writer.writerow([*known, *(numbers.get(key, "") for key in keys)])
+        csv.writer(file, lineterminator="\n").writerows([names, *rows])
     return path
+
+
+def keys_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str | float | None]]]:
+    """The names of the columns, and a row for each key: what it means, how sure it is, which threat, which unit."""
+    threats = {name: threat for run in runs for name, threat in run.threats.items()}
+    rows = [{"key": str(key), **_meaning(Wording(key, threats))} for key in keys_of(runs)]
+    return ["key", "meaning", "sure", "threat", "unit", "better"], [list(row.values()) for row in rows]
 
 
 def write_json(runs: Sequence[Run], path: str | Path) -> Path:

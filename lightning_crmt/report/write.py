@@ -15,6 +15,9 @@ from lightning_crmt.report.runs import Run
 from lightning_crmt.report.summary import OnData, Summary, summarise
 from lightning_crmt.report.text_tables import TextTable, differences_table, means_table, ranks_table
 
+#: The page, and what stands beside it.
+FILES = ("report.html", "runs.csv", "runs.json", "summary.md", "summary.tex")
+
 
 def write_report(
     runs: Sequence[Run], folder: str | Path, *, baseline: str | None = None, title: str = "", command: str = ""

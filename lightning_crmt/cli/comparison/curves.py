@@ -12,9 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
+from lightning_crmt.report import History
+
 
 class Curves(Logger):
-    """Keeps what is logged: of each name and epoch the last number.
+    """Keeps what is logged, as :class:`~lightning_crmt.report.History` does: of each name and epoch the last number.
 
     Args:
         folder: where a Trainer puts what it keeps beside its logs.
@@ -29,12 +31,12 @@ class Curves(Logger):
     def __init__(self, folder: str) -> None:
         super().__init__()
         self.folder = folder
-        self._numbers: dict[str, dict[int, float]] = {}
+        self._history = History()
 
     @property
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """Pairs of an epoch and a number, by name."""
-        return {name: sorted(numbers.items()) for name, numbers in self._numbers.items()}
+        return self._history.curves
 
     @property
     @override
@@ -57,11 +59,8 @@ class Curves(Logger):
 
     @override
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Keep numbers of an epoch."""
-        if "epoch" in metrics:
-            for name, value in metrics.items():
-                if name != "epoch":
-                    self._numbers.setdefault(name, {})[int(metrics["epoch"])] = float(value)
+        """Keep an entry."""
+        self._history.add(metrics)
 
 
 class EpochsDone(Callback):
