@@ -82,7 +82,10 @@ def _run(words: ArgsType, cli: type[CRMTCLI]) -> None:
             print(overview(cli.prog, subcommands), end="")  # noqa: T201
             sys.exit(0)
         case ["compare", *rest]:
-            print(compare_command(list(map(str, rest)), cli))  # noqa: T201
+            told, status = compare_command(list(map(str, rest)), cli)
+            print(told)  # noqa: T201
+            if status:
+                sys.exit(status)
         case ["methods"]:
             print(listing())  # noqa: T201
         case ["methods", *rest]:

@@ -38,6 +38,8 @@ _EXAMPLE = """a comparison to begin with, where joint.yaml and crmt.yaml are con
     crmt: [joint.yaml, crmt.yaml]
 
 results/NAME-OF-THE-FILE gets a folder for each run; docs/compare.md says the rest
+
+exit status: 0 done; 1 a bug, with its traceback; 2 words or a file that cannot be followed; 3 a run failed
 """
 
 
@@ -48,8 +50,8 @@ class _Parser(argparse.ArgumentParser):
         stop(message.replace("the following arguments are required: comparison", "a comparison must be given, a file"))
 
 
-def compare_command(words: Sequence[str], cli: type[CRMTCLI]) -> str:
-    """Do what the words say; what there is to tell at the end.
+def compare_command(words: Sequence[str], cli: type[CRMTCLI]) -> tuple[str, int]:
+    """Do what the words say; what there is to tell at the end, and the exit status: 3 if a run failed.
 
     Args:
         words: those after ``compare``.
@@ -79,7 +81,7 @@ def compare_command(words: Sequence[str], cli: type[CRMTCLI]) -> str:
         if own.out:
             comparison = replace(comparison, out=own.out)
         if own.dry_run:
-            return _plan(comparison, own.only, own.retry_failed, others, cli)
+            return _plan(comparison, own.only, own.retry_failed, others, cli), 0
         runs = compare(
             comparison,
             jobs=own.jobs,
@@ -94,8 +96,11 @@ def compare_command(words: Sequence[str], cli: type[CRMTCLI]) -> str:
         stop(few_lines(*str(error).splitlines()[:4], at(place)))
     except FileExistsError as error:
         stop(str(error))
+    except KeyboardInterrupt:
+        # 130 is what shells expect of a program that was interrupted.
+        return f"\nstopped; the same command goes on from the runs that have ended in {comparison.out}", 130
     if not runs:
-        return f"no run has ended yet: {comparison.out}"
+        return f"no run has ended yet: {comparison.out}", 0
     baseline = comparison.baseline if any(run.method == comparison.baseline for run in runs) else None
     command = shlex.join([cli.prog, "compare", *words])
     try:
@@ -105,7 +110,10 @@ def compare_command(words: Sequence[str], cli: type[CRMTCLI]) -> str:
     failed = [run for run in runs if run.error]
     told = f"\n{len(failed)} of {len(runs)} runs failed; --retry-failed does them again" * bool(failed)
     tables = headline_text(runs, baseline)
-    return f"\n{tables}\npage: {page}\nall tables, and a folder for each run: {comparison.out}{told}"
+    return (
+        f"\n{tables}\npage: {page}\nall tables, and a folder for each run: {comparison.out}{told}",
+        3 if failed else 0,
+    )
 
 
 def _tell(line: str) -> None:
