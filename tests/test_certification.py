@@ -422,7 +422,7 @@ def test_soundness_is_ordered_and_the_weakest_wins():
     for weaker, stronger in pairwise(order):
         assert weaker < stronger
         assert min(stronger, weaker) is weaker
-    assert [level.label for level in order] == ["estimated", "certified", "certified", "certified"]
+    assert [level.label for level in order] == ["estimated", "probably_certified", "certified", "certified"]
     assert [level.certified for level in order] == [False, True, True, True]
 
 
