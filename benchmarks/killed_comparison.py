@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "methods"
-OF_THE_MACHINE = ("seconds", "memory", "command")
+OF_THE_MACHINE = ("seconds", "peak_memory", "command")
 
 
 def comparison(folder: Path) -> Path:
@@ -59,8 +59,7 @@ def rows(file: Path) -> list[dict[str, str]]:
     """The raw values, without those of the machine."""
     with (file.parent / "out" / "runs.csv").open() as table:
         return [
-            {name: value for name, value in row.items() if not any(word in name for word in OF_THE_MACHINE)}
-            for row in csv.DictReader(table)
+            {name: value for name, value in row.items() if name not in OF_THE_MACHINE} for row in csv.DictReader(table)
         ]
 
 
@@ -78,22 +77,27 @@ def main() -> None:
             sys.exit("the undisturbed comparison failed")
         lasted = time.monotonic() - began
         print(f"undisturbed: {lasted:.0f} s")
-        for number in range(options.kills):
+        kills = 0
+        while kills < options.kills:
             program = start(killed)
             moment = draw.uniform(0.1, 0.6) * lasted
             try:
                 program.wait(moment)
-                print(f"kill {number}: it was done before {moment:.0f} s")
+                sys.exit(f"it was done before {moment:.0f} s, after {kills} kills: try another --seed")
             except subprocess.TimeoutExpired:
                 os.killpg(program.pid, signal.SIGKILL)
                 program.wait()
+                kills += 1
                 done = len(list(killed.parent.rglob("run.json")))
-                print(f"kill {number}: after {moment:.0f} s, with {done} of 12 runs done")
+                print(f"killed after {moment:.0f} s, with {done} of 12 runs done", flush=True)
         if start(killed).wait():
             sys.exit("the killed comparison failed when it was started again")
-        same = rows(whole) == rows(killed)
-        print(f"{len(rows(whole))} rows of {len(rows(whole)[0])} values: {'the same' if same else 'NOT the same'}")
-        sys.exit(0 if same else 1)
+        whole_rows, killed_rows = rows(whole), rows(killed)
+        for one, other in zip(whole_rows, killed_rows, strict=True):
+            differ = [name for name in one if one[name] != other[name]]
+            if differ:
+                sys.exit(f"NOT the same: {one['method']}, seed {one['seed']}: {differ}")
+        print(f"{len(whole_rows)} rows of {len(whole_rows[0])} values: the same")
 
 
 if __name__ == "__main__":

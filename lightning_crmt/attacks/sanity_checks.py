@@ -15,8 +15,9 @@ from lightning_crmt.attacks.minimum_norm import MinimumNormAttack
 from lightning_crmt.attacks.random_search import RandomSearch
 from lightning_crmt.attacks.search.attacked_model import Model, lent, public_logits, under_attack
 from lightning_crmt.attacks.survival import check_fits, distance_by, fooled_by
-from lightning_crmt.attacks.threat.per_sample import dot
-from lightning_crmt.modality import Inputs, logits_of, select, widened
+from lightning_crmt.attacks.threat.mask import free_entries
+from lightning_crmt.attacks.threat.per_sample import dot, like
+from lightning_crmt.modality import Inputs, continuous_of, logits_of, select, widened
 from lightning_crmt.targets import check_answers, has_labels, right_answers
 
 #: Draws of noise that a search by gradients should not lose to.
@@ -156,8 +157,7 @@ def _without_a_change(
     for half in range(min(2, len(target))):
         # Among other neighbours, but as many and in the same place: what a model draws for a place stays the same.
         kept = places % 2 == half
-        rows = torch.where(kept, places, (places - 1).abs())
-        others[kept] = public_logits(model, select(inputs, rows))[kept]
+        others[kept] = public_logits(model, _beside_others(inputs, kept))[kept]
     gap = _gap(logits, others)
     if gap > _ROUNDING:
         yield (
@@ -171,6 +171,18 @@ def _without_a_change(
                 f"{_count(fallen, right)} samples are fooled at radius 0, without any change: what is attacked is not "
                 "what is evaluated"
             )
+
+
+def _beside_others(inputs: Inputs, kept: Tensor) -> dict[str, Tensor]:
+    """The batch with other values in the samples that are not kept; padding stays, and so do tokens."""
+    changed = dict(inputs)
+    for name, value in continuous_of(inputs).items():
+        free = free_entries(name, inputs, {})
+        fixed = like(kept.to(value.device), value) | (
+            torch.zeros_like(value, dtype=torch.bool) if free is None else ~free
+        )
+        changed[name] = torch.where(fixed, value, 1 - 2 * value)
+    return changed
 
 
 def _of_the_search(
