@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,15 +22,23 @@ from lightning_crmt.modality import (
     PRESENT,
     Inputs,
     answer,
-    at_least_single,
-    logits_of,
     modalities_of,
     present_of,
     where_present,
-    widest,
 )
 from lightning_crmt.noise import Sigma, check_sigma, sigma_of
 from lightning_crmt.smoothing.ablation import Ablation, counted_tokens
+from lightning_crmt.smoothing.answers_around import AnswersAround
+from lightning_crmt.smoothing.base_model import (
+    alike,
+    as_computed,
+    as_drawn,
+    copies,
+    device_of_model,
+    has_forward,
+    refuse_lost,
+    refuse_unfit,
+)
 from lightning_crmt.smoothing.certificate import SmoothedCertificate, needed_probability
 from lightning_crmt.smoothing.confidence import (
     MOST_ALPHA,
@@ -238,7 +245,7 @@ class SmoothedClassifier:
             done += count
 
     @contextmanager
-    def _around(self, inputs: Inputs, missing: Collection[str]) -> Iterator[_Around]:
+    def _around(self, inputs: Inputs, missing: Collection[str]) -> Iterator[AnswersAround]:
         """Inside, the model is in evaluation mode and frozen, and answers for draws around a batch."""
         size = check_batch("inputs", inputs)
         missing = (missing,) if isinstance(missing, str) else tuple(missing or ())
@@ -250,13 +257,13 @@ class SmoothedClassifier:
         whole = {name: value for name, value in inputs.items() if name.partition(".")[0]}
         check_named_batch(whole, self._names(names))
         require_finite("inputs", inputs)
-        device = _device_of(self.model, inputs)
+        device = device_of_model(self.model, inputs)
         with frozen_eval(holder_of(self.model)), torch.no_grad(), torch.autocast(device.type, enabled=False):
             seeds = content_seeds(
                 {name: value for name, value in inputs.items() if name.partition(".")[0] not in missing}, self.seed
             )
             # Copies, for models that work in place.
-            taken = {name: _as_drawn(value).to(device, copy=True) for name, value in inputs.items()}
+            taken = {name: as_drawn(value).to(device, copy=True) for name, value in inputs.items()}
             nobody = torch.zeros(size, dtype=torch.bool, device=device)
             taken |= {f"{name}.{PRESENT}": nobody for name in missing}
             yield self._at(taken, missing, seeds)
@@ -266,7 +273,7 @@ class SmoothedClassifier:
         encoders = getattr(self.model, "encoders", None)
         return list(encoders.keys()) if self.at == "features" and isinstance(encoders, torch.nn.ModuleDict) else given
 
-    def _at(self, inputs: dict[str, Tensor], missing: tuple[str, ...], seeds: Sequence[bytes]) -> _Around:
+    def _at(self, inputs: dict[str, Tensor], missing: tuple[str, ...], seeds: Sequence[bytes]) -> AnswersAround:
         sigma = sigma_of(self.sigma, inputs) if self.sigma else {}
         sigma = {name: each for name, each in sigma.items() if name not in missing}
         ablations = {name: each for name, each in self.ablations.items() if name not in missing}
@@ -280,9 +287,9 @@ class SmoothedClassifier:
             noisy, scales, answers = self._features(inputs, sigma)
         present = present_of(inputs)
         for name, each in sigma.items():
-            _refuse_lost(name, where_present(noisy[name], present.get(name)), each)
-        _refuse_unfit(answers, noisy, missing)
-        return _Around(
+            refuse_lost(name, where_present(noisy[name], present.get(name)), each)
+        refuse_unfit(answers, noisy, missing)
+        return AnswersAround(
             answers,
             inputs,
             {purpose: NoisyBatch(noisy, sigma, ablations, counted, seeds, purpose) for purpose in ("select", "judge")},
@@ -318,96 +325,19 @@ class SmoothedClassifier:
         for name, each in scales.items():
             # Encoders that round more coarsely than their inputs differ by more than their bound says.
             proved_precision(encoders[name], computed[name])
-            _refuse_lost(name, where_present(computed[name], present.get(name)), each)
-        features = {name: _as_drawn(each) for name, each in encoded(encoders, computed).items()}
+            refuse_lost(name, where_present(computed[name], present.get(name)), each)
+        features = {name: as_drawn(each) for name, each in encoded(encoders, computed).items()}
 
         def answers(noisy: dict[str, Tensor]) -> Any:
             return answer(head, as_computed(modalities_of(noisy), head), present_of(noisy))
 
         noisy = {**features, **{f"{name}.{PRESENT}": here for name, here in present.items()}}
-        if _has_forward(self.model) and not _alike(answers(_copies(noisy)), self.model(_copies(computed))):
+        if has_forward(self.model) and not alike(answers(copies(noisy)), self.model(copies(computed))):
             raise ValueError(
                 "`model` must answer head({m: encoders[m](inputs[m])}) for at='features', which smooths its head: its "
                 "`forward` answers something else"
             )
         return noisy, scales, answers
-
-
-@dataclass
-class _Around:
-    """What the base model answers around the samples of a batch."""
-
-    answers: Callable[[dict[str, Tensor]], Any]
-    inputs: dict[str, Tensor]
-    noisy: dict[str, NoisyBatch]
-    #: Standard deviations in units of the inputs.
-    sigma: dict[str, float]
-    ablations: dict[str, Ablation]
-    lengths: dict[str, Tensor]
-    missing: tuple[str, ...]
-    alpha: float
-    rows: int
-    #: Known after the first answers.
-    num_classes: int = 0
-
-    @property
-    def size(self) -> int:
-        return check_batch("inputs", self.inputs)
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.inputs.values())).device
-
-    def select(self) -> Array:
-        """The most frequent class of each sample among a few draws, which no claim rests on."""
-        counts = self.counts(list(range(self.size)), BLOCK, "select")
-        chosen: Array = counts[:, : self.num_classes].argmax(axis=1)
-        return chosen
-
-    def counts(self, samples: Sequence[int], draws: int, purpose: str = "judge") -> Array:
-        """How often each class was answered in the next draws, ``(len(samples), K + 1)``; last, how often none."""
-        found: Tensor | None = None
-        for some, inputs in self.noisy[purpose].draws(samples, draws, self.rows):
-            rows = len(next(iter(inputs.values())))
-            logits = logits_of(self.answers(inputs))
-            if len(logits) != rows:
-                raise ValueError(f"`model` must answer each of {rows} samples, got {describe(logits)}")
-            self.num_classes = logits.shape[1]
-            # What is not finite does not become 0 by this; ways that are slower are felt with small networks.
-            finite = logits.mul(0).sum(dim=1) == 0
-            answered = torch.where(finite, logits.argmax(dim=1), self.num_classes).reshape(len(some), -1)
-            if found is None:
-                found = answered.new_zeros(self.size, self.num_classes + 1)
-            portion = answered.new_zeros(len(some), self.num_classes + 1)
-            portion.scatter_add_(1, answered, torch.ones_like(answered))
-            found.index_add_(0, torch.tensor(some, device=found.device), portion)
-        assert found is not None, "there is a sample, and a draw"
-        counts: Array = found.cpu().numpy()[samples]
-        return counts
-
-    def certificate(self, chosen: Array, lower: Array | None = None, draws: Array | None = None) -> SmoothedCertificate:
-        """The certificate; without numbers one that claims nothing."""
-        lower = np.zeros(self.size) if lower is None else lower
-        draws = np.zeros(self.size, dtype=np.int64) if draws is None else draws
-        present = present_of(self.inputs)
-        # Claims are in double precision, where the device has it.
-        device = self.device if widest(self.device) is torch.float64 else torch.device("cpu")
-        sigma = {}
-        for name, scale in self.sigma.items():
-            each = torch.full((self.size,), scale, dtype=torch.float64, device=device)
-            here = present.get(name)
-            sigma[name] = each if here is None else torch.where(here.to(device), each, torch.inf)
-        return SmoothedCertificate(
-            prediction=torch.from_numpy(np.where(lower > 0.5, chosen, -1)).to(device),
-            lower=torch.from_numpy(lower).to(device),
-            sigma=sigma,
-            alpha=self.alpha,
-            draws=torch.from_numpy(draws).to(device),
-            num_classes=self.num_classes,
-            ablations=self.ablations,
-            lengths={name: each.to(device) for name, each in self.lengths.items()},
-            missing=self.missing,
-        )
 
 
 def _needed(certificate: SmoothedCertificate, radii: Sequence[float] | None, budgets: Budgets | None) -> Array:
@@ -428,93 +358,3 @@ def _needed(certificate: SmoothedCertificate, radii: Sequence[float] | None, bud
         needed += [needed_probability(radius / least, untouched) for radius in radii]
     needed += [certificate.needed(budget) for budget in budgets]
     return np.unique(torch.stack(needed, dim=1).cpu().numpy(), axis=1)
-
-
-def _refuse_unfit(
-    answers: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor], missing: tuple[str, ...]
-) -> None:
-    """Refuse what is no function of the inputs, or reads a modality that it is told a sample does not have."""
-    before = answers(_copies(inputs))
-    if not _alike(before, answers(_copies(inputs))):
-        raise ValueError(
-            "`model` must be a function: it answered differently when it was asked again, and draws of noise beside "
-            "randomness of its own are not independent; leave that out, as by eval()"
-        )
-    first = {name: value[:1] for name, value in inputs.items()}
-    beside = {f: value if f.endswith(f".{PRESENT}") else _another(value) for f, value in first.items()}
-    pair = {name: torch.cat([value, beside[name]]) for name, value in first.items()}
-    if not _alike(logits_of(before)[:1], logits_of(answers(pair))[:1]):
-        raise ValueError(
-            "`model` must answer each sample by itself, and another sample beside it changed the answer, as batch "
-            "normalisation in training mode does: call eval() on what a function calls"
-        )
-    for owner, here in present_of(inputs).items():
-        if bool(here.all()):
-            continue
-        gone = {f: value for f, value in inputs.items() if f.partition(".")[0] == owner and f != f"{owner}.{PRESENT}"}
-        others = {f: torch.where(_like(here, value), value, _another(value)) for f, value in gone.items()}
-        if not _alike(before, answers(_copies({**inputs, **others}))):
-            argument = "missing" if owner in missing else "inputs"
-            raise ValueError(
-                f"`{argument}` must lack only what the model can go without: it is told by '{owner}.{PRESENT}' which "
-                f"samples have no {owner!r}, and reads it nevertheless"
-            )
-
-
-def _has_forward(model: Any) -> bool:
-    return "forward" in vars(model) or type(model).forward is not torch.nn.Module.forward
-
-
-def _another(value: Tensor) -> Tensor:
-    """Other values of the same kind."""
-    if value.dtype is torch.bool:
-        return ~value
-    return 1 - 2 * value if value.is_floating_point() else torch.where(value == 0, 1, 0).to(value.dtype)
-
-
-def _like(here: Tensor, value: Tensor) -> Tensor:
-    return here.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
-
-
-def _copies(inputs: Inputs) -> dict[str, Tensor]:
-    """For models that work in place."""
-    return {name: value.clone() for name, value in inputs.items()}
-
-
-def _alike(first: Any, second: Any) -> bool:
-    """Whether answers are the same up to rounding, which may differ from one call to the next."""
-    coarse = torch.finfo(logits_of(first).dtype).eps > 1e-4
-    one, other = (logits_of(each).double() for each in (first, second))
-    share = 0.1 if coarse else 1e-3
-    scale = share * float(one.nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-12
-    return one.shape == other.shape and torch.allclose(one, other, rtol=share, atol=scale, equal_nan=True)
-
-
-def _device_of(model: Model, inputs: Inputs) -> torch.device:
-    """Where a module has its tensors; that of the inputs, if it has none."""
-    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
-    return (tensors or list(inputs.values()))[0].device
-
-
-def _refuse_lost(name: str, value: Tensor, sigma: float) -> None:
-    """Refuse noise that rounding would swallow: then draws say nothing about what a small change does."""
-    largest = value.double().flatten(1).abs().amax(dim=1) if value.numel() else torch.zeros(1)
-    if float(largest.max()) * torch.finfo(value.dtype).eps > 1e-3 * sigma:
-        raise ValueError(
-            f"`sigma` of {name!r} must not be lost in rounding: {sigma:g} beside values of up to "
-            f"{float(largest.max()):g}, in sample {int(largest.argmax())}, in "
-            f"{str(value.dtype).removeprefix('torch.')}; give inputs in double precision, or centre them"
-        )
-
-
-def _as_drawn(value: Tensor) -> Tensor:
-    return at_least_single(value.detach()) if value.is_floating_point() else value.detach()
-
-
-def as_computed(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """``inputs`` in the precision of the model's parameters."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    precision = next((each.dtype for each in parameters if each.is_floating_point()), None)
-    if precision is None:
-        return inputs
-    return {name: value.to(precision) if value.is_floating_point() else value for name, value in inputs.items()}

@@ -28,8 +28,9 @@ from lightning_crmt.modality import (
 )
 from lightning_crmt.noise import sigma_of
 from lightning_crmt.smoothing.ablation import counted_tokens
+from lightning_crmt.smoothing.base_model import as_computed
 from lightning_crmt.smoothing.certificate import SmoothedCertificate
-from lightning_crmt.smoothing.classifier import SmoothedClassifier, as_computed
+from lightning_crmt.smoothing.classifier import SmoothedClassifier
 from lightning_crmt.smoothing.confidence import chance_of_at_least
 from lightning_crmt.targets import least_margin
 
