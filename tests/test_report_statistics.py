@@ -10,6 +10,7 @@ from scipy import stats
 
 from lightning_crmt.report import Run, summarise
 from lightning_crmt.report.statistics import Mean, paired_difference, ranks
+from lightning_crmt.report.verdict import scope
 
 KEY = "test/accuracy/joint"
 
@@ -127,6 +128,20 @@ def test_one_method_alone_and_numbers_in_the_model_s_own_scale_have_no_best():
     assert only_column(runs_of({"a": [0.1, 0.2, 0.3]})).best == ""
     runs = [Run(m, "x", s, {"test/margin/joint": v * s}) for m, v in (("a", 1.0), ("b", 9.0)) for s in (1, 2, 4)]
     assert only_column(runs).best == ""
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_where_all_have_the_same_number_none_is_best(value):
+    runs = runs_of({"a": [value] * 4, "b": [value] * 4})
+    assert only_column(runs).best == ""
+    assert only_column([*runs, *runs_of({"c": [value] * 3 + [0.5]})]).best != ""
+
+
+def test_combinations_without_a_run_are_counted():
+    runs = runs_of({"a": [0.1, 0.2, 0.3], "b": [0.1, 0.2]})
+    assert "All of these runs finished. Of 6 combinations of these methods" in scope(summarise(runs))
+    assert scope(summarise(runs)).endswith("1 have no run.")
+    assert scope(summarise(runs_of({"a": [0.1, 0.2], "b": [0.1, 0.2]}))).endswith("All runs finished.")
 
 
 def test_what_is_not_a_number_is_never_best():

@@ -149,7 +149,9 @@ def _column(
         for method in (others if baseline in values else [])
     }
     candidates = [method for method, mean in means.items() if not math.isnan(mean.value)]
-    if words.better == 0 or len(means) < 2 or not candidates:
+    # Where all numbers are the same, as where nothing is guaranteed for the worst class, none is best.
+    alike = len({value for each in values.values() for value in each.values()}) == 1
+    if words.better == 0 or len(means) < 2 or not candidates or alike:
         return Column(words, means, to_baseline, counts=counts)
     best = max(candidates, key=lambda method: words.better * means[method].value)
     pairs = len(list(combinations(values, 2)))

@@ -47,6 +47,10 @@ def scope(summary: Summary) -> str:
     told = _many(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {_many(seeds[-1], 'seed')}"
     samples = counts_told(sorted({run.samples for run in runs} - {0})) or "an unknown number of samples"
     ended = f"{len(failed)} of {len(runs)} runs failed." if failed else "All runs finished."
+    full = len(summary.methods) * len(summary.on_data) * len({run.seed for run in runs})
+    if len(runs) < full:
+        ended += f" Of {full} combinations of these methods, data sets and seeds {full - len(runs)} have no run."
+        ended = ended.replace("All runs finished.", "All of these runs finished.")
     data = _listed([on.data for on in summary.on_data])
     return (
         f"{_many(len(summary.methods), 'method')} on {_many(len(summary.on_data), 'data set')} ({data}), {told} each, "
