@@ -42,6 +42,16 @@ def test_a_comparison_becomes_a_page_and_a_table(tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_the_baseline_of_the_comparison_is_kept(tmp_path, capsys):
+    for run in runs("crmt", "joint"):
+        save_run(run, tmp_path / "done" / "cells" / f"{run.method}{run.seed}")
+    (tmp_path / "done" / "baseline.txt").write_text("joint")
+    main(["report", "done"])
+    assert "differences to joint" in (tmp_path / "done" / "summary.md").read_text()
+    main(["report", "done", "--baseline", "crmt"])
+    assert "differences to crmt" in (tmp_path / "done" / "summary.md").read_text()
+
+
 def write_log(folder, rows, config=None):
     folder.mkdir(parents=True)
     with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:

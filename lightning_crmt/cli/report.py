@@ -22,6 +22,10 @@ with CSVLogger. The page, report.html, opens without a network; beside it are ru
 summary.tex."""
 
 
+#: Where a comparison keeps the name of the method that others are compared with.
+BASELINE = "baseline.txt"
+
+
 class _Parser(argparse.ArgumentParser):
     @override
     def error(self, message: str) -> NoReturn:
@@ -44,7 +48,11 @@ def report_command(words: Sequence[str], prog: str) -> str:
     """
     parser = _Parser(f"{prog} report", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="of a comparison, of a run, or of several logs")
-    parser.add_argument("--baseline", metavar="METHOD", help="the method that the others are compared with")
+    parser.add_argument(
+        "--baseline",
+        metavar="METHOD",
+        help="what others are compared with; as in the comparison by default",
+    )
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write; by default the folder itself")
     parser.add_argument("--title", default="", help="of the page; by default the methods and the data")
     parser.add_argument("--wandb", metavar="PROJECT", help="send it to Weights & Biases too, as a run of its own")
@@ -53,7 +61,9 @@ def report_command(words: Sequence[str], prog: str) -> str:
         wandb = require_package("wandb", "--wandb needs wandb", "wandb")
     if not own.folder.is_dir():
         parser.error(f"FOLDER must be a folder, got {own.folder}")
-    runs = find_runs(own.folder)
+    runs, kept = find_runs(own.folder), own.folder / BASELINE
+    if own.baseline is None and kept.is_file():
+        own.baseline = kept.read_text(encoding="utf-8") or None
     command = shlex.join([prog, "report", *words])
     page = write_report(runs, own.out or own.folder, baseline=own.baseline, title=own.title, command=command)
     told = f"{headline_text(runs, own.baseline)}\npage: {page}"

@@ -24,6 +24,7 @@ from lightning_crmt.cli.comparison.runner import chosen_by, compare, state_of, w
 from lightning_crmt.cli.explain import at, few_lines, stop
 from lightning_crmt.cli.findings import Step
 from lightning_crmt.cli.places import find_place
+from lightning_crmt.cli.report import BASELINE
 from lightning_crmt.report import headline_text, write_report
 
 _DESCRIPTION = """Train and test methods x data x seeds, each by the path of fit and test, in processes of their own.
@@ -102,6 +103,7 @@ def compare_command(words: Sequence[str], cli: type[CRMTCLI]) -> tuple[str, int]
     if not runs:
         return f"no run has ended yet: {comparison.out}", 0
     baseline = comparison.baseline if any(run.method == comparison.baseline for run in runs) else None
+    (comparison.out / BASELINE).write_text(baseline or "", encoding="utf-8")
     command = shlex.join([cli.prog, "compare", *words])
     try:
         page = str(write_report(runs, comparison.out, baseline=baseline, command=command))
