@@ -296,7 +296,7 @@ def test_what_others_log_without_an_epoch_is_no_curve():
 
 def sweep_words(choose):
     """The sweep, and the words of ``fit`` that its agent would start it with."""
-    sweep = yaml.safe_load((ROOT / "examples" / "sweep.yaml").read_text(encoding="utf-8"))
+    sweep = yaml.safe_load((ROOT / "examples" / "sweeps" / "mfeat.yaml").read_text(encoding="utf-8"))
     environment, program, command, *words, arguments = sweep["command"]
     assert (environment, program, command, arguments) == ("${env}", "lightning-crmt", "fit", "${args}")
     chosen = {name: choose(each) for name, each in sweep["parameters"].items()}

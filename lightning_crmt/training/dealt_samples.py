@@ -14,9 +14,6 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-#: Multiples of it are evenly spread between whole numbers.
-_GOLDEN = (math.sqrt(5) - 1) / 2
-
 
 class DealtSamples:
     """Counts the samples of one evaluation loader, and tells the place of each in the data set.
@@ -61,14 +58,15 @@ class DealtSamples:
 
         >>> from torch.utils.data import DataLoader
         >>> DealtSamples(DataLoader(range(10))).chosen(torch.arange(10), samples=4).nonzero().flatten()
-        tensor([0, 3, 5, 9])
+        tensor([0, 3, 6, 7])
         """
         if self.size is None:
             return places < samples
         number = min(samples, self.size)
         edges = torch.arange(number + 1) * self.size // number
-        # Not the same place in each interval: with two processes these might all be of one.
-        return torch.isin(places, edges[:-1] + (edges.diff() * (_GOLDEN * torch.arange(number) % 1)).long())
+        # One in each interval, and in turn for two, four or more processes, which get every second, fourth, ... sample.
+        turns = 2 ** edges.diff().double().log2().floor().long()
+        return torch.isin(places, edges[:-1] + (torch.arange(number) - edges[:-1]) % turns)
 
     def batches(self, samples: int) -> int | None:
         """How many batches of this process hold some of those :meth:`chosen`; None if that is not known."""
