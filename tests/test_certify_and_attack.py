@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -311,7 +312,9 @@ def test_a_config_that_fit_saved(folder, capsys):
 def save_foreign():
     from foreign import Foreign
 
-    torch.save({"state_dict": Foreign().state_dict(), "pytorch-lightning_version": "2.6.0"}, "foreign.ckpt")
+    torch.save(
+        {"state_dict": Foreign().state_dict(), "pytorch-lightning_version": lightning.__version__}, "foreign.ckpt"
+    )
 
 
 CERTIFY = ["certify", "--config", "run.yaml", "--ckpt_path", "model.ckpt", "--out", "out"]
