@@ -3,7 +3,7 @@
 """Robustness certificates: one inequality, and everything that follows from it."""
 
 from lightning_crmt.certification.certificate import Certificate
-from lightning_crmt.certification.evaluation import Evaluation, certify_late_fusion
+from lightning_crmt.certification.evaluation import Evaluation, certify_late_fusion, has_forward
 from lightning_crmt.certification.from_outputs import certify
 from lightning_crmt.certification.inequality import (
     label_sensitivities,
@@ -30,6 +30,7 @@ __all__ = [
     "Verification",
     "certify",
     "certify_late_fusion",
+    "has_forward",
     "label_sensitivities",
     "margins_of",
     "own_class",

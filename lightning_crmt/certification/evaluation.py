@@ -109,7 +109,7 @@ def certify_late_fusion(
             output = model(as_taken_by(model, inputs))
             return certify(output, head, lipschitz, missing=missing, multi_label=multi_label)
     evaluation = Evaluation(model, inputs, lipschitz, level=level, multi_label=multi_label)
-    if _has_forward(model):
+    if has_forward(model):
         evaluation.refuse_other_code(model, inputs)
     return evaluation.certificate(missing)
 
@@ -385,8 +385,9 @@ def _refuse_changes_of_shared(given: Inputs, before: Inputs, after: Inputs) -> N
         )
 
 
-def _has_forward(model: nn.Module) -> bool:
-    return "forward" in vars(model) or type(model).forward is not nn.Module.forward
+def has_forward(model: object) -> bool:
+    """Whether a module answers by itself, and not only by its parts."""
+    return "forward" in vars(model) or getattr(type(model), "forward", None) is not nn.Module.forward
 
 
 def _logits(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -396,7 +397,7 @@ def _logits(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def _answer(model: nn.Module, inputs: Inputs) -> Tensor:
     """Logits that the model answers, or else its head."""
-    if _has_forward(model):
+    if has_forward(model):
         return logits_of(model(inputs))
     encoders, head = encoders_and_head(model)
     present = present_of(inputs)

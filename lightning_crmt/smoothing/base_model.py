@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_crmt.attacks import Model
+from lightning_crmt.attacks import Model, like
 from lightning_crmt.modality import PRESENT, Inputs, at_least_single, logits_of, present_of
 
 
@@ -36,7 +36,9 @@ def refuse_unfit(
         if bool(here.all()):
             continue
         gone = {f: value for f, value in inputs.items() if f.partition(".")[0] == owner and f != f"{owner}.{PRESENT}"}
-        others = {f: torch.where(_like(here, value), value, _another(value)) for f, value in gone.items()}
+        others = {
+            f: torch.where(like(here.to(value.device), value), value, _another(value)) for f, value in gone.items()
+        }
         if not alike(before, answers(copies({**inputs, **others}))):
             argument = "missing" if owner in missing else "inputs"
             raise ValueError(
@@ -45,20 +47,11 @@ def refuse_unfit(
             )
 
 
-def has_forward(model: Any) -> bool:
-    """Whether a module answers by itself, and not only by its parts."""
-    return "forward" in vars(model) or type(model).forward is not torch.nn.Module.forward
-
-
 def _another(value: Tensor) -> Tensor:
     """Other values of the same kind."""
     if value.dtype is torch.bool:
         return ~value
     return 1 - 2 * value if value.is_floating_point() else torch.where(value == 0, 1, 0).to(value.dtype)
-
-
-def _like(here: Tensor, value: Tensor) -> Tensor:
-    return here.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
 
 
 def copies(inputs: Inputs) -> dict[str, Tensor]:

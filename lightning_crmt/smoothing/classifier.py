@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_crmt.attacks import Model, holder_of
+from lightning_crmt.certification import has_forward
 from lightning_crmt.checks import check_at_least, check_batch, check_named_batch, describe, require_finite
 from lightning_crmt.encoding import encoded
 from lightning_crmt.frozen_eval import frozen_eval
@@ -24,6 +25,7 @@ from lightning_crmt.modality import (
     answer,
     modalities_of,
     present_of,
+    select,
     where_present,
 )
 from lightning_crmt.noise import Sigma, check_sigma, sigma_of
@@ -35,7 +37,6 @@ from lightning_crmt.smoothing.base_model import (
     as_drawn,
     copies,
     device_of_model,
-    has_forward,
     refuse_lost,
     refuse_unfit,
 )
@@ -75,9 +76,9 @@ class SmoothedClassifier:
 
     Draws are counted in integers; f runs in evaluation mode and in the precision of its parameters, which may be half:
     it is the function that is smoothed, and it must be one: it may not draw random numbers, nor depend on what else is
-    in the batch. Noise is drawn and added in the precision of the inputs, at least single, which
-    real Gaussian noise is only close to. Nothing is clipped: what f does with values out of range is a part of f.
-    Logits that are not finite are no answer.
+    in the batch. Noise is drawn and added in the precision of the inputs, at least single, which real Gaussian noise is
+    only close to. Nothing is clipped: what f does with values out of range is a part of f. Logits that are not finite
+    are no answer.
 
     Args:
         model: a module, or any function from inputs by name to logits, as attacks take it; one class per sample. A
@@ -288,7 +289,8 @@ class SmoothedClassifier:
         present = present_of(inputs)
         for name, each in sigma.items():
             refuse_lost(name, where_present(noisy[name], present.get(name)), each)
-        refuse_unfit(answers, noisy, missing)
+        for rows in torch.split(torch.arange(len(seeds)), self.batch_size):
+            refuse_unfit(answers, select(noisy, rows), missing)
         return AnswersAround(
             answers,
             inputs,
