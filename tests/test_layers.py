@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import itertools
 import math
 import pickle
 
@@ -98,6 +99,48 @@ def test_orthogonal_convolutions_have_norm_at_most_one(dims, mode, setting):
                 assert torch.linalg.svdvals(dense(other, ins, *[size] * dims))[0] < 1 + 1e-12
 
 
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_circular_padding_keeps_every_norm_unless_outputs_are_missing(dims, kernel, stride):
+    if kernel < stride:
+        return
+    torch.manual_seed(0)
+    kind, ins = OrthogonalConv1d if dims == 1 else OrthogonalConv2d, 2
+    paddings = [None, *range((kernel + 1) // 2), *["same"] * (stride == 1)]
+    for padding, outs, steps in itertools.product(paddings, [ins * stride**dims, ins * stride**dims + 1], [2, 3, 5]):
+        size = steps * stride
+        if size < (kernel if dims == 1 else max(kernel, 4)) or size**dims > 150:
+            continue
+        layer = kind(ins, outs, kernel, stride, padding, padding_mode="circular").double()
+        for raw in layer.parameters():
+            nn.init.normal_(raw)
+        shape, matrix = (ins, *[size] * dims), dense(layer, ins, *[size] * dims)
+        singular = torch.linalg.svdvals(matrix)
+        if padding in (None, "same") or 2 * padding >= kernel - stride:
+            assert matrix.shape[0] == outs * steps**dims
+            assert_close(singular, torch.ones_like(singular), atol=1e-10, rtol=0)
+        else:  # the claim is sharp
+            assert matrix.shape[0] < outs * steps**dims
+            assert singular[0] < 1 + 1e-12
+            x = torch.linalg.svd(matrix).Vh[-1].reshape(1, *shape)
+            assert layer(x).sub(layer(0 * x)).norm() < 0.99 * x.norm()
+        fixed = layer.fixed()
+        x = torch.randn(2, *shape, dtype=torch.float64)
+        assert torch.equal(fixed(x), layer(x))
+        assert lipschitz_bound(layer, shape) == pytest.approx(float(singular[0]), rel=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:.*even kernel lengths:UserWarning")  # torch's, of its own layer
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_zeros_around_an_even_kernel(kernel):
+    layer = OrthogonalConv1d(3, 3, kernel, padding="same").double()
+    assert layer(torch.zeros(1, 3, 8, dtype=torch.float64)).shape == (1, 3, 8)
+    assert torch.linalg.svdvals(dense(layer, 3, 8))[0] < 1 + 1e-12
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    assert torch.equal(layer.fixed()(x), layer(x))
+
+
 def test_an_orthogonal_convolution_does_not_shift_its_input():
     # A single channel leaves no choice but the identity, up to sign.
     layer = OrthogonalConv2d(1, 1, kernel_size=5, bias=False)
@@ -193,6 +236,8 @@ def test_residual_and_scale():
         (lambda: OrthogonalConv2d(3, 4, 3, padding_mode="reflect"), "`padding_mode` must be 'zeros' or 'circular'"),
         (lambda: OrthogonalConv2d(3, 4, 3, padding=-1), "`padding` must be at least 0, got -1"),
         (lambda: OrthogonalConv2d(3, 4, 3, 1, 2, padding_mode="circular"), "below half of `kernel_size` = 3"),
+        (lambda: OrthogonalConv2d(3, 4, 3, 2, "same"), "or 'same' where `stride` is 1, got 'same' and 2"),
+        (lambda: OrthogonalConv2d(3, 4, 3, 1, "valid"), "or 'same' where `stride` is 1, got 'valid' and 1"),
         (
             lambda: OrthogonalConv2d(3, 4, 2, 2, padding_mode="circular")(torch.zeros(1, 3, 4, 5)),
             "`x` must have sizes that `stride` = 2 divides",

@@ -144,7 +144,8 @@ class _OrthogonalConv(nn.Module, Fixable):
     #  - along every axis, k - s convolutions with two taps P and I - P, P an orthogonal projector.
     # A two-tap convolution has the symbol P + e^{iw} (I - P), which is unitary, so on infinite signals every factor has
     # norm 1. Zero padding extends a finite signal by zeros, an isometry, and keeps some of the outputs, a projection:
-    # the norm stays at most 1 for every input size. On a torus the same holds if the stride divides its size.
+    # the norm stays at most 1 for every input size. On a torus the same holds if the stride divides its size: it has
+    # size / stride outputs, all of which are there if both borders together are padded by k - s rows or more.
     axes: int
 
     def __init__(
@@ -153,18 +154,28 @@ class _OrthogonalConv(nn.Module, Fixable):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        padding: int | None = None,
+        padding: int | Literal["same"] | None = None,
         bias: bool = True,
         padding_mode: Literal["zeros", "circular"] = "zeros",
     ) -> None:
         super().__init__()
         check_at_least(1, in_channels=in_channels, out_channels=out_channels, stride=stride)
-        check_at_least(0, padding=padding)
+        if isinstance(padding, str):
+            if padding != "same" or stride > 1:
+                raise ValueError(
+                    f"`padding` must be a number, or 'same' where `stride` is 1, got {padding!r} and {stride}"
+                )
+        else:
+            check_at_least(0, padding=padding)
         if kernel_size < stride:
             raise ValueError(f"`kernel_size` must be at least `stride` = {stride}, got {kernel_size}")
         if padding_mode not in ("zeros", "circular"):
             raise ValueError(f"`padding_mode` must be 'zeros' or 'circular', got {padding_mode!r}")
-        if padding_mode == "circular" and padding is not None and 2 * padding >= kernel_size:
+        if padding is None:
+            padding, odd = divmod(kernel_size - stride, 2)
+            if odd and padding_mode == "circular":  # or the last outputs would be missing
+                padding = padding + 1 if stride > 1 else "same"
+        if padding_mode == "circular" and not isinstance(padding, str) and 2 * padding >= kernel_size:
             raise ValueError(
                 f"`padding` must be below half of `kernel_size` = {kernel_size} if circular, or outputs appear twice; "
                 f"got {padding}"
@@ -173,7 +184,7 @@ class _OrthogonalConv(nn.Module, Fixable):
         self.out_channels = out_channels
         self.kernel_size = kernel_size
         self.stride = stride
-        self.padding = (kernel_size - stride) // 2 if padding is None else padding
+        self.padding = padding
         self.padding_mode = padding_mode
         # The taps mix channels on the wider side, where there is more to mix; a single channel has nothing.
         self._taps_on_output = stride == 1 and out_channels > in_channels
@@ -223,15 +234,18 @@ class _OrthogonalConv(nn.Module, Fixable):
                 overlap where it closes, and the norm exceed 1.
         """
         convolve = F.conv1d if self.axes == 1 else F.conv2d
-        if self.padding_mode == "circular":
-            if any(size % self.stride for size in x.shape[2:]):
-                raise ValueError(
-                    f"`x` must have sizes that `stride` = {self.stride} divides if padding is circular, "
-                    f"got {tuple(x.shape)}"
-                )
-            x = F.pad(x, [self.padding] * (2 * self.axes), mode="circular")
-            return convolve(x, self.weight, self.bias, self.stride)
-        return convolve(x, self.weight, self.bias, self.stride, self.padding)
+        circular = self.padding_mode == "circular"
+        if circular and any(size % self.stride for size in x.shape[2:]):
+            raise ValueError(
+                f"`x` must have sizes that `stride` = {self.stride} divides if padding is circular, "
+                f"got {tuple(x.shape)}"
+            )
+        if not circular and not isinstance(self.padding, str):
+            return convolve(x, self.weight, self.bias, self.stride, self.padding)
+        both = self.kernel_size - 1
+        around = [both // 2, both - both // 2] if isinstance(self.padding, str) else [self.padding] * 2
+        x = F.pad(x, around * self.axes, mode="circular" if circular else "constant")
+        return convolve(x, self.weight, self.bias, self.stride)
 
     @override
     def fixed(self) -> nn.Conv1d | nn.Conv2d:
@@ -253,14 +267,14 @@ class _OrthogonalConv(nn.Module, Fixable):
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, bias={self.bias is not None}, padding_mode={self.padding_mode!r}"
+            f"padding={self.padding!r}, bias={self.bias is not None}, padding_mode={self.padding_mode!r}"
         )
 
 
 class OrthogonalConv1d(_OrthogonalConv):
     """:class:`OrthogonalConv2d` for sequences ``(B, C, T)``, with the same arguments and errors.
 
-    With circular padding it keeps every norm if ``out_channels >= in_channels * stride``.
+    With circular padding, as it is by default, it keeps every norm if ``out_channels >= in_channels * stride``.
 
     >>> layer = OrthogonalConv1d(4, 8, kernel_size=3, padding_mode="circular", bias=False)
     >>> x = torch.randn(2, 4, 50)
@@ -275,7 +289,9 @@ class OrthogonalConv2d(_OrthogonalConv):
     r"""Convolution whose operator has norm at most 1, for every input size, zero or circular padding, any stride.
 
     With circular padding, which takes sizes that the stride divides, it is orthogonal: it keeps every norm if
-    ``out_channels >= in_channels * stride**2``. With zero padding it keeps them but for what is lost at the border.
+    ``out_channels >= in_channels * stride**2`` and ``padding`` is left as it is, ``"same"``, or a number of at least
+    ``(kernel_size - stride) / 2``; with less, outputs are missing, and what is in them alone is lost. With zero padding
+    it keeps norms but for what is lost at the border.
 
     The kernel is a product of orthogonal factors, one on patches of size ``stride`` and two-tap convolutions
     :math:`(P, I - P)` with projectors P of half rank along each axis (block convolution, Xiao et al., ICML 2018, Li et
@@ -286,8 +302,10 @@ class OrthogonalConv2d(_OrthogonalConv):
         out_channels: channels of the output.
         kernel_size: side of the kernel, at least ``stride``; equal to it, patches do not overlap.
         stride: step between patches.
-        padding: rows added at each border, below half of ``kernel_size`` if circular. By default
-            ``(kernel_size - stride) // 2``, which divides sizes by ``stride`` if ``kernel_size - stride`` is even.
+        padding: rows added at each border, below half of ``kernel_size`` if circular; or ``"same"``, with stride 1:
+            ``kernel_size - 1`` rows at both together, the odd one at the end. By default half of
+            ``kernel_size - stride``, which divides sizes by ``stride``. Where that is no whole number, it is rounded
+            down for zeros and up for circular padding, or is ``"same"``.
         bias: whether to add a bias per channel.
         padding_mode: ``"zeros"`` or ``"circular"``.
 
