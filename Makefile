@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 LOWEST := $(VENV)-lowest
 
-.PHONY: demo test test-lowest soundness lint types clean
+.PHONY: demo test test-lowest soundness lint types docs clean
 
 demo: $(VENV)/installed  ## train and compare on real data; a table, a CSV and a figure under results/
 	$(RUN) examples/demo.py
@@ -28,6 +28,9 @@ lint: $(VENV)/linters
 types: $(VENV)/linters
 	$(RUN) -m mypy
 
+docs: $(VENV)/sphinx  ## the site, under build/docs; notebooks run, and warnings are errors
+	$(RUN) -m sphinx --fail-on-warning --keep-going --builder html docs build/docs
+
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist results lightning_logs *.egg-info
 
@@ -49,4 +52,8 @@ $(LOWEST)/installed: setup.cfg pyproject.toml constraints-lowest.txt
 
 $(VENV)/linters: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[lint]"
+	touch $@
+
+$(VENV)/sphinx: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@

@@ -49,8 +49,8 @@ class ArrayData(OwnData):
         groups: the group of each sample, such as a person: no group is in two parts.
         standardise: whether real numbers are standardised, or which modalities.
         channels_last: modalities whose last dimension holds the channels, such as images ``(H, W, C)``.
-        norm: if given, standardised samples get a mean squared norm of ``norm``² over the training part, so that radii
-            of different modalities compare.
+        norm: if given, the root of the mean squared norm that standardised samples get, over the training part, so that
+            radii of different modalities compare.
         nan_is_absent: modalities that a sample lacks if all of its numbers are NaN; NaN is an error elsewhere.
         ragged: modalities to pad with a mask though their lengths do not differ.
         masked: which of the padded ones get a mask, by default all: their encoders are called with

@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: the lightning_crmt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pages of the repository as pages of the site: those of ``benchmarks/``, and links to files that are no pages.
+
+The same link must lead somewhere for those who read the files and for those who read the site. Here a link to a page of
+``benchmarks/`` leads to its page on the site, a link to a folder of examples to the list of them, and one to any other
+file downloads it, which MyST does by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+DOCS = Path(__file__).parent.parent
+ROOT = DOCS.parent
+
+#: A link by a relative path, without its anchor.
+LINK = re.compile(r"(?<=\]\()(?![a-z+]+:|#|/)([^)#\s]+)(?=[)#])")
+
+
+def link_from(page: Path, source: Path, link: str) -> str:
+    """What a link in the text of ``source`` must be on ``page``, both in ``docs/`` where the page is its own source.
+
+    >>> link_from(DOCS / "benchmarks/methods.md", ROOT / "benchmarks/methods.md", "../docs/step_2.md")
+    '../step_2.md'
+    >>> link_from(DOCS / "methods.md", DOCS / "methods.md", "../examples/methods")
+    'examples.md'
+    """
+    target = (source.parent / link).resolve()
+    if target.parent == ROOT / "benchmarks" and target.suffix == ".md":
+        target = DOCS / "benchmarks" / ("index.md" if target.stem == "README" else target.name)
+    elif target.is_dir() and ROOT in target.parents:
+        target = DOCS / "examples.md"
+    elif target == ROOT / "README.md":
+        target = DOCS / "index.md"
+    return Path(os.path.relpath(target, page.parent)).as_posix()
+
+
+def read(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Put the text of the repository's page in the place of a page that only names it, and mend its links."""
+    page = Path(app.env.doc2path(docname))
+    source = page
+    named = re.fullmatch(r"% the text of (\S+)\s*", content[0])
+    if named:
+        source = ROOT / named[1]
+        app.env.note_dependency(str(source))
+        content[0] = source.read_text()
+    if page.suffix == ".md":
+        content[0] = LINK.sub(lambda found: link_from(page, source, found[1]), content[0])
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """What Sphinx calls."""
+    app.connect("source-read", read)
+    return {"parallel_read_safe": True}
