@@ -43,16 +43,18 @@ def link_from(page: Path, source: Path, link: str) -> str:
 
 
 def read(app: Sphinx, docname: str, content: list[str]) -> None:
-    """Put the text of the repository's page in the place of a page that only names it, and mend its links."""
+    """Put the text of a page of the repository in the place of the line that names it, and mend links."""
     page = Path(app.env.doc2path(docname))
-    source = page
-    named = re.fullmatch(r"% the text of (\S+)\s*", content[0])
+    if page.suffix != ".md":
+        return
+    mended = LINK.sub(lambda found: link_from(page, page, found[1]), content[0])
+    named = re.match(r"% the text of (\S+)\n", mended)
     if named:
         source = ROOT / named[1]
         app.env.note_dependency(str(source))
-        content[0] = source.read_text()
-    if page.suffix == ".md":
-        content[0] = LINK.sub(lambda found: link_from(page, source, found[1]), content[0])
+        text = LINK.sub(lambda found: link_from(page, source, found[1]), source.read_text())
+        mended = f"{text}\n{mended[named.end() :]}"
+    content[0] = mended
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
