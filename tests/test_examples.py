@@ -82,6 +82,6 @@ PAGES = {
 def test_python_on_the_page_runs(page):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= PAGES[page]
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
