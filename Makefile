@@ -29,7 +29,7 @@ types: $(VENV)/linters
 	$(RUN) -m mypy
 
 docs: $(VENV)/sphinx  ## the site, under build/docs; notebooks run, and warnings are errors
-	$(RUN) -m sphinx --fail-on-warning --keep-going --builder html docs build/docs
+	$(RUN) -m sphinx --jobs 2 --fail-on-warning --keep-going --builder html docs build/docs
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist results lightning_logs *.egg-info
