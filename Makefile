@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 LOWEST := $(VENV)-lowest
 
-.PHONY: demo test test-lowest soundness lint types docs clean
+.PHONY: demo test test-lowest soundness bench lint types docs clean
 
 demo: $(VENV)/installed  ## train and compare on real data; a table, a CSV and a figure under results/
 	$(RUN) examples/demo.py
@@ -20,6 +20,9 @@ test-lowest: $(LOWEST)/installed  ## tests of Trainer, command line and metrics 
 
 soundness: $(VENV)/installed  ## every kind of certificate against the true distance; half an hour, SEEDS="0 1 2"
 	$(RUN) benchmarks/soundness.py --seeds $(or $(SEEDS),0)
+
+bench: $(VENV)/installed  ## what things cost: the table of benchmarks/README.md; a quarter of an hour
+	$(RUN) benchmarks/quick.py
 
 lint: $(VENV)/linters
 	$(RUN) -m ruff check .

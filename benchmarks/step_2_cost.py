@@ -6,18 +6,20 @@ python benchmarks/step_2_cost.py
 
 Two small convolutional networks with batch normalisation and an orthogonal head, on random images, trained for some
 epochs. Seconds of an epoch of step 1 under the Trainer (the median of all but the first), of the pass that keeps scores
-and measures the constants, and of ten epochs on the kept scores; the last two also in epochs of step 1. "near": classes
-for which a search ends within 1 % of the exhaustive maximum, in every modality.
+and measures the constants, and of ten epochs on the kept scores, medians but for the search; also in epochs of step 1.
+"near": classes for which a search ends within 1 % of the exhaustive maximum, in every modality. Processor time of one
+thread.
 """
 
-import argparse
 import logging
 import time
 import warnings
+from functools import partial
 from statistics import median
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from measuring import Row, benchmark_parser, in_turn, save
 from torch.utils.data import DataLoader
 
 from lightning_crmt import CRMTModule, ProbeSearch, keep_scores, reweight
@@ -32,14 +34,14 @@ class EpochTimes(Callback):
         self.seconds: list[float] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start = time.perf_counter()
+        self.start = time.process_time()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(time.process_time() - self.start)
 
 
-def measure(classes: int, samples: int, side: int, epochs: int) -> str:
-    """Lines of the table for one number of classes."""
+def measure(classes: int, samples: int, side: int, epochs: int, repeats: int) -> list[Row]:
+    """Prints lines of the table for one number of classes."""
     torch.manual_seed(0)
     width = max(64, classes)
     model = CRMTModule({"image": ConvNet2d(3, width), "audio": ConvNet2d(1, width)}, num_classes=classes)
@@ -57,37 +59,50 @@ def measure(classes: int, samples: int, side: int, epochs: int) -> str:
     epoch = median(times.seconds[1:])
     in_order = [({name: value[rows] for name, value in inputs.items()}, target[rows]) for rows in
                 torch.arange(samples).split(64)]  # fmt: skip
-    lines, exact = [], None
+    rows: list[Row] = []
+    exact = None
     for name, constants in (("exhaustive", "estimated"), ("search", ProbeSearch())):
-        start = time.perf_counter()
         kept = keep_scores(model, in_order, constants)
-        middle = time.perf_counter()
-        reweight(model.head, *kept)
-        end = time.perf_counter()
+        works = {
+            "pass": partial(keep_scores, model, in_order, constants),
+            "weights": partial(reweight, model.head, *kept),
+        }
+        turns = in_turn(works, repeats if exact is None else 1, warm_up=0)
+        passed, weighted = (turns.milliseconds(work) / 1000 for work in works)
         exact = exact or kept.constants.values
         gap = torch.stack([1 - kept.constants.values[m] / exact[m] for m in inputs]).amax(dim=0)
-        lines.append(
-            f"{classes:>5}{name:>12}{epoch:>10.2f}{middle - start:>11.2f}{(middle - start) / epoch:>8.2f}"
-            f"{end - middle:>11.2f}{(end - middle) / epoch:>8.2f}{100 * float((gap <= 0.01).float().mean()):>8.1f} %"
+        print(
+            f"{classes:>5}{name:>12}{epoch:>10.2f}{passed:>11.2f}{passed / epoch:>8.2f}"
+            f"{weighted:>11.2f}{weighted / epoch:>8.2f}{100 * float((gap <= 0.01).float().mean()):>8.1f} %",
+            flush=True,
         )
-    return "\n".join(lines)
+        if name == "exhaustive":
+            passes = f"Pass of step 2 in epochs of step 1, {classes} classes"
+            rows.append(Row(passes, passed / epoch))
+            weights = f"Ten epochs on the scores in epochs of step 1, {classes} classes"
+            rows.append(Row(weights, weighted / epoch))
+    return rows
 
 
 def main() -> None:
     """Print two lines per number of classes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 309])
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--side", type=int, default=64, help="of the images, in pixels")
     parser.add_argument("--epochs", type=int, default=6, help="of step 1")
+    parser.add_argument("--repeats", type=int, default=5, help="of the pass and of the epochs on the scores")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     print(
         f"{'K':>5}{'constants':>12}{'epoch s':>10}{'pass s':>11}{'epochs':>8}{'weights s':>11}{'epochs':>8}{'near':>10}"
     )
+    rows: list[Row] = []
     for classes in arguments.classes:
-        print(measure(classes, arguments.samples, arguments.side, arguments.epochs), flush=True)
+        rows += measure(classes, arguments.samples, arguments.side, arguments.epochs, arguments.repeats)
+    save(rows, arguments.rows)
 
 
 if __name__ == "__main__":
