@@ -173,6 +173,14 @@ def test_groups_hold_each_key_once_and_the_headline_is_short():
     assert held == [key for group in grouped(keys) for key in group.keys]
 
 
+def test_what_few_modalities_answer_alone_and_mean_radii_are_shown_first():
+    keys = ["accuracy/joint", "accuracy/a", "accuracy/b", "estimated_accuracy/joint@0.1", "estimated_radius/joint"]
+    keys = [Key.parse(f"test/{key}") for key in [*keys, "estimated_radius/a", "accuracy_zeroed/a"]]
+    assert {str(key) for key in keys} - {str(key) for key in headline(keys)} == {"test/estimated_radius/a"}
+    third = Key("test", "accuracy", "c")
+    assert not any(key.what == "accuracy" and key.of in "abc" for key in headline([*keys, third]))
+
+
 def test_ranks_are_no_percentages_and_few_seeds_are_told_beside_the_interval():
     runs = [
         Run(method, data, seed, {"test/accuracy/joint": value + seed * (place + 1) / 100})

@@ -39,6 +39,12 @@ _GROUPS = {
     "others": "Other numbers that were logged",
 }
 
+#: What of all modalities together is shown first.
+_OF_ALL = ("accuracy", "smoothed_accuracy", "accuracy_worst_class", "label_accuracy", "radius")
+
+#: So many modalities are few enough to be shown each.
+_FEW = 2
+
 
 def grouped(keys: Iterable[Key]) -> list[Group]:
     """The keys in groups, those that matter most first.
@@ -59,15 +65,18 @@ def grouped(keys: Iterable[Key]) -> list[Group]:
 def headline(keys: Iterable[Key], most: int = 8) -> list[Key]:
     """The few keys to show first: of each group those about all modalities, each at the middle of its radii.
 
+    Where there are no more than two modalities, also what each answers alone.
+
     >>> at = lambda radius: Key("test", "accuracy", "joint", radius, sure="certified")
     >>> [str(key) for key in headline([at(0.1), at(0.2), at(0.3), Key("test", "accuracy", "joint")])]
     ['test/accuracy/joint', 'test/certified_accuracy/joint@0.2']
     """
     by_group = []
     for group in grouped(keys):
+        alone = [key for key in group.keys if group.name == "clean" and _of_one_modality(key)]
         alike: dict[Key, list[Key]] = {}
         for key in group.keys:
-            if _matters(key, group.name):
+            if _matters(key, group.name) or (key in alone and len(alone) <= _FEW):
                 alike.setdefault(replace(key, radius=None, budget=()), []).append(key)
         by_group.append([each[(len(each) - 1) // 2] for each in alike.values()])
     in_turn = [key for turn in zip_longest(*by_group) for key in turn if key is not None][:most]
@@ -77,10 +86,14 @@ def headline(keys: Iterable[Key], most: int = 8) -> list[Key]:
 def _matters(key: Key, group: str) -> bool:
     if group in ("clean", "certified", "probably-certified", "estimated"):
         whole = key.of == "joint" and not key.budget
-        return whole and key.what in ("accuracy", "smoothed_accuracy", "accuracy_worst_class", "label_accuracy")
+        return whole and key.what in _OF_ALL
     if group == "attacked":
         return key.sure == "robust"
     return group == "missing" and not key.sure and key.of != "none"
+
+
+def _of_one_modality(key: Key) -> bool:
+    return key.what == "accuracy" and key.of != "joint" and not key.sure
 
 
 def _group_of(key: Key) -> str:
