@@ -11,7 +11,8 @@ import inspect
 import json
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def own_code_hash(config: Mapping[str, Any], cli: type) -> str:
 def versions_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Of Python, this package, what it rests on, and of the packages whose classes a resolved config names."""
     names = {text.partition(".")[0] for text in _texts(config) if _IMPORT_PATH.fullmatch(text)}
-    by_module = packages_distributions()
+    by_module = _packages_by_module()
     wanted = {*_PACKAGES, *(each for name in names for each in by_module.get(name, ()))}
     found = {"python": platform.python_version(), "lightning_crmt": lightning_crmt.__version__}
     for name in sorted(wanted - {"lightning-crmt", "lightning_crmt"}):
@@ -92,6 +93,12 @@ def versions_of(config: Mapping[str, Any]) -> dict[str, str]:
         except PackageNotFoundError:
             continue  # an extra
     return found
+
+
+@cache
+def _packages_by_module() -> Mapping[str, Sequence[str]]:
+    """Read once: it looks into everything that is installed."""
+    return packages_distributions()
 
 
 def _of_file(path: Path) -> str:
