@@ -6,8 +6,8 @@ LOWEST := $(VENV)-lowest
 
 .PHONY: demo test test-lowest soundness bench lint types docs clean
 
-demo: $(VENV)/installed  ## train and compare on real data; a table, a CSV and a figure under results/
-	$(RUN) examples/demo.py
+demo: $(VENV)/installed  ## train and compare on real data; a table, and a page under results/demo
+	$(VENV)/bin/lightning-crmt compare examples/comparisons/demo.yaml
 
 test: $(VENV)/installed  ## tests, doctests, examples; two processes take them from each other
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal

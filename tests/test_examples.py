@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_crmt.cli import main
+from lightning_crmt.report import load_runs
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
@@ -41,22 +44,19 @@ def test_door_two_existing_module():
     assert 0 < found["val/robust_accuracy/pgd@0.1"] < found["val/clean_accuracy/pgd"]
 
 
-def test_demo_makes_table_figure_and_csv(tmp_path, capsys, monkeypatch):
-    demo = load("demo")
-    monkeypatch.setattr(demo, "STEP_1", 15)
-    monkeypatch.setattr(demo, "STEP_2", 6)
-    rows = demo.main(seeds=2, out="here")
+def test_demo_makes_a_table_and_a_page(tmp_path, capsys):
+    words = ["--jobs", "2", "--only", "CRMT*/*/0", "--trainer.max_epochs=15"]
+    main(["compare", str(ROOT / "examples" / "comparisons" / "demo.yaml"), *words])
     shown = capsys.readouterr().out
-    for method in ("JT", "OJT", "CRMT step 1", "CRMT step 1+2"):
-        assert re.search(rf"^{re.escape(method)} +0\.\d{{3}} ± 0\.\d{{3}}", shown, re.MULTILINE)
-        assert len(rows[method]) == 2
-    assert "here/demo.png" in shown
-    assert (tmp_path / "here" / "demo.png").stat().st_size > 10_000
-    lines = (tmp_path / "here" / "demo.csv").read_text().splitlines()
-    assert len(lines) == 1 + 4 * 2
-    assert "estimated radius" in lines[0]
-    before, after = rows["CRMT step 1"][0], rows["CRMT step 1+2"][0]
-    assert after["estimated_radius/joint"] > before["estimated_radius/joint"]
+    before, after = (run.numbers for run in load_runs("results/demo"))
+    assert after["test/estimated_radius/joint"] > before["test/estimated_radius/joint"]
+    assert after["test/accuracy/fou"] == before["test/accuracy/fou"] > 0.3  # step 2 leaves the scores alone
+    for method, numbers in (("CRMT step 1", before), ("CRMT step 1+2", after)):
+        (row,) = re.finditer(rf"^{re.escape(method)} +1( of 5)? .*", shown, re.MULTILINE)
+        for key in ("accuracy/joint", "accuracy/fou", "accuracy/mor", "accuracy_zeroed/fou", "accuracy_zeroed/mor"):
+            assert f" {100 * numbers[f'test/{key}']:.1f}" in row[0]
+        assert f" {numbers['test/estimated_radius/joint']:.4f}" in row[0]
+    assert (tmp_path / "results" / "demo" / "report.html").stat().st_size > 10_000
 
 
 #: Pages whose Python runs from top to bottom, and how many blocks of it they have at least.
