@@ -15,28 +15,31 @@ modality; which, the seed decides, and the split, the initial weights and the or
 - zeros: trained on all samples, with zeros, the mean input, for what is absent, and nobody says so.
 
 All are tested on the same test part. The first two are told what is absent and drop its score, the third sees zeros.
-Accuracy in percent, mean and standard deviation over seeds: of all test samples, of those that have both modalities,
-and of those that lack one. The second table has the differences of rows, paired by seed, and the number of seeds in
-which they are above 0.
+Printed are means and standard deviations over seeds: of all test samples, of those that have both modalities, and of
+those that lack one; differences to "presence", paired by seed, are in the page that is written.
 """
 
 import argparse
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from methods import CONFIGS, Run, markdown, quiet, spread, table
-from torch import Tensor
 
 from lightning_crmt import CRMTModule
 from lightning_crmt.callbacks import MissingModalities
 from lightning_crmt.cli import command_line
 from lightning_crmt.data import MultimodalDataset
+from lightning_crmt.evaluation import Key
 from lightning_crmt.modality import select, where_present
+from lightning_crmt.report import Run, headline_text, write_report
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 MODALITIES = {"digits": ("audio", "image"), "watch": ("accelerometer", "gyroscope")}
 BASES = {"digits": "spoken_digits", "watch": "watch_motion"}
 ROWS = ("presence", "complete", "zeros")
@@ -72,10 +75,13 @@ def for_training(part: MultimodalDataset, modality: str, row: str) -> Multimodal
 
 def train_and_test(job: Job) -> Run:
     """The accuracies of one row and seed."""
-    quiet()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
     words = [
-        f"--config={CONFIGS.parent / BASES[job.data]}.yaml",
-        f"--config={CONFIGS / job.method}.yaml",
+        f"--config={EXAMPLES / BASES[job.data]}.yaml",
+        f"--config={EXAMPLES / 'methods' / job.method}.yaml",
         f"--seed_everything={job.seed}",
         f"--data.init_args.seed={job.seed}",
         "--trainer.logger=false",
@@ -94,7 +100,7 @@ def train_and_test(job: Job) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         cli = command_line(words, run=False)
-        os.chdir(CONFIGS)
+        os.chdir(EXAMPLES)
         for observer in [each for each in cli.trainer.callbacks if isinstance(each, MissingModalities)]:
             cli.trainer.callbacks.remove(observer)
         generator, parts = torch.Generator().manual_seed(job.seed), cli.datamodule.parts
@@ -103,30 +109,41 @@ def train_and_test(job: Job) -> Run:
         # As many steps whatever there is to train on.
         cli.trainer.fit_loop.max_epochs = round(cli.trainer.max_epochs * len(train) / len(parts["train"]))
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    return accuracies(cli.model, test, job.absent, job.row)
+    return accuracies(cli.model, test, job)
 
 
 @torch.no_grad()
-def accuracies(model: CRMTModule, test: MultimodalDataset, modality: str, row: str) -> Run:
+def accuracies(model: CRMTModule, test: MultimodalDataset, job: Job) -> Run:
     """Of all samples, of those that have both modalities, and of those that lack one."""
-    present = test.inputs[f"{modality}.present"]
-    told = test if row == "complete" else for_training(test, modality, row)
+    present = test.inputs[f"{job.absent}.present"]
+    told = test if job.row == "complete" else for_training(test, job.absent, job.row)
     model.eval()
     right = torch.cat([model(told[i : i + 500][0]).logits.argmax(1) for i in range(0, len(told), 500)]) == test.target
-
-    def share(rows: Tensor) -> float:
-        return 100 * float(right[rows].float().mean())
-
-    return {"all": share(torch.ones_like(present)), "both": share(present), "lacking": share(~present)}
+    both = MODALITIES[job.data]
+    (other,) = set(both) - {job.absent}
+    rows = {
+        Key("test", "accuracy", "joint"): torch.ones_like(present),
+        Key("test", "accuracy_present", "+".join(both)): present,
+        Key("test", "accuracy_present", other): ~present,
+    }
+    return Run(
+        method=job.row,
+        data=f"{job.method}, {job.absent} absent",
+        seed=job.seed,
+        numbers={str(key): float(right[chosen].float().mean()) for key, chosen in rows.items()},
+        counts={str(key): int(chosen.sum()) for key, chosen in rows.items()},
+        samples=len(test),
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Train everything, a process for each core, and print the tables."""
+    """Train everything, a process for each core, print the means and write a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=MODALITIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which, not how many")
     parser.add_argument("--methods", nargs="+", default=["jt"], help="files of examples/methods")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=Path("results/missing_samples"))
     options, words = parser.parse_known_args(args)
     jobs = [
         Job(options.data, method, absent, row, seed, tuple(words))
@@ -135,25 +152,13 @@ def main(args: Sequence[str] | None = None) -> None:
         for row in ROWS
         for seed in options.seeds
     ]
-    shown = {"all samples": ["all"], "both present": ["both"], "one absent": ["lacking"]}
-    found: dict[str, list[Run]] = {}
     with ProcessPoolExecutor(options.processes) as pool:
-        for job, run in zip(jobs, pool.map(train_and_test, jobs), strict=True):
-            name = f"{job.method}, {job.absent} absent: {job.row}"
-            found.setdefault(name, []).append(run)
-            if len(found[name]) == len(options.seeds):
-                print(table({name: found[name]}, shown).splitlines()[-1], flush=True)
-    print("\n" + table(found, shown))
-    lines = [["difference of all samples", "mean ± spread", "seeds above 0"]]
-    for name, runs in found.items():
-        start, _, row = name.rpartition(": ")
-        if row == "presence":
-            for other in ROWS[1:]:
-                gains = [a["all"] - b["all"] for a, b in zip(runs, found[f"{start}: {other}"], strict=True)]
-                lines.append(
-                    [f"{start}: presence - {other}", spread(gains), f"{sum(g > 0 for g in gains)}/{len(gains)}"]
-                )
-    print("\n" + markdown(lines))
+        runs = []
+        for run in pool.map(train_and_test, jobs):
+            runs.append(run)
+            print(f"{run.data}: {run.method}, seed {run.seed}: {run.numbers['test/accuracy/joint']:.3f}", flush=True)
+    print(headline_text(runs, "presence"))
+    print(f"page: {write_report(runs, options.out, baseline='presence')}")
 
 
 if __name__ == "__main__":

@@ -14,21 +14,27 @@ logged numbers. A row names what differed, or says how many moments left no diff
 
 import argparse
 import copy
+import logging
 import os
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
-from methods import CONFIGS, METHODS, quiet
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_crmt.cli import command_line
 from lightning_crmt.encoders import MLP
+
+CONFIGS = Path(__file__).resolve().parent.parent / "examples" / "methods"
+#: Those files that are no methods of two views.
+OTHERS = ("base", "six_views", "six_views_lipschitz", "umt_teachers", "token_ablation")
+METHODS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 
 
 class Resumable(DataLoader[Any]):
@@ -167,7 +173,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     arguments = parser.parse_args()
-    quiet()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for method in arguments.only:
