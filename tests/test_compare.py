@@ -13,6 +13,10 @@ import pytest
 import yaml
 
 from lightning_crmt.cli import ComparisonError, compare, read_comparison
+from lightning_crmt.cli.comparison.cells import cells_of
+from lightning_crmt.cli.comparison.folder import CellFolder
+from lightning_crmt.cli.comparison.job import Job, do
+from lightning_crmt.cli.comparison.runner import state_of
 from lightning_crmt.report import load_runs
 
 QUICK = {
@@ -54,6 +58,8 @@ class Mishap(Callback):
             raise ArithmeticError("a mishap")
         if self.how == "sleep":
             time.sleep(0.5)
+        if self.how == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.how == "kill" and not os.path.exists("was_here"):
             open("was_here", "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -186,6 +192,14 @@ def test_failures_stay_as_rows_and_kills_cost_their_run_alone():
     told.clear()
     compare(file, jobs=1, retry_failed=True, tell=told.append)
     assert sorted(line.partition("/")[0] for line in told) == ["raises", "refused"]
+
+
+def test_a_run_that_was_told_to_end_is_done_again():
+    file = written(seeds=1, methods={"ended": with_callback("Mishap", how="terminate")})
+    (cell,) = cells_of(read_comparison(file))
+    run = do(Job(cell, "run", Path("out")), lambda share: None)
+    assert "SIGTERM" in run.error
+    assert state_of(cell, CellFolder(Path("out")), candidate=False) == "killed"
 
 
 @pytest.mark.slow

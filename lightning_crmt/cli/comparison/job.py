@@ -19,13 +19,14 @@ from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lightning_crmt.callbacks import counts_of, threats_of
 from lightning_crmt.cli.command_line import CRMTCLI
 from lightning_crmt.cli.comparison.cells import Cell
 from lightning_crmt.cli.comparison.curves import Curves, EpochsDone
-from lightning_crmt.cli.comparison.folder import CellFolder
+from lightning_crmt.cli.comparison.folder import KILLED, CellFolder
 from lightning_crmt.cli.comparison.memory import peak_memory, reset_peak_memory
 from lightning_crmt.cli.failures import explain_failure
 from lightning_crmt.report import Run
@@ -95,6 +96,8 @@ def do(job: Job, tell: Callable[[float], None]) -> Run:
             if before and job.what != "test":
                 _Fit(job.cli, before, folder, lambda _: None)
             run = _measured(job, words, folder, lambda share: tell(_FIT * share))
+        except SIGTERMException:  # as from a scheduler that wants the machine: nothing is wrong with the run
+            run = replace(job.blank, error=f"{KILLED}the process of this run was told to end, by SIGTERM")
         except (Exception, SystemExit) as error:
             run = replace(job.blank, error=_told(error, words, folder))
             traceback.print_exc()
