@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
@@ -354,23 +354,25 @@ class CRMTMixin(LightningModule):
             raise TypeError(f"`crmt_criterion` must be a Criterion, got {describe(criterion)}")
         self.crmt_criterion.check_settings(head.num_classes)
 
-    @property
-    def _compiler_ctx(self) -> None:
-        """Set first by a Trainer that gets what ``torch.compile`` made of the whole module, before it replaces methods.
+    if not TYPE_CHECKING:  # for type checkers it is Lightning's attribute: subclasses have both as bases
 
-        Hooks and logging cannot follow compiled steps.
+        @property
+        def _compiler_ctx(self) -> None:
+            """Set first by a Trainer that gets what ``torch.compile`` made of the module, before it replaces methods.
 
-        Raises:
-            TypeError: when it is set, so that the module is left as it was, and can be compiled in place.
-        """
+            Hooks and logging cannot follow compiled steps.
 
-    @_compiler_ctx.setter
-    def _compiler_ctx(self, context: dict[str, Any] | None) -> None:
-        if context is not None:
-            raise TypeError(
-                f"the Trainer must get the {type(self).__name__} itself, got what torch.compile made of it: compile it "
-                "in place, model.compile(), or its encoders, model.encoders[name].compile()"
-            )
+            Raises:
+                TypeError: when it is set, so that the module is left as it was, and can be compiled in place.
+            """
+
+        @_compiler_ctx.setter
+        def _compiler_ctx(self, context: dict[str, Any] | None) -> None:
+            if context is not None:
+                raise TypeError(
+                    f"the Trainer must get the {type(self).__name__} itself, got what torch.compile made of it: "
+                    "compile it in place, model.compile(), or its encoders, model.encoders[name].compile()"
+                )
 
     @override
     def on_fit_start(self) -> None:

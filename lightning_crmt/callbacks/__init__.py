@@ -7,7 +7,7 @@ from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
 from lightning_crmt.callbacks.modality_reliance import ModalityReliance
-from lightning_crmt.callbacks.observer import Measurement, Samples, counts_of
+from lightning_crmt.callbacks.observer import Measurement, Observer, Samples, counts_of
 from lightning_crmt.callbacks.radius_training import RadiusTraining
 from lightning_crmt.callbacks.robustness_figures import RobustnessFigures, threats_of
 from lightning_crmt.callbacks.smoothed_robustness import SmoothedRobustness
@@ -20,6 +20,7 @@ __all__ = [
     "Measurement",
     "MissingModalities",
     "ModalityReliance",
+    "Observer",
     "RadiusTraining",
     "RobustnessFigures",
     "Samples",

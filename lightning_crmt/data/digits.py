@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lightning_crmt.checks import check_at_least, check_positive
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
@@ -28,7 +27,7 @@ _SHARES = (0.6, 0.2, 0.2)
 _COEFFICIENTS = 13
 
 
-class SpokenWrittenDigits(MultimodalDataModule):
+class SpokenWrittenDigits(MultimodalDataModule[MultimodalDataset]):
     r"""Spoken digits (``audio``) and handwritten digits (``image``), 10 classes, with speakers to hold out.
 
     **The pairs are artificial**: no one spoke and wrote them together. Recordings and images are split first; then,
@@ -140,7 +139,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
         if self.download and self.recordings is not None:
             fetch_recordings(self.recordings)
 
-    def load(self) -> dict[str, Dataset[Any]]:
+    def load(self) -> dict[str, MultimodalDataset]:
         """Read, split, pair and scale."""
         image, written = _read_images()
         speakers: Sequence[str] = ()
@@ -164,7 +163,7 @@ class SpokenWrittenDigits(MultimodalDataModule):
             "audio": scaled(audio, audio_parts[0], (0, 1, 2), self.norm),
             "image": scaled(image, image_parts[0], (0, 1, 2, 3), self.norm),
         }
-        parts: dict[str, Dataset[Any]] = {}
+        parts = {}
         for part, heard, seen in zip(PARTS, audio_parts, image_parts, strict=True):
             met = seen[pair_by_class(spoken[heard], written[seen], generator)]
             self.pairs[part] = torch.stack([heard, met], dim=1)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
 from lightning_crmt.data.read.scaling import standardised
@@ -22,7 +21,7 @@ from lightning_crmt.data.settings import chosen
 VIEWS = {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}
 
 
-class UCIMultiFeatures(MultimodalDataModule):
+class UCIMultiFeatures(MultimodalDataModule[MultimodalDataset]):
     r"""2,000 handwritten digits, 10 classes, in up to six views: a real multi-modal problem that trains in seconds.
 
     Split 60 / 20 / 20 into training, validation and test, stratified by class, by ``seed``. Each feature is
@@ -61,7 +60,7 @@ class UCIMultiFeatures(MultimodalDataModule):
         """Number of features of each chosen view."""
         return {view: VIEWS[view] for view in self.views}
 
-    def load(self) -> dict[str, Dataset[Any]]:
+    def load(self) -> dict[str, MultimodalDataset]:
         """Read, split and scale the chosen views."""
         with as_file(files("lightning_crmt.data") / "mfeat.npz") as path, np.load(path) as archive:
             target = torch.from_numpy(archive["label"].astype(np.int64))

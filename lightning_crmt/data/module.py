@@ -5,15 +5,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sized
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sized
+from typing import Any, ClassVar, Generic
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from typing_extensions import TypeVar
 
 from lightning_crmt.checks import check_at_least, check_batch, describe
 from lightning_crmt.modality import Inputs
+
+#: What a data module makes its parts of; any data set, where it does not say.
+Part = TypeVar("Part", bound=Dataset[Any], default=Dataset[Any])
 
 
 class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
@@ -43,7 +47,7 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
     def __len__(self) -> int:
         return len(self.target)
 
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
+    def __getitem__(self, index: int | slice) -> tuple[dict[str, Tensor], Tensor]:
         return {name: value[index] for name, value in self.inputs.items()}, self.target[index]
 
 
@@ -78,7 +82,7 @@ class _LateLoader(DataLoader[Any]):
         yield from super().__iter__()
 
 
-class MultimodalDataModule(LightningDataModule, ABC):
+class MultimodalDataModule(LightningDataModule, ABC, Generic[Part]):
     """Serves batches ``({m: (B, ...)}, target)`` of a training, a validation and a test part.
 
     A subclass makes the parts in ``load``; if its constructor passes ``**settings`` on to this one, they are on the
@@ -117,14 +121,14 @@ class MultimodalDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self._parts: dict[str, Dataset[Any]] = {}
+        self._parts: Mapping[str, Part] = {}
 
     @abstractmethod
-    def load(self) -> dict[str, Dataset[Any]]:
+    def load(self) -> Mapping[str, Part]:
         """The parts ``train``, ``val`` and ``test``, each of samples ``({m: x^m}, y)``; ``val`` may be left out."""
 
     @property
-    def parts(self) -> dict[str, Dataset[Any]]:
+    def parts(self) -> Mapping[str, Part]:
         """The parts by name, loaded when they are first asked for."""
         if not self._parts:
             self.setup()

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lightning_crmt.checks import check_positive
 from lightning_crmt.data.module import MultimodalDataModule, MultimodalDataset
@@ -28,7 +27,7 @@ SUBJECTS = tuple(range(1, 11))
 SAMPLE_RATE = 50
 
 
-class WatchMotion(MultimodalDataModule):
+class WatchMotion(MultimodalDataModule[MultimodalDataset]):
     r"""Seven shoulder exercises by ``accelerometer`` and ``gyroscope`` of a smart watch: two sensors of one movement.
 
     Ten subjects did 20 repetitions of each exercise with each arm: 140 recordings of 19 to 52 seconds at 50 Hz, three
@@ -101,7 +100,7 @@ class WatchMotion(MultimodalDataModule):
         """Shape of one sample of each sensor: axes, samples."""
         return dict.fromkeys(self.modalities, (3, self.window))
 
-    def load(self) -> dict[str, Dataset[Any]]:
+    def load(self) -> dict[str, MultimodalDataset]:
         """Read, cut and scale."""
         recordings, label, subject = _read_recordings()
         shortest = min(len(one) for one in recordings)

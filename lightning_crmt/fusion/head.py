@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -38,6 +38,8 @@ class FusionHead(nn.Module, ABC):
 
     #: Whether features may also be sequences ``(B, T, d_m)``, not only vectors ``(B, d_m)``.
     takes_sequences = False
+
+    __call__: Callable[..., FusionOutput]
 
     def __init__(self, in_features: Mapping[str, int], num_classes: int) -> None:
         super().__init__()
