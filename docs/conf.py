@@ -41,6 +41,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds for a cell: a machine may be busy
 nb_merge_streams = True
+nb_execution_in_temp = True
 
 # Reference
 autodoc_default_options = {"members": True, "show-inheritance": True}
