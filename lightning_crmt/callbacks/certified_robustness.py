@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_crmt.callbacks.certificate_sums import CertificateSums, check_budgets, check_known
+from lightning_crmt.callbacks.lost_classes import LostClasses
 from lightning_crmt.callbacks.observer import Measurement, Observer, Samples, check_radii
 from lightning_crmt.certification import Certificate, certify
 from lightning_crmt.checks import describe
@@ -66,6 +69,10 @@ class CertifiedRobustness(Observer):
 
     the last two in the scale of the logits, for the class j whose boundary is nearest by the joint bound.
 
+    It warns, once, of classes of 20 samples or more that are right less than a tenth as often as all are: training for
+    guarantees may give up a class that is hard to tell apart, and a mean does not show it. It does so in
+    ``validate`` and ``test``, of models that are right in at least 0.7 of all samples.
+
     Args:
         radii: l2 radii, in units of the model's inputs, at which accuracy is logged.
         constants: ``"sound"``, ``"rigorous"`` or ``"estimated"``.
@@ -114,6 +121,7 @@ class CertifiedRobustness(Observer):
         if isinstance(modalities, str) or (modalities is not None and not modalities):
             raise ValueError(f"`modalities` must be a list of at least one name, got {modalities!r}")
         self.modalities = None if modalities is None else list(modalities)
+        self.warned = False
 
     def on_certified(self, certificate: Certificate, target: Tensor, samples: Samples) -> None:
         """Called with the certificate of each measured batch, and what is right; does nothing by default."""
@@ -169,12 +177,16 @@ class _Certificates(CertificateSums):
         self.settings = settings
         self.model = model
         self.head = head
+        self.lost: LostClasses | None = None  # of classes, not of labels
 
     def add(self, certificate: Certificate, output: FusionOutput, target: Tensor) -> None:
         """Add a batch."""
         target = check_answers(target, *certificate.margins.shape[::-1]).to(certificate.prediction.device)
         self.settings.on_certified(certificate, target, self.samples)
         labels = has_labels(target)
+        if not labels:
+            self.lost = self.lost or LostClasses(certificate.num_classes)
+            self.lost.add(certificate.prediction == target, target)
         perturbed = self.perturbed(certificate)
         self.add_certificate(certificate, target, output.present, perturbed)
         self.means.add({Key("", "margin", "joint"): least_margin(output.logits.to(target.device), target)})
@@ -192,6 +204,16 @@ class _Certificates(CertificateSums):
                 factors = rows[rival] if labels else rows[certificate.prediction] - rows[rival]
                 own[Key("", "integration_factor", name)] = factors.norm(dim=1)
             self.means.add(own, here[:, None])
+
+    @override
+    def compute(self, reduce: Reduce) -> dict[Key, float]:
+        # What a fit has not yet learned is not lost.
+        if self.lost and not self.settings.warned and self.model.module.trainer.state.fn != TrainerFn.FITTING:
+            told = self.lost.told(reduce)
+            if told is not None:
+                self.settings.warned = True
+                rank_zero_warn(f"{told}. Means do not show it, `..._worst_class` does; `ClassFloor` prevents it")
+        return super().compute(reduce)
 
     def perturbed(self, certificate: Certificate) -> list[str]:
         """The modalities that radii are about."""
