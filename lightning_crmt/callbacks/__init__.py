@@ -1,9 +1,13 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks, one task each: ``IntegrationReweighting`` and ``RadiusTraining`` change training, the others observe."""
+"""Callbacks, one task each.
+
+``IntegrationReweighting``, ``RadiusTraining`` and ``ClassFloor`` change training, the others observe.
+"""
 
 from lightning_crmt.callbacks.adversarial_robustness import AdversarialRobustness, Attacked
 from lightning_crmt.callbacks.certified_robustness import CertifiedRobustness
+from lightning_crmt.callbacks.class_floor import ClassFloor
 from lightning_crmt.callbacks.integration_reweighting import IntegrationReweighting
 from lightning_crmt.callbacks.missing_modalities import MissingModalities
 from lightning_crmt.callbacks.modality_reliance import ModalityReliance
@@ -16,6 +20,7 @@ __all__ = [
     "AdversarialRobustness",
     "Attacked",
     "CertifiedRobustness",
+    "ClassFloor",
     "IntegrationReweighting",
     "Measurement",
     "MissingModalities",

@@ -26,7 +26,7 @@ def listing() -> str:
         *_lines(methods, methods.Method, ""),
         "",
         "The steps of CRMT, for `trainer.callbacks` too:",
-        *_lines(callbacks, (callbacks.IntegrationReweighting, callbacks.RadiusTraining), ""),
+        *_lines(callbacks, (callbacks.IntegrationReweighting, callbacks.RadiusTraining, callbacks.ClassFloor), ""),
         "",
         "Heads, for `model.head`:",
         *_lines(fusion, fusion.FusionHead, "in_features"),  # not those made from another head

@@ -24,9 +24,9 @@ from lightning_crmt.training.named_model import crmt_module
 
 C = TypeVar("C", bound=Callback)
 
-#: The source of a method's formula: read in its paper, read in code of its authors or of a published comparison, or
-#: recalled from memory.
-Source: TypeAlias = Literal["paper", "authors' code", "others' code", "recalled"]
+#: The source of a method's formula: read in its paper, read in code of its authors or of a published comparison,
+#: recalled from memory, or our own.
+Source: TypeAlias = Literal["paper", "authors' code", "others' code", "recalled", "ours"]
 
 
 class Needs(Flag):

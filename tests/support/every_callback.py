@@ -23,6 +23,7 @@ MAKE = {
         {"pgd": PGD(Budget(0.1), steps=1)}, every_n_epochs=2, max_batches=1
     ),
     "CertifiedRobustness": lambda: callbacks.CertifiedRobustness([0.1], every_n_epochs=2, max_batches=1),
+    "ClassFloor": lambda: callbacks.ClassFloor(),
     "IntegrationReweighting": lambda: callbacks.IntegrationReweighting(epochs=1),
     "MissingModalities": lambda: callbacks.MissingModalities(every_n_epochs=2, max_batches=1),
     "ModalityReliance": lambda: callbacks.ModalityReliance(every_n_epochs=2, max_batches=1),
