@@ -25,10 +25,10 @@ class ClassFloor(Method):
     .. math:: L = \frac 1 N \sum_i \big( 1 + w \, [\, i \in T_{y_i} ] \big) \, \ell_i
 
     where :math:`T_k` are those :math:`\lceil s \, n_k \rceil` of the :math:`n_k` samples of class k in the batch with
-    the largest margins :math:`h_k - \max_{j \ne k} h_j`, and :math:`\ell` is the loss that the module is trained on: any
-    objective of ``RadiusTraining``, or cross-entropy. Weights of whole classes would not do: they raise what is hopeless
-    too, and where one of two classes is given up they swap which. The best of both can be right at once, and nothing
-    more is asked of the rest.
+    the largest margins :math:`h_k - \max_{j \ne k} h_j`, and :math:`\ell` is the loss that the module is trained on,
+    any objective of ``RadiusTraining`` or cross-entropy. Weights of whole classes would not do: they raise what is
+    hopeless too, and where one of two classes is given up they swap which. The best of both can be right at once, and
+    nothing more is asked of the rest.
 
     It is a weight and no constraint: a radius far beyond what tells two classes apart outweighs it. Watch
     ``certified_accuracy_worst_class`` on validation data. Batches should hold several samples of each class: of one
