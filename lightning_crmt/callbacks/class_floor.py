@@ -76,6 +76,7 @@ def best_of_each_class(logits: Tensor, target: Tensor, share: float) -> Tensor:
         target: classes ``(B,)``.
         share: how many of a class, rounded up; those that tie with the last one are in too.
 
+    >>> import torch
     >>> best_of_each_class(torch.tensor([[2.0, 0.0], [1.0, 0.0], [5.0, 0.0]]), torch.tensor([0, 0, 1]), share=0.5)
     tensor([ True, False,  True])
     """
