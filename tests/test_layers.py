@@ -207,6 +207,31 @@ def test_group_sort_sorts_each_group_of_channels(shape, size):
         assert torch.equal(MaxMin()(x), found)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's forward mode runs it
+@pytest.mark.parametrize("shape", [(3, 6), (2, 4, 5), (2, 4, 3, 2)])
+def test_sorted_pairs_have_the_derivatives_of_sorting(shape):
+    """In every mode of differentiation, of first and second order, in batches of points."""
+    torch.manual_seed(0)
+    pairs = GroupSort()
+
+    def by_sort(x):
+        return x.unflatten(1, (-1, 2)).sort(dim=2).values.flatten(1, 2)
+
+    x, v = torch.randn(2, *shape, dtype=torch.float64)
+    assert torch.autograd.gradcheck(pairs, x.clone().requires_grad_(), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: pairs(x) ** 3, x.clone().requires_grad_())
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        assert_close(transform(pairs)(x), transform(by_sort)(x))
+    assert_close(torch.func.vmap(pairs)(torch.stack([x, v])), torch.stack([pairs(x), pairs(v)]))
+    ties = x.clone().unflatten(1, (-1, 2))[:, :, :1].expand(-1, -1, 2, *shape[2:]).flatten(1, 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(pairs(ties), ties, v)
+    assert torch.equal(gradient.norm(), v.norm())  # sorting only permutes, also what is equal
+    assert pairs(x.half()).dtype is torch.half
+    nan = x.clone()
+    nan[0] = torch.nan
+    assert pairs(nan)[0].isnan().all()
+
+
 def test_scaled_pooling_has_norm_one():
     for layer, shape in [
         (ScaledAvgPool2d(2), (2, 4, 6)), (ScaledAvgPool2d(3), (1, 7, 8)), (ScaledAvgPool2d(), (2, 3, 5)),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +43,44 @@ class GroupSort(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         groups = x.reshape(x.shape[0], -1, self.group_size, *x.shape[2:])
-        if self.group_size == 2:  # several times faster than sorting
-            first, second = groups.unbind(2)
-            return torch.stack([torch.minimum(first, second), torch.maximum(first, second)], dim=2).flatten(1, 2)
-        return torch.sort(groups, dim=2).values.flatten(1, 2)
+        if self.group_size > 2:
+            return torch.sort(groups, dim=2).values.flatten(1, 2)
+        if torch.compiler.is_compiling():  # compilers and exporters do better with plain operations
+            return _SortedPairs.forward(groups).flatten(1, 2)
+        pairs: Tensor = _SortedPairs.apply(groups)
+        return pairs.flatten(1, 2)
 
     @override
     def extra_repr(self) -> str:
         return f"group_size={self.group_size}"
+
+
+class _SortedPairs(torch.autograd.Function):
+    """Pairs along dimension 2, sorted: several times cheaper than ``torch.sort``, and than what autograd makes of it.
+
+    Equal numbers stay where they are, and so does their gradient, so that its norm is kept there too.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(pairs: Tensor) -> Tensor:
+        first, second = pairs.unbind(2)
+        return torch.stack([torch.minimum(first, second), torch.maximum(first, second)], dim=2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        first, second = ctx.saved_tensors[0].unbind(2)
+        low, high = gradient.unbind(2)
+        swapped = first > second
+        return torch.stack([torch.where(swapped, high, low), torch.where(swapped, low, high)], dim=2)
+
+    jvp = backward  # swapping is its own transpose
 
 
 #: The name that :class:`GroupSort` of pairs has elsewhere.
