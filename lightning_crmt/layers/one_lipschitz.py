@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,8 +48,7 @@ class GroupSort(nn.Module):
             return torch.sort(groups, dim=2).values.flatten(1, 2)
         if torch.compiler.is_compiling():  # compilers and exporters do better with plain operations
             return _SortedPairs.forward(groups).flatten(1, 2)
-        pairs: Tensor = _SortedPairs.apply(groups)
-        return pairs.flatten(1, 2)
+        return _sorted_pairs(groups).flatten(1, 2)
 
     @override
     def extra_repr(self) -> str:
@@ -81,6 +81,9 @@ class _SortedPairs(torch.autograd.Function):
         return torch.stack([torch.where(swapped, high, low), torch.where(swapped, low, high)], dim=2)
 
     jvp = backward  # swapping is its own transpose
+
+
+_sorted_pairs: Callable[[Tensor], Tensor] = _SortedPairs.apply
 
 
 #: The name that :class:`GroupSort` of pairs has elsewhere.

@@ -59,15 +59,19 @@ Bounds: TypeAlias = Callable[[nn.Module, tuple[int, ...]], float]
 _EXACT = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU, nn.ReLU6,
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d,
-    nn.ZeroPad2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, GroupSort,
+    nn.ZeroPad2d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, GroupSort,
 )  # fmt: skip
 _FUNCTIONS = (
     nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Sigmoid, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU,
     nn.Softplus, nn.Hardsigmoid, nn.Hardtanh,
 )  # fmt: skip
 _AVERAGES = (
-    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, ScaledAvgPool1d, ScaledAvgPool2d
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    ScaledAvgPool1d, ScaledAvgPool2d,
 )  # fmt: skip
+_POWERS = (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Precision:
@@ -180,9 +184,12 @@ class _Walk:
             weight, bias = layer.weight.abs(), None if layer.bias is None else layer.bias.abs()
             gamma = p.gamma(weight.shape[1] + 2)
             return self._products(F.linear(z.abs(), weight, bias), running, layer, z, error, gamma)
-        if isinstance(layer, nn.Conv1d | nn.Conv2d):
-            gamma = _CONVOLUTION * p.gamma(layer.weight[0].numel() + 2)
-            return self._products(_absolute_convolution(layer, z), running, layer, z, error, gamma)
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)):
+            transposed = isinstance(layer, _TRANSPOSED)
+            products = layer.weight[:, 0].numel() if transposed else layer.weight[0].numel()
+            gamma = _CONVOLUTION * p.gamma(products + 2)
+            magnitude = _absolute_twin(layer)(z.abs()) if transposed else _absolute_convolution(layer, z)
+            return self._products(magnitude, running, layer, z, error, gamma)
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             shape = (-1, *(1,) * (z.dim() - 2))
             scale, mean = batch_norm_scale(layer).to(z), torch.as_tensor(layer.running_mean).abs()
@@ -195,6 +202,16 @@ class _Walk:
             magnitude = layer(z.abs())
             made = p.gamma(count) * (_norm(magnitude) + error) + p.smallest * entries
             return self._finite(count * magnitude, made)
+        if isinstance(layer, nn.Upsample):
+            # Positions are rounded, and so the shares of the inputs at both sides: by 8 units times the number of steps
+            largest = z.abs().flatten(1).amax(1) + error
+            made = p.gamma(8 * max(out.shape[2:]) + 8) * math.sqrt(entries) * largest + p.smallest * entries
+            return self._finite(out, made)
+        if isinstance(layer, _POWERS):
+            # No term is negative, so the sum is off by a share of it; squares may underflow, and overflow.
+            count = z[0].numel() + 4
+            made = p.gamma(count) * (_norm(out) + error) + math.sqrt(p.smallest * count) * entries
+            return self._finite(z.square() * count, made)
         if isinstance(layer, Scale):
             return p.gamma(2) * (_norm(out) + error) + p.smallest * entries
         count, terms = (_FUNCTION, math.sqrt(entries)) if isinstance(layer, _FUNCTIONS) else (_REGISTERED, 0.0)
@@ -220,8 +237,7 @@ class _Walk:
         out, nothing = twin(tokens), torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         if not isinstance(twin, nn.EmbeddingBag) or twin.mode == "max":
             return out, self._finite(out, nothing)  # rows are copied
-        absolute = copy.deepcopy(twin)
-        absolute.weight.abs_()
+        absolute = _absolute_twin(twin)
         count = tokens.shape[1] + 2
         magnitude = absolute(tokens)
         made = self.precision.gamma(count) * _norm(magnitude) + self.precision.smallest * out[0].numel()
@@ -239,6 +255,14 @@ class _Walk:
 def _norm(value: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(value.flatten(1), dim=1)
     return norm
+
+
+def _absolute_twin(layer: Any) -> Any:
+    """A copy whose weights and biases are their absolute values."""
+    absolute = copy.deepcopy(layer)
+    for parameter in absolute.parameters():
+        parameter.abs_()
+    return absolute
 
 
 def _absolute_convolution(layer: Any, z: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sound upper bounds of Lipschitz constants, layer by layer."""
 
-from lightning_crmt.lipschitz.bounds import rules as rules  # registers them
+from lightning_crmt.lipschitz.bounds import resampling as resampling  # registers its rules
+from lightning_crmt.lipschitz.bounds import rules as rules
 from lightning_crmt.lipschitz.bounds.bound import (
     BOUND_LEVELS,
     Found,

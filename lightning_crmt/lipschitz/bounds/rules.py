@@ -1,13 +1,16 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The rules for layers of torch and of this package, each with the reason why it is an upper bound."""
+"""The rules for layers of torch and of this package, each with the reason why it is an upper bound.
+
+Those for pooling and interpolation have a file of their own.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,10 @@ from lightning_crmt.layers import (
 )
 from lightning_crmt.lipschitz.bounds.bound import Place, lipschitz_rule
 from lightning_crmt.lipschitz.bounds.norms import SLACK, Convolution, convolution_norm, spectral_norm
+from lightning_crmt.lipschitz.bounds.resampling import by_axis, spatial
 from lightning_crmt.lipschitz.gate import exact_numbers
+
+Convolutional: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | OrthogonalConv1d | OrthogonalConv2d
 
 _IDENTITY_IN_EVALUATION = [nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout]
 _SLOPES_UP_TO_ONE = [nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Hardtanh]
@@ -82,10 +88,25 @@ def _linear(layer: nn.Linear | OrthogonalLinear, place: Place) -> float:
     return spectral_norm(exact_numbers(layer.weight, "weight"))
 
 
-@lipschitz_rule(nn.Conv1d, nn.Conv2d, OrthogonalConv1d, OrthogonalConv2d)
-def _convolution(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d, place: Place) -> float:
+@lipschitz_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, OrthogonalConv1d, OrthogonalConv2d)
+def _convolution(layer: Convolutional, place: Place) -> float:
     operator = convolution_of(layer)
-    return convolution_norm(operator, _spatial(place.input_shape, operator.axes))
+    return convolution_norm(operator, spatial(place.input_shape, operator.axes))
+
+
+@lipschitz_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, place: Place) -> float:
+    # The adjoint, which has the same norm, is the convolution by the same kernel, from the sizes that come out here.
+    kernel = exact_numbers(layer.weight, "weight")
+    if place.input_shape is None:
+        raise ValueError("the bound needs `input_shape`: it is that of a convolution of what comes out")
+    outputs = place.output_shape(layer, place.input_shape)
+    if isinstance(layer.padding, str):
+        raise ValueError(f"`padding` must be numbers, got {layer.padding!r}")
+    padding = tuple((each, each) for each in by_axis(layer.padding, kernel.dim() - 2))
+    adjoint = Convolution(kernel, tuple(layer.stride), padding, tuple(layer.dilation), layer.groups)
+    spatial(place.input_shape, adjoint.axes)
+    return convolution_norm(adjoint, spatial(outputs, adjoint.axes))
 
 
 @lipschitz_rule(nn.BatchNorm1d, nn.BatchNorm2d)
@@ -143,49 +164,6 @@ def _unflatten(layer: nn.Unflatten, place: Place) -> float:
     return 1.0
 
 
-@lipschitz_rule(nn.AvgPool1d, nn.AvgPool2d)
-def _average(layer: nn.AvgPool1d | nn.AvgPool2d, place: Place) -> float:
-    # All entries of the operator have one sign; norm <= sqrt(largest row sum * largest column sum).
-    axes = 1 if isinstance(layer, nn.AvgPool1d) else 2
-    _spatial(place.input_shape, axes)
-    if layer.ceil_mode or (any(_by_axis(layer.padding, axes)) and not layer.count_include_pad):
-        raise ValueError("`ceil_mode` or `count_include_pad=False` with padding divide windows at the border by less")
-    area = math.prod(_by_axis(layer.kernel_size, axes))
-    divisor: int = abs(getattr(layer, "divisor_override", None) or area)
-    windows = _windows(_by_axis(layer.kernel_size, axes), _by_axis(layer.stride, axes), (1,) * axes)
-    return math.sqrt(area * windows) / divisor * SLACK
-
-
-@lipschitz_rule(nn.MaxPool1d, nn.MaxPool2d)
-def _maximum(layer: nn.MaxPool1d | nn.MaxPool2d, place: Place) -> float:
-    # Maxima of a window differ by at most the largest difference in it, so squares add up over the windows.
-    axes = 1 if isinstance(layer, nn.MaxPool1d) else 2
-    _spatial(place.input_shape, axes)
-    if layer.return_indices:
-        raise ValueError("`return_indices` must be False: indices jump")
-    kernel, stride, dilation = (_by_axis(x, axes) for x in (layer.kernel_size, layer.stride, layer.dilation))
-    windows = _windows(kernel, stride, dilation)
-    return 1.0 if windows == 1 else math.sqrt(windows) * SLACK
-
-
-@lipschitz_rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-def _global_average(layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d, place: Place) -> float:
-    axes = 1 if isinstance(layer, nn.AdaptiveAvgPool1d) else 2
-    _refuse_but_global(layer.output_size)
-    # Without the sizes, the bound for a single input.
-    sizes = _spatial(place.input_shape, axes) or (1,)
-    return SLACK / math.sqrt(math.prod(sizes))
-
-
-@lipschitz_rule(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-def _global_maximum(layer: nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d, place: Place) -> float:
-    _spatial(place.input_shape, 1 if isinstance(layer, nn.AdaptiveMaxPool1d) else 2)
-    _refuse_but_global(layer.output_size)
-    if layer.return_indices:
-        raise ValueError("`return_indices` must be False: indices jump")
-    return 1.0
-
-
 @lipschitz_rule(Scale)
 def _scale(layer: Scale, place: Place) -> float:
     return abs(layer.factor)
@@ -203,7 +181,7 @@ def _encoder(encoder: MLP | ConvNet1d | ConvNet2d | LipschitzMLP | LipschitzCNN,
     return place.bound(encoder.layers, "layers", place.input_shape)
 
 
-def convolution_of(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalConv2d) -> Convolution:
+def convolution_of(layer: Convolutional) -> Convolution:
     """The operator of a layer, without its bias."""
     if isinstance(layer, OrthogonalConv1d | OrthogonalConv2d):
         layer = layer.fixed()
@@ -214,7 +192,7 @@ def convolution_of(layer: nn.Conv1d | nn.Conv2d | OrthogonalConv1d | OrthogonalC
         totals = [d * (k - 1) * same for d, k in zip(dilation, kernel.shape[2:], strict=True)]
         padding = tuple((total // 2, total - total // 2) for total in totals)
     else:
-        padding = tuple((each, each) for each in _by_axis(layer.padding, kernel.dim() - 2))
+        padding = tuple((each, each) for each in by_axis(layer.padding, kernel.dim() - 2))
     around = [size for before_after in reversed(padding) for size in before_after]
     if layer.padding_mode != "zeros" and list(layer._reversed_padding_repeated_twice) != around:
         raise ValueError(f"`padding` must be as it was when the layer was made, it was changed to {layer.padding}")
@@ -250,7 +228,7 @@ def _folded(layer: Any, norm: Any, shape: tuple[int, ...] | None) -> float | Non
         return spectral_norm(batch_norm_scale(norm)[:, None] * exact_numbers(layer.weight, "weight"))
     operator = convolution_of(layer)
     scale = batch_norm_scale(norm).reshape(-1, *(1,) * (1 + operator.axes))
-    return convolution_norm(replace(operator, kernel=operator.kernel * scale), _spatial(shape, operator.axes))
+    return convolution_norm(replace(operator, kernel=operator.kernel * scale), spatial(shape, operator.axes))
 
 
 def _slopes(*slopes: float) -> float:
@@ -258,26 +236,3 @@ def _slopes(*slopes: float) -> float:
     if not all(math.isfinite(slope) for slope in slopes):
         raise ValueError(f"slopes must be finite, got {slopes}")
     return max(1.0, *(abs(slope) for slope in slopes))
-
-
-def _spatial(shape: tuple[int, ...] | None, axes: int) -> tuple[int, ...] | None:
-    if shape is None:
-        return None
-    if len(shape) != axes + 1:
-        raise ValueError(f"the input of one sample must have channels and {axes} axes, got shape {shape}")
-    return shape[1:]
-
-
-def _by_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
-    return (value,) * axes if isinstance(value, int) else tuple(value)
-
-
-def _windows(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> int:
-    """In how many pooling windows an input can be."""
-    return math.prod(min(k, -(-(d * (k - 1) + 1) // s)) for k, s, d in zip(kernel, stride, dilation, strict=True))
-
-
-def _refuse_but_global(output_size: object) -> None:
-    sizes = output_size if isinstance(output_size, tuple | list) else (output_size,)
-    if any(size != 1 for size in sizes):
-        raise ValueError(f"`output_size` must be 1, windows of other sizes may overlap, got {output_size}")
