@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 LOWEST := $(VENV)-lowest
 
-.PHONY: demo test test-lowest soundness bench lint types docs clean
+.PHONY: demo test test-lowest soundness bench lint types docs extras release-check clean
 
 demo: $(VENV)/installed  ## train and compare on real data; a table, and a page under results/demo
 	$(VENV)/bin/lightning-crmt compare examples/comparisons/demo.yaml
@@ -33,6 +33,12 @@ types: $(VENV)/linters
 
 docs: $(VENV)/sphinx  ## the site, under build/docs; notebooks run, and warnings are errors
 	$(RUN) -m sphinx --jobs 2 --fail-on-warning --keep-going --builder html docs build/docs
+
+extras:  ## each extra alone in a fresh environment does what it is for; half an hour, EXTRAS="onnx plot"
+	$(PYTHON) .ci/extras.py $(EXTRAS)
+
+release-check:  ## build what is committed under dist/, check it, and try wheel and sdist in fresh environments
+	PYTHON=$(PYTHON) .ci/release
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist results lightning_logs *.egg-info

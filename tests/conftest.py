@@ -12,7 +12,7 @@ from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.encoders import MLP
 
 #: Holds no tests, and some of it needs extras.
-collect_ignore = ["support"]
+collect_ignore = ["support", "typing"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,28 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is built is what was meant to be shipped, and works away from the checkout."""
 
-import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
+from support.distributions import ROOT, build_distributions
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    source, out = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("dist")
-    skipped = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "results", "__pycache__", "lightning_logs")
-    shutil.copytree(ROOT, source, ignore=skipped)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    out = build_distributions(tmp_path_factory.mktemp("built"))
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return wheel, sdist
 
@@ -40,10 +32,12 @@ def test_wheel_holds_the_package_the_data_and_its_licence_only(built):
     assert in_tree <= set(names)
 
 
-def test_sdist_holds_the_data(built):
+def test_sdist_holds_the_data_and_its_own_tests(built):
     with tarfile.open(built[1]) as archive:
-        names = [name.split("/", 1)[1] for name in archive.getnames() if "/" in name]
-    assert {"lightning_crmt/data/mfeat.npz", "lightning_crmt/data/mfeat.LICENSE.md", "LICENSE"} <= set(names)
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {"lightning_crmt/data/mfeat.npz", "lightning_crmt/data/mfeat.LICENSE.md", "LICENSE"} <= names
+    assert {"CHANGELOG.md", "CITATION.cff", "SECURITY.md", "examples/mfeat.yaml", "docs/certificates.md"} <= names
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")} <= names
 
 
 def test_wheel_trains_away_from_the_checkout_without_any_extra(built, tmp_path):

@@ -72,6 +72,11 @@ def test_hooks_before_a_commit_are_those_of_make_lint():
     assert {tool for hook in hooks for tool in hook["additional_dependencies"]} == {pinned}
 
 
+def test_every_extra_is_tried_alone(config):
+    tried = re.findall(r'^    "(\w+)": \[', text_of(".ci/extras.py"), re.MULTILINE)
+    assert {*tried, "docs", "lint", "test"} == set(config["options.extras_require"])
+
+
 def test_forms_for_reports_can_be_read():
     for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
         read = yaml.safe_load(form.read_text())
