@@ -3,6 +3,7 @@
 """Comparisons: what is repeated and what is not, what becomes of failures and kills, and that choices are honest."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from lightning_crmt.cli.comparison.cells import cells_of
 from lightning_crmt.cli.comparison.folder import CellFolder
 from lightning_crmt.cli.comparison.job import Job, do
 from lightning_crmt.cli.comparison.runner import state_of
-from lightning_crmt.report import load_runs
+from lightning_crmt.report import NOT_RUN, find_runs, load_runs
 
 QUICK = {
     "seed_everything": 0,
@@ -260,6 +261,16 @@ def test_only_some():
     file = written()
     runs = compare(file, jobs=1, only=["cr*/mfeat/1"])
     assert [(run.method, run.seed) for run in runs] == [("crmt", 1)]
+    rows = find_runs("out")
+    assert [(run.method, run.seed, run.error) for run in rows] == [
+        ("plain", 0, NOT_RUN), ("plain", 1, NOT_RUN), ("crmt", 0, NOT_RUN), ("crmt", 1, "")
+    ]  # fmt: skip
+    # With other options it is another comparison: what was there is named as left out.
+    compare(file, jobs=1, only=["plain/mfeat/0"], words=["--trainer.max_epochs=1"])
+    errors = {(run.method, run.seed): run.error for run in find_runs("out")}
+    assert errors["plain", 0] == ""
+    assert errors["plain", 1] == NOT_RUN
+    assert "one of other settings, code, data or versions is left out" in errors["crmt", 1]
     with pytest.raises(ComparisonError, match="`only` must fit a METHOD/DATA/SEED, got 'other'"):
         compare(file, only=["other"])
 
@@ -392,3 +403,33 @@ def test_runs_of_several_devices_are_refused():
 def test_seeds_of_nothing_that_there_is():
     with pytest.raises(ComparisonError, match="'sede' is not accepted"):
         compare(written(seed_keys=["data.init_args.sede"]))
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "compare.md"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_comparisons_of_the_documentation_can_be_read():
+    found = blocks("yaml")
+    assert len(found) >= 4
+    for place, block in enumerate(found):
+        for name in re.findall(r"\w+\.yaml", block):
+            Path(name).write_text("{}")
+        Path("page.yaml").write_text(block)
+        assert read_comparison("page.yaml").methods, place
+
+
+@pytest.mark.slow
+def test_the_python_of_the_documentation_runs():
+    (code,) = blocks("python")
+    Path("examples").symlink_to(PAGE.parent.parent / "examples")
+    Path("page.py").write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "page.py"], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = [line.split() for line in done.stdout.splitlines() if line.startswith(("plain ", "margins "))]
+    assert [method for method, _ in told] == ["plain", "margins"]
+    assert all(0 < float(share) <= 1 for _, share in told)

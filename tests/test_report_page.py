@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from lightning_crmt.report import Run, summarise, write_report
+from lightning_crmt.report import Run, save_run, summarise, write_report
 from lightning_crmt.report.verdict import against_baseline, answers, guarantees, scope
 
 html5lib = pytest.importorskip("html5lib")
@@ -229,3 +229,13 @@ def test_the_code_of_its_documentation_runs(tmp_path, monkeypatch):
     code, _for_loggers = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     exec(compile(code, "docs/report.md", "exec"), {})
     assert "crmt is the best" in (tmp_path / "results" / "two" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_code_of_the_documentation_of_figures_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in comparison()[:9]:
+        save_run(run, tmp_path / "results" / "compare" / f"{run.method}{run.seed}")
+    text = (Path(__file__).parent.parent / "docs" / "figures.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    exec(compile(code, "docs/figures.md", "exec"), {})
+    assert (tmp_path / "mfeat_bounds_joint.svg").is_file()

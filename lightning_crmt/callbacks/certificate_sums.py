@@ -138,10 +138,17 @@ class CertificateSums(Measurement):
         numbers = super().compute(reduce)
         for key, shares in self.by_class.compute(reduce).items() if self.by_class else ():
             present = {str(k): share for k, share in enumerate(shares) if not math.isnan(share)}
-            numbers[replace(key, what=f"{key.what}_worst_class")] = min(present.values())
+            sizes = {str(k): size for k, size in enumerate(self.by_class.counts[key])}
+            # Of several worst classes the smallest one: it says least.
+            worst = min(present, key=lambda k: (present[k], sizes[k]))
+            self._add_class(numbers, replace(key, what=f"{key.what}_worst_class"), present[worst], sizes[worst])
             if len(shares) <= _MOST_CLASSES and key.of == "joint":  # its key has no place for what is perturbed
-                numbers |= {replace(key, what=f"{key.what}_of_class", of=k): share for k, share in present.items()}
+                for k, share in present.items():
+                    self._add_class(numbers, replace(key, what=f"{key.what}_of_class", of=k), share, sizes[k])
         return numbers
+
+    def _add_class(self, numbers: dict[Key, float], key: Key, share: float, size: int) -> None:
+        numbers[key], self.means.counts[key] = share, [size]
 
 
 def check_budgets(budgets: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -130,7 +130,7 @@ class Observer(ReleasingCallback, ABC):
     def samples(self) -> dict[str, int]:
         """Of how many samples each number is that was logged last, by the same text, over all processes.
 
-        Medians and numbers of classes are left out: no mean over samples has their key.
+        Numbers of a class are of its samples. Medians are left out: no mean over samples has their key.
         """
         return dict(self._samples)
 

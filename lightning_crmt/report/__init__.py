@@ -7,11 +7,13 @@ from lightning_crmt.report.history import History
 from lightning_crmt.report.log_folder import find_runs
 from lightning_crmt.report.log_report import log_report
 from lightning_crmt.report.logger_output import LoggerOutput, outputs_of
+from lightning_crmt.report.planned import NOT_RUN, save_planned, with_missing
 from lightning_crmt.report.runs import Run, load_runs, read_run, save_run
 from lightning_crmt.report.summary import Summary, summarise
 from lightning_crmt.report.write import headline_text, write_report, write_tables
 
 __all__ = [
+    "NOT_RUN",
     "Drawing",
     "History",
     "LoggerOutput",
@@ -24,8 +26,10 @@ __all__ = [
     "log_report",
     "outputs_of",
     "read_run",
+    "save_planned",
     "save_run",
     "summarise",
+    "with_missing",
     "write_report",
     "write_tables",
 ]

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
-from lightning_crmt.report.text_tables import Entry, TextTable
+from lightning_crmt.report.text_tables import Entry, TextTable, marks_told
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -16,14 +17,15 @@ _LATEX = {
 
 
 def to_markdown(table: TextTable) -> str:
-    """The table as Markdown, with a line for what each column means.
+    """The table as Markdown, with a line for each mark and for what each column means.
 
     The best is bold, what cannot be told from it has ``=`` after it, and a clear difference is bold too.
     """
     lines = [f"**{escape_markdown(table.title)}**", ""]
     lines += ["| " + " | ".join(map(escape_markdown, table.head)) + " |", "|" + "---|" * len(table.head)]
     lines += ["| " + " | ".join(_in_markdown(entry) for entry in row) + " |" for row in table.rows]
-    return "\n".join([*lines, "", *(f"- {escape_markdown(line)}" for line in legend(table))]) + "\n"
+    told = [*marks_told([table], "bold"), *legend(table)]
+    return "\n".join([*lines, "", *(f"- {escape_markdown(line)}" for line in told)]) + "\n"
 
 
 def to_latex(table: TextTable) -> str:
@@ -44,6 +46,7 @@ def to_latex(table: TextTable) -> str:
         *body,
         r"\hline",
         r"\end{tabular}",
+        *(rf"\par\footnotesize {escape_latex(line)}" for line in marks_told([table], "bold")),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -51,7 +54,9 @@ def to_latex(table: TextTable) -> str:
 
 def to_text(table: TextTable) -> str:
     """The table for a terminal: the best has ``*``, what cannot be told from it ``=``, a clear difference ``*``."""
-    rows = [[_one_line(head) for head in table.head]]
+    heads = [textwrap.wrap(_one_line(head), _HEAD, break_long_words=False) or [""] for head in table.head]
+    height = max(map(len, heads))
+    rows = [list(line) for line in zip(*([""] * (height - len(head)) + head for head in heads), strict=True)]
     rows += [[f"{_one_line(entry.text)}{_SIGN[entry.mark]}" for entry in row] for row in table.rows]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     first = len(table.names)
@@ -71,7 +76,9 @@ def to_rows(table: TextTable) -> list[list[str | float | None]]:
 
 
 def legend(table: TextTable) -> list[str]:
-    """A line for each column: what it means, how sure it is, and of how many samples."""
+    """A line for each column: what it means, how sure it is, and of how many samples; none for differences."""
+    if table.names == ("difference",):  # whose columns are those of the table before it
+        return []
     counts = table.counts or ("",) * len(table.words)
     return [
         _one_line(f"{words.title}: {words.meaning}; {words.sure}{f'; {count}' if count else ''}; {words.key}")
@@ -97,6 +104,9 @@ def escape_latex(text: str) -> str:
     """
     return "".join(_LATEX.get(letter, letter) for letter in _one_line(text))
 
+
+#: Letters of a line of the head in a terminal, unless a word is longer.
+_HEAD = 18
 
 _SIGN = {"best": " *", "level": " =", "clear": " *", "": ""}
 

@@ -14,6 +14,7 @@ import yaml
 
 from lightning_crmt.evaluation import Key
 from lightning_crmt.report.history import History
+from lightning_crmt.report.planned import with_missing
 from lightning_crmt.report.runs import Run, load_runs
 
 _METRICS, _CONFIG = "metrics.csv", "config.yaml"
@@ -25,13 +26,15 @@ _OF_FIT = ("method", "seed", "history", "config")
 def find_runs(folder: str | Path) -> list[Run]:
     """The runs below a folder: those of a comparison, or else those of plain logs.
 
+    Of a comparison that is not done, what is missing has a row with the reason as its error.
+
     Raises:
         FileNotFoundError: if there are neither.
         ValueError: naming the file, if one cannot be read.
     """
     folder = Path(folder)
     if any(folder.rglob("run.json")):
-        return load_runs(folder)
+        return with_missing(load_runs(folder), folder)
     files = sorted(folder.rglob(_METRICS), key=lambda file: (len(str(file)), str(file)))  # version_9 before version_10
     if not files:
         raise FileNotFoundError(

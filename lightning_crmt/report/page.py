@@ -15,6 +15,8 @@ from lightning_crmt.report.grouping import grouped, headline
 from lightning_crmt.report.inline_svg import inline_svg
 from lightning_crmt.report.raw_values import keys_of
 from lightning_crmt.report.runs import Run
+from lightning_crmt.report.settings_diff import what_differs
+from lightning_crmt.report.short_verdict import short_verdict
 from lightning_crmt.report.summary import OnData, Summary, summarise
 from lightning_crmt.report.text_tables import TextTable, differences_table, means_table, ranks_table
 from lightning_crmt.report.verdict import Answer, against_baseline, answers, guarantees, scope, threats_told
@@ -48,6 +50,7 @@ class _Section:
     """What the page says of some data."""
 
     on: OnData
+    verdict: Sequence[Answer]
     answers: Sequence[Answer]
     guarantees: Sequence[Answer]
     baseline: Sequence[Answer]
@@ -84,6 +87,7 @@ def page_of(runs: Sequence[Run], *, baseline: str | None = None, title: str = ""
         summary=summary,
         sections=[_section(on, summary, number) for number, on in enumerate(summary.on_data)],
         ranks=ranks_table("Mean rank over data sets", summary, headline(summary.ranks) or list(summary.ranks)),
+        differs=what_differs(runs, summary.baseline),
         sure=SURE,
         sures=_sures(runs),
         words=_words(runs),
@@ -91,6 +95,7 @@ def page_of(runs: Sequence[Run], *, baseline: str | None = None, title: str = ""
         settings=_settings(runs),
         environment=_environment(runs),
         runs=runs,
+        incomplete=any(run.error for run in runs),
         raw=_raw(runs),
         command=command,
         commands=[run for run in runs if run.command],
@@ -122,7 +127,15 @@ def _section(on: OnData, summary: Summary, number: int) -> _Section:
                 more += [each for each in [differences_table(title, on, part, summary.baseline)] if each is not None]
     baseline = against_baseline(on, summary.baseline) if summary.baseline else []
     return _Section(
-        on, answers(on), guarantees(on), baseline, first, more, threats_told(on), _figures(on, summary.baseline, number)
+        on,
+        short_verdict(on, summary.baseline),
+        answers(on),
+        guarantees(on),
+        baseline,
+        first,
+        more,
+        threats_told(on),
+        _figures(on, summary.baseline, number),
     )
 
 
@@ -149,10 +162,11 @@ def _figure_title(name: str) -> str:
     """What a figure is called: its kind, and the rest of its name.
 
     >>> _figure_title("bounds_joint")
-    'what is guaranteed and what is survived, joint'
+    'what is guaranteed and what is survived, all modalities together'
     """
     kind = next((kind for kind in _FIGURES if name.startswith(kind)), "")
     rest = name.removeprefix(kind).strip("_").replace("_", " ")
+    rest = "all modalities together" if rest == "joint" else rest
     return ", ".join(part for part in (_FIGURES.get(kind, ""), rest) if part)
 
 

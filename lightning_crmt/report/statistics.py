@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the lightning_crmt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What repeated runs say: means, paired differences with their interval, and ranks."""
+"""What repeated runs say: means, paired differences and shares with their intervals, and ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from statistics import fmean, stdev
+
+import numpy as np
+
+from lightning_crmt.smoothing import clopper_pearson
 
 #: The confidence of all intervals of one column of a table together.
 LEVEL = 0.95
@@ -92,6 +96,27 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float], co
         return Difference(found.value, math.nan, math.nan, found.n)
     half = _quantile(1 - (1 - LEVEL) / (2 * comparisons), found.n - 1) * found.spread / math.sqrt(found.n)
     return Difference(found.value, found.value - half, found.value + half, found.n)
+
+
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    r"""The interval of Clopper and Pearson for a share of n samples, which holds the true share with 95 % at least.
+
+    .. math:: [I^{-1}_{\alpha/2}(k, n - k + 1), \; 1 - I^{-1}_{\alpha/2}(n - k, k + 1)], \quad k = n \cdot share
+
+    with :math:`\alpha = 0.05` (Biometrika 1934). It takes the samples for independent draws, and says what others like
+    them may give for the same trained model; it says nothing of other seeds. NaN twice where ``share`` is no share of n
+    samples.
+
+    >>> low, high = share_interval(0.0, 400)
+    >>> round(low, 4), round(high, 4)
+    (0.0, 0.0092)
+    """
+    right = round(share * n) if math.isfinite(share) else -1
+    # Logged numbers are of single precision.
+    if n < 1 or not 0 <= right <= n or abs(share * n - right) > 1e-3:
+        return math.nan, math.nan
+    low, below = clopper_pearson(np.array([right, n - right]), np.array([n, n]), (1 - LEVEL) / 2)
+    return float(low), 1 - float(below)
 
 
 def ranks(values: Mapping[str, float], better: int) -> dict[str, float]:

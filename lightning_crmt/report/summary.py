@@ -11,6 +11,7 @@ from itertools import combinations
 
 from lightning_crmt.checks import did_you_mean
 from lightning_crmt.evaluation import Key
+from lightning_crmt.report.planned import is_missing
 from lightning_crmt.report.runs import Run
 from lightning_crmt.report.statistics import LEAST_SEEDS, Difference, Mean, paired_difference, ranks
 from lightning_crmt.report.wording import Wording
@@ -42,6 +43,11 @@ class Column:
         """The methods that cannot be told from the best."""
         return [method for method, difference in self.behind.items() if difference.sign == 0]
 
+    @property
+    def ties(self) -> list[str]:
+        """The methods that have the very mean of the best."""
+        return [method for method in self.behind if self.means[method].value == self.means[self.best].value]
+
 
 @dataclass(frozen=True)
 class OnData:
@@ -59,8 +65,13 @@ class OnData:
 
     @property
     def failed(self) -> list[Run]:
-        """The runs without numbers."""
-        return [run for runs in self.runs.values() for run in runs if run.error]
+        """The runs that ended without numbers."""
+        return [run for runs in self.runs.values() for run in runs if run.error and not is_missing(run)]
+
+    @property
+    def missing(self) -> list[Run]:
+        """The runs that are planned and have not ended."""
+        return [run for runs in self.runs.values() for run in runs if is_missing(run)]
 
     @property
     def seeds(self) -> list[int]:
@@ -132,11 +143,16 @@ def _columns(runs: Mapping[str, Sequence[Run]], baseline: str) -> dict[Key, Colu
             threats |= run.threats
             for key, value in run.keys().items():
                 values.setdefault(key, {}).setdefault(method, {})[run.seed] = value
-                counts.setdefault(key, set()).add(run.counts.get(str(key), run.samples))
+                counts.setdefault(key, set()).add(run.counts.get(str(key), 0 if _is_of_class(key) else run.samples))
     return {
         key: _column(Wording(key, threats), by_method, baseline, tuple(sorted(counts[key] - {0})))
         for key, by_method in values.items()
     }
+
+
+def _is_of_class(key: Key) -> bool:
+    """Whether a number is of the samples of one class, which are not all."""
+    return "_of_class" in key.what or "_worst_class" in key.what
 
 
 def _column(

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_crmt.evaluation import Key
-from lightning_crmt.report.statistics import LEAST_SEEDS, Difference, Mean
+from lightning_crmt.report.statistics import LEAST_SEEDS, Difference, Mean, share_interval
 from lightning_crmt.report.summary import Column, OnData, Summary
-from lightning_crmt.report.wording import Wording
+from lightning_crmt.report.wording import LOWER_GUARANTEE, Wording
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class TextTable:
         rows: entries in the order of both.
         counts: of the other columns, of how many samples they are, in words; empty where that is not known.
         ranked: whether the numbers are ranks, which have no unit.
+        notes: what is to be known of the numbers beside their marks.
     """
 
     title: str
@@ -47,6 +48,7 @@ class TextTable:
     rows: tuple[tuple[Entry, ...], ...]
     counts: tuple[str, ...] = ()
     ranked: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def head(self) -> list[str]:
@@ -61,7 +63,7 @@ def means_table(title: str, on: OnData, keys: Iterable[Key]) -> TextTable:
         (Entry(method), Entry(seeds_told(on, method)), *(_mean_entry(column, method, on) for column in columns))
         for method in on.runs
     ]
-    return TextTable(title, ("method", "seeds"), *_of(columns, rows))
+    return TextTable(title, ("method", "seeds"), *_of(columns, rows), notes=_notes(columns))
 
 
 def differences_table(title: str, on: OnData, keys: Iterable[Key], baseline: str) -> TextTable | None:
@@ -89,6 +91,25 @@ def ranks_table(title: str, summary: Summary, keys: Iterable[Key]) -> TextTable 
     return TextTable(title, ("method",), words, rows, ranked=True)
 
 
+def marks_told(tables: Iterable[TextTable], bold: str = "*", level: str = "=") -> list[str]:
+    """What the marks of tables mean, those that they have, and what else is to be known of the numbers.
+
+    Args:
+        tables: which stand together.
+        bold: how the best and clear differences are marked.
+        level: how it is marked what cannot be told from the best.
+    """
+    tables = list(tables)
+    marks = {entry.mark for table in tables for row in table.rows for entry in row}
+    told = {
+        "best": f"{bold}: the best mean",
+        "level": f"{level}: cannot be told from the best mean, by 95 % intervals of paired differences over seeds",
+        "clear": f"{bold} at a difference: its 95 % interval leaves out 0",
+    }
+    notes = dict.fromkeys(note for table in tables for note in table.notes)
+    return [text for mark, text in told.items() if mark in marks] + list(notes)
+
+
 def titled(words: Wording) -> str:
     """The title of a column, and that it is in percent where it is."""
     return f"{words.title} (%)" if words.unit.startswith("share") else words.title
@@ -103,16 +124,30 @@ def seeds_told(on: OnData, method: str) -> str:
     return str(finished) if finished == planned else f"{finished} of {planned}"
 
 
-def mean_told(mean: Mean, column: Column) -> str:
-    """A mean and its spread; shares in percent, as the head of the column says.
+def interval_of(mean: Mean, column: Column) -> tuple[float, float]:
+    """The interval of a share of samples that one run measured; NaN twice where there is none.
+
+    Labels of one sample hang together, and the worst of several classes was looked for: their shares have none.
+    """
+    if mean.n != 1 or len(column.counts) != 1 or column.words.unit != "share of samples":
+        return math.nan, math.nan
+    return (math.nan,) * 2 if "_worst_class" in column.words.key.what else share_interval(mean.value, column.counts[0])
+
+
+def mean_told(mean: Mean, column: Column, unit: str = "") -> str:
+    """A mean and its spread, or for one run the interval of a share; in percent, as the head of the column says.
 
     >>> column = Column(Wording(Key("test", "accuracy", "joint")), {})
     >>> mean_told(Mean(0.8671, 0.0192, 5), column), mean_told(Mean(float("inf"), float("nan"), 5), column)
     ('86.7 ± 1.9', 'inf')
+    >>> mean_told(Mean(0.75, float("nan"), 1), Column(Wording(Key("test", "accuracy", "joint")), {}, counts=(400,)))
+    '75.0 [70.5, 79.2]'
     """
     scale, digits = _scale_and_digits(column)
     spread = f" ± {scale * mean.spread:.{digits}f}" if math.isfinite(mean.spread) else ""
-    return f"{scale * mean.value:.{digits}f}{spread}"
+    low, high = interval_of(mean, column)
+    around = "" if math.isnan(low) else f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    return f"{scale * mean.value:.{digits}f}{spread}{unit}{around}"
 
 
 def difference_told(difference: Difference, column: Column) -> str:
@@ -157,11 +192,28 @@ def _of(
     return tuple(words), tuple(rows), tuple(counts)
 
 
+def _notes(columns: Sequence[Column]) -> tuple[str, ...]:
+    several = [column for column in columns if len(column.means) > 1]
+    notes = []
+    if any(column.words.key.sure in ("certified", "probably_certified") for column in several):
+        notes.append(LOWER_GUARANTEE)
+    comparable = [column for column in several if column.words.better]
+    if comparable and all(mean.n < LEAST_SEEDS for column in comparable for mean in column.means.values()):
+        notes.append(f"Nothing is marked: that takes {LEAST_SEEDS} seeds that methods share.")
+    if any(not math.isnan(interval_of(mean, column)[0]) for column in columns for mean in column.means.values()):
+        notes.append(
+            "[low, high] of a share: 95 % by Clopper and Pearson, for other samples like these and the same trained "
+            "model; it says nothing of other seeds."
+        )
+    return tuple(notes)
+
+
 def _mean_entry(column: Column, method: str, on: OnData) -> Entry:
     if method not in column.means:
         return Entry("-")
     mean = column.means[method]
-    mark = "best" if method == column.best else "level" if method in column.level else ""
+    best = method == column.best or method in column.ties
+    mark = "best" if best else "level" if method in column.level else ""
     fewer = f" (n = {mean.n})" if mean.n < sum(not run.error for run in on.runs[method]) else ""
     return Entry(mean_told(mean, column) + fewer, mark)
 

@@ -42,18 +42,24 @@ def scope(summary: Summary) -> str:
     '1 method on 1 data set (mfeat), 1 seed each, 400 samples in the test part. All runs finished.'
     """
     runs = [run for on in summary.on_data for each in on.runs.values() for run in each]
-    failed = [run for run in runs if run.error]
+    failed = [run for on in summary.on_data for run in on.failed]
+    missing = [run for on in summary.on_data for run in on.missing]
     seeds = sorted({len(each) for on in summary.on_data for each in on.runs.values()})
-    told = _many(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {_many(seeds[-1], 'seed')}"
+    told = many(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {many(seeds[-1], 'seed')}"
     samples = counts_told(sorted({run.samples for run in runs} - {0})) or "an unknown number of samples"
     ended = f"{len(failed)} of {len(runs)} runs failed." if failed else "All runs finished."
     full = len(summary.methods) * len(summary.on_data) * len({run.seed for run in runs})
     if len(runs) < full:
         ended += f" Of {full} combinations of these methods, data sets and seeds {full - len(runs)} have no run."
         ended = ended.replace("All runs finished.", "All of these runs finished.")
-    data = _listed([on.data for on in summary.on_data])
+    if missing:
+        names = listed([f"{run.method}/{run.data}/{run.seed}" for run in missing])
+        of_failed = f", {len(failed)} failed" if failed else ""
+        done = len(runs) - len(missing) - len(failed)
+        ended = f"Not complete: {done} of {len(runs)} runs finished{of_failed}, not run yet: {names}."
+    data = listed([on.data for on in summary.on_data])
     return (
-        f"{_many(len(summary.methods), 'method')} on {_many(len(summary.on_data), 'data set')} ({data}), {told} each, "
+        f"{many(len(summary.methods), 'method')} on {many(len(summary.on_data), 'data set')} ({data}), {told} each, "
         f"{samples} in the test part. {ended}"
     )
 
@@ -65,7 +71,7 @@ def answers(on: OnData) -> list[Answer]:
 
 def guarantees(on: OnData) -> list[Answer]:
     """What is proved, by the method that has most of it; or that nothing is."""
-    found = []
+    found: list[Answer] = []
     certified = [
         column for column in on.columns.values() if column.words.key.sure in ("certified", "probably_certified")
     ]
@@ -76,13 +82,12 @@ def guarantees(on: OnData) -> list[Answer]:
         if not methods:
             continue
         most = max(methods, key=lambda method: column.means[method].value)
-        seeds = _many(column.means[most].n, "seed")
+        seeds = many(column.means[most].n, "seed")
         found.append(
             Answer(
                 _capital(words.title),
                 f"With {most}, the {words.meaning}: {_percent(column, most)} (mean of {seeds}"
-                f"{', each on ' + counts_told(column.counts) if column.counts else ''}). {SURE[words.key.sure][1]} "
-                "It is about these samples, and says nothing of others or of larger changes.",
+                f"{', each on ' + counts_told(column.counts) if column.counts else ''}).{_once(words, found)}",
                 words.sure,
             )
         )
@@ -95,6 +100,13 @@ def guarantees(on: OnData) -> list[Answer]:
     text += f" Estimated: {SURE['estimated'][1]}" if "estimated" in sures else ""
     text += f" Under attacks: {SURE['robust'][1]}" if "robust" in sures else ""
     return [Answer("Guaranteed", text)]
+
+
+def _once(words: Wording, found: Sequence[Answer]) -> str:
+    """What a guarantee is, where it has not been said yet."""
+    if any(answer.sure == words.sure for answer in found):
+        return ""
+    return f" {SURE[words.key.sure][1]} It is about these samples, and says nothing of others or of larger changes."
 
 
 def against_baseline(on: OnData, baseline: str) -> list[Answer]:
@@ -153,25 +165,24 @@ def _best(column: Column, on: OnData) -> str:
         )
     return (
         f"{column.best} has the {most} mean, {_percent(column, column.best)}, and cannot be told from "
-        f"{_listed(column.level)}; {_listed(clear)} {'is' if len(clear) == 1 else 'are'} behind {basis}."
+        f"{listed(column.level)}; {listed(clear)} {'is' if len(clear) == 1 else 'are'} behind {basis}."
     )
 
 
 def _basis(column: Column, least: int, most: int) -> str:
-    seeds = _many(most, "seed") if least == most else f"{least} to {_many(most, 'seed')}"
+    seeds = many(most, "seed") if least == most else f"{least} to {many(most, 'seed')}"
     samples = counts_told(column.counts)
     return f"({seeds}{f', {samples} each' if samples else ''})"
 
 
 def _percent(column: Column, method: str) -> str:
-    told = mean_told(column.means[method], column)
-    return f"{told} %" if column.words.unit.startswith("share") else told
+    return mean_told(column.means[method], column, " %" if column.words.unit.startswith("share") else "")
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Names as a person lists them; many are counted.
 
-    >>> _listed(["a", "b", "c"]), _listed(list("abcdefg"))
+    >>> listed(["a", "b", "c"]), listed(list("abcdefg"))
     ('a, b and c', 'a, b, c, d and 3 others')
     """
     if len(names) > _MOST_NAMES:
@@ -180,7 +191,12 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _many(number: int, what: str) -> str:
+def many(number: int, what: str) -> str:
+    """A number and what is counted.
+
+    >>> many(1, "seed"), many(3, "seed")
+    ('1 seed', '3 seeds')
+    """
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 

@@ -28,6 +28,12 @@ SURE = {
     "": ("measured", "Counted on the samples as they are; nothing is said of changed inputs."),
 }
 
+#: What is to be said wherever guarantees of several methods stand side by side.
+LOWER_GUARANTEE = (
+    "A lower guarantee is no lower robustness: it is what could be proved, and of two equally robust methods the one "
+    "whose bounds are looser proves less."
+)
+
 _CHANGED = {
     "certified": "are right and proved to stay so",
     "probably_certified": "are right and, with the stated probability, proved to stay so",

@@ -13,7 +13,7 @@ from lightning_crmt.report.page import page_of
 from lightning_crmt.report.raw_values import write_csv, write_json
 from lightning_crmt.report.runs import Run
 from lightning_crmt.report.summary import OnData, Summary, summarise
-from lightning_crmt.report.text_tables import TextTable, differences_table, means_table, ranks_table
+from lightning_crmt.report.text_tables import TextTable, differences_table, marks_told, means_table, ranks_table
 
 #: The page, and what stands beside it.
 FILES = ("report.html", "runs.csv", "runs.json", "summary.md", "summary.tex")
@@ -94,13 +94,15 @@ def headline_text(runs: Sequence[Run], baseline: str | None = None) -> str:
 
     >>> print(headline_text([Run("joint", "mfeat", 0, {"test/accuracy/joint": 0.75})]))
     mfeat: at a glance
-    method  seeds  right, unchanged inputs (%)
-    joint   1                             75.0
+                    right, unchanged
+    method  seeds         inputs (%)
+    joint   1                   75.0
     <BLANKLINE>
     """
     summary = summarise(runs, baseline)
     tables = [means_table(f"{on.data}: at a glance", on, headline(on.columns)) for on in summary.on_data]
-    return _joined(tables, to_text)
+    told = marks_told(tables)
+    return _joined(tables, to_text) + "".join(f"\n{line}" for line in told) + "\n" * bool(told)
 
 
 def _differences(title: str, on: OnData, summary: Summary) -> TextTable | None:

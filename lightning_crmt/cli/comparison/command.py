@@ -24,8 +24,7 @@ from lightning_crmt.cli.comparison.runner import chosen_by, compare, state_of, w
 from lightning_crmt.cli.explain import at, few_lines, stop
 from lightning_crmt.cli.findings import Step
 from lightning_crmt.cli.places import find_place
-from lightning_crmt.cli.report import BASELINE
-from lightning_crmt.report import headline_text, write_report
+from lightning_crmt.report import headline_text, with_missing, write_report
 
 _DESCRIPTION = """Train and test methods x data x seeds, each by the path of fit and test, in processes of their own.
 What is finished is not repeated. Further options are those of fit, and hold for all runs: --trainer.max_epochs 1"""
@@ -102,16 +101,19 @@ def compare_command(words: Sequence[str], cli: type[CRMTCLI]) -> tuple[str, int]
         return f"\nstopped; the same command goes on from the runs that have ended in {comparison.out}", 130
     if not runs:
         return f"no run has ended yet: {comparison.out}", 0
-    baseline = comparison.baseline if any(run.method == comparison.baseline for run in runs) else None
-    (comparison.out / BASELINE).write_text(baseline or "", encoding="utf-8")
+    # The page is of the whole comparison, with --only, too.
+    rows, baseline = with_missing(runs, comparison.out), comparison.baseline or None
     command = shlex.join([cli.prog, "compare", *words])
     try:
-        page = str(write_report(runs, comparison.out, baseline=baseline, command=command))
+        page = str(write_report(rows, comparison.out, baseline=baseline, command=command))
     except ModuleNotFoundError as error:  # the tables are there
         page = f"none: {error}"
     failed = [run for run in runs if run.error]
     told = f"\n{len(failed)} of {len(runs)} runs failed; --retry-failed does them again" * bool(failed)
-    tables = headline_text(runs, baseline)
+    if len(rows) > len(runs):
+        told += f"\n{len(rows) - len(runs)} of {len(rows)} runs are not done yet"
+        told += "; the same command without --only does them" * bool(own.only)
+    tables = headline_text(rows, baseline)
     return (
         f"\n{tables}\npage: {page}\nall tables, and a folder for each run: {comparison.out}{told}",
         3 if failed else 0,

@@ -8,10 +8,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 from lightning_crmt.cli.comparison.cells import Cell
-from lightning_crmt.report import Run, read_run, save_run
+from lightning_crmt.cli.comparison.plan import Comparison
+from lightning_crmt.cli.report import BASELINE
+from lightning_crmt.report import NOT_RUN, Run, read_run, save_planned, save_run
 
 try:
     import fcntl
@@ -63,6 +66,21 @@ class CellFolder:
             elif (folder / _ASIDE).exists() and not (folder / _RUN).exists():
                 (folder / _ASIDE).replace(folder / _RUN)
 
+    def keep_plan(self, comparison: Comparison) -> None:
+        """Keep for reports which runs there are to be, and what they are compared with.
+
+        Of a run that is not there it says whether one was put aside, as it is of other settings, code, data or
+        versions.
+        """
+        names = {name for folder in self._folders() if (folder / _ASIDE).exists() and (name := _name_in(folder))}
+        aside = f"{NOT_RUN} as it is now; one of other settings, code, data or versions is left out"
+        planned = [
+            Run(method, data, seed, error=aside if f"{method}/{data}/{seed}" in names else NOT_RUN)
+            for data, method, seed in product(comparison.data, comparison.methods, comparison.seeds)
+        ]
+        save_planned(planned, self.out)
+        (self.out / BASELINE).write_text(comparison.baseline, encoding="utf-8")
+
     def hide(self, folder: Path) -> None:
         """Put a run aside, if there is one."""
         if (folder / _RUN).exists():
@@ -112,6 +130,14 @@ class CellFolder:
 
     def _folders(self) -> Iterable[Path]:
         return sorted(path for path in (self.out / "cells").glob("*") if path.is_dir())
+
+
+def _name_in(folder: Path) -> str:
+    """Of the cell that a folder is of; empty where that is not known."""
+    try:
+        return str(json.loads((folder / _CELL).read_text(encoding="utf-8"))["cell"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def _read(file: Path) -> Run | None:

@@ -76,6 +76,7 @@ def compare(
         for line in what_is_stale(chosen, folder):
             tell(line)
         folder.put_aside(cells)
+        folder.keep_plan(comparison)
         work = _Work(comparison, cells, chosen, folder, retry_failed, words, cli, tell)
         work.do(environments)
         ended = ((cell, folder.run(cell)) for cell in cells)
