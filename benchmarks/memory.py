@@ -4,7 +4,7 @@
 
 python benchmarks/memory.py
 
-Two small convolutional nets on pictures and spectrograms of 32 x 32, batches of 128, 10 and 100 classes. Each work runs
+Two small convolutional nets on pictures and spectrograms of 32 x 32, batches of 64, 10 and 100 classes. Each work runs
 in a process of its own that has the model and the batch already, and did the same with two samples: what is shown is
 how far the memory of the process rises above that, at its peak; the median of several. Linux only: peaks are read from
 /proc.
@@ -59,7 +59,7 @@ def works(classes: int, samples: int) -> dict[str, Callable[[], object]]:
         "training step": step,
         "PGD": attacked(PGD(Budget(0.5), steps=3)),
         "APGD": attacked(APGD(Budget(0.5), steps=5)),
-        "MinimumNorm": attacked(MinimumNorm(Budget(0.5), steps=3)),
+        "MinimumNorm": attacked(MinimumNorm(Budget(0.5), steps=3, restarts=1, classes=1)),
         "pass of step 2": lambda: keep_scores(model, [(inputs, target)], "estimated"),
         "sound certificates": lambda: model.certify(inputs),
     }
@@ -103,7 +103,7 @@ def main() -> None:
     rows = []
     for classes in arguments.classes:
         print(f"{f'{classes} classes':<20}{'MiB':>8}{'ratio':>8}")
-        whole, small = works(classes, 128), works(classes, 2)
+        whole, small = works(classes, 64), works(classes, 2)
         step = 0.0
         for name, work in whole.items():
             peak = median(rise(work, small[name]) for _ in range(arguments.repeats))

@@ -3,6 +3,7 @@
 """The table of quick benchmarks: what rows say, where it is written, and that no benchmark is left out."""
 
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -81,3 +82,30 @@ def test_the_table_has_its_place(tmp_path):
     page = tmp_path / "README.md"
     page.write_text((FOLDER / "README.md").read_text())
     write_between(page, "quick", table({}))
+
+
+#: Words by which they take seconds; imports and attacks take longer.
+SHORT = {
+    "certification_cost": "--samples 50 --repeats 1",
+    "validation_epoch": "--repeats 1",
+    "attack_overhead": "--sizes 16 --threads 1 --repetitions 1 --batch-size 4",
+    "step_2_cost": "--classes 10 --samples 64 --side 16 --epochs 2 --repeats 1",
+    "video_loading": "--clips 8 --frames 7 --repeats 1",
+    "memory": "--repeats 1 --classes 10",
+    "two_processes": "--samples 64 --epochs 2 --turns 1",
+    "training_step": "--repeats 1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SHORT)
+def test_quick_benchmarks_answer(name, tmp_path, monkeypatch):
+    for variable in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # or it would start anew in place of pytest
+        monkeypatch.setenv(variable, "1000000000")
+    words = [f"{name}.py", *SHORT[name].split(), "--rows", str(tmp_path / "rows.json")]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    rows = load(tmp_path / "rows.json")
+    assert rows
+    assert all(row.value is not None for row in rows)
