@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from typing_extensions import Self
@@ -17,6 +16,9 @@ from lightning_crmt.checks import check_at_least, check_modality_names, check_sa
 from lightning_crmt.criterion import Criterion
 from lightning_crmt.fusion import FusionHead, OrthogonalFusion
 from lightning_crmt.mixin import CRMTMixin
+
+if TYPE_CHECKING:  # jsonargparse, which reads these blocks too, is not needed without a command line
+    from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 
 class CRMTModule(CRMTMixin):

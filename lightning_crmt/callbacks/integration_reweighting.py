@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_crmt.checks import check_at_least, check_positive, describe
@@ -89,7 +89,7 @@ class IntegrationReweighting(Callback):
     _: KW_ONLY
     lr: float = 0.01
     batch_size: int = 64
-    optimizer: OptimizerCallable = torch.optim.Adam
+    optimizer: Callable[[Iterable[Any]], Optimizer] = torch.optim.Adam
     objective: Objective = "clipped"
     clip: float | None = None
     constants: Soundness | str | ProbeSearch = "estimated"

@@ -37,6 +37,8 @@ def free_entries(name: str, inputs: Inputs, given: Mapping[str, MaskSource]) -> 
     >>> free_entries("audio", inputs, {"audio": None}) is None
     True
     """
+    if name not in given and not any("." in each for each in inputs):
+        return None  # no context: this is asked for in every step of a search
     value, mask = inputs[name], mask_of(name, inputs, given)
     free = None if mask is None else _fitted(mask, value)
     if mask is not None and free is None:

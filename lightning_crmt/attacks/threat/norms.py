@@ -72,12 +72,12 @@ class L2(Norm):
 
     @override
     def length(self, delta: Perturbation) -> Tensor:
-        lengths = [_vector_norm(d, 2) for d in delta.values()]
+        lengths = _vector_norms(delta, 2)
         if len(lengths) == 1:
             return lengths[0]
-        if lengths[0].dtype is not torch.float64:
-            return _vector_norm(torch.stack(lengths, dim=1), 2)
-        joint: Tensor = torch.linalg.vector_norm(torch.stack(lengths), dim=0)
+        if lengths.dtype is not torch.float64:
+            return _vector_norm(lengths.mT, 2)
+        joint: Tensor = torch.linalg.vector_norm(lengths, dim=0)
         return joint
 
     @override
@@ -122,7 +122,7 @@ class LInf(Norm):
 
     @override
     def length(self, delta: Perturbation) -> Tensor:
-        return torch.stack([_vector_norm(d, torch.inf) for d in delta.values()]).amax(dim=0)
+        return _vector_norms(delta, torch.inf).amax(dim=0)
 
     @override
     def project(self, delta: Perturbation, radius: Tensor, room: Room, in_place: bool = False) -> Perturbation:
@@ -139,14 +139,19 @@ class LInf(Norm):
         return _clipped({name: times(each, radius) for name, each in uniform.items()}, room)
 
 
-def _vector_norm(value: Tensor, order: float) -> Tensor:
-    vectors = value.flatten(1)
-    # On the CPU double precision takes four times as long; checking the result costs nothing.
-    if vectors.device.type == "cpu":
-        norm: Tensor = torch.linalg.vector_norm(vectors, order, dim=1).double()
-        if bool(((norm > 1e-15) & (norm < 1e15)).all()):
-            return norm
-    # The squares of a tiny gradient vanish in single precision.
+def _vector_norms(values: Perturbation, order: float) -> Tensor:
+    """The norm of each modality, ``(M, B)``, in the widest precision of the device."""
+    vectors = [each.flatten(1) for each in values.values()]
+    # On the CPU double precision takes four times as long; checking the result costs little.
+    if vectors[0].device.type == "cpu":
+        norms = torch.stack([torch.linalg.vector_norm(each, order, dim=1) for each in vectors]).double()
+        if bool(((norms > 1e-15) & (norms < 1e15)).all()):
+            return norms
+    return torch.stack([_vector_norm(each, order) for each in vectors])
+
+
+def _vector_norm(vectors: Tensor, order: float) -> Tensor:
+    """The norm of each row, also where squares of a tiny gradient vanish in single precision."""
     exact: Tensor
     if widest(vectors.device) is torch.float64:
         exact = torch.linalg.vector_norm(vectors, order, dim=1, dtype=torch.float64)
@@ -163,8 +168,10 @@ def _clipped(delta: Perturbation, room: Room) -> Perturbation:
 
 def _stretched(direction: Perturbation, scale: Tensor, in_place: bool = False) -> Perturbation:
     # What a tiny gradient would be multiplied by need not fit in single precision.
-    factors = {n: like(scale, d).clamp(max=torch.finfo(d.dtype).max).to(d.dtype) for n, d in direction.items()}
-    return {name: d.mul_(factors[name]) if in_place else d * factors[name] for name, d in direction.items()}
+    dtypes = {d.dtype for d in direction.values()}
+    factors = {dtype: scale.clamp(max=torch.finfo(dtype).max).to(dtype) for dtype in dtypes}
+    shaped = {name: like(factors[d.dtype], d) for name, d in direction.items()}
+    return {name: d.mul_(shaped[name]) if in_place else d * shaped[name] for name, d in direction.items()}
 
 
 def _squares(value: Perturbation) -> Tensor:
