@@ -7,7 +7,8 @@ python benchmarks/attacks.py
 
 UCI Multiple Features, test part, float32, all attacks on the joint l2 ball. Models:
 
-- JT, AT, radius: those of benchmarks/certified.py, on the views fou + mor;
+- JT, AT, radius: on the views fou + mor, joint training, the same on adversarial batches (joint l2 ball of 0.1), and
+  1-Lipschitz encoders with RadiusTraining, as in examples/mfeat_certified.yaml;
 - conv, conv AT: two convolutional networks and a linear head on the upper and the lower half of the pixels, trained on
   clean and on adversarial batches.
 
@@ -28,15 +29,16 @@ from statistics import median
 from typing import TypeVar
 
 import torch
-from certified import train
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from measuring import Row, benchmark_parser, save
 from torch import Tensor, nn
 
 from lightning_crmt import CRMTModule, LinearFusion
 from lightning_crmt.attacks import AutoAttack, Budget, FoolboxDDN, LossAscent, MinimumNorm, strongest
+from lightning_crmt.callbacks import RadiusTraining
 from lightning_crmt.data import UCIMultiFeatures
 from lightning_crmt.data.module import MultimodalDataset
+from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.methods import AdversarialTraining
 
 RADII = {
@@ -69,21 +71,41 @@ def encoder() -> nn.Module:
     )  # fmt: skip
 
 
+def on_views(row: str) -> tuple[CRMTModule, int, list[Callback]]:
+    """A model of the two views, its epochs, and how it is trained."""
+    if row == "radius":
+        model = CRMTModule(
+            {"fou": LipschitzMLP(76, 64, (64,)), "mor": LipschitzMLP(6, 6, ())},
+            num_classes=10,
+            head=LinearFusion,
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.0),
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=60),
+        )
+        return model, 60, [RadiusTraining(radius=0.2)]
+    plain = CRMTModule(
+        {"fou": MLP(76, 64, (128,)), "mor": MLP(6, 64, (128,))}, num_classes=10, rho=0, head=LinearFusion
+    )
+    attack = LossAscent(Budget(0.1), steps=7, step_size=0.35)
+    return plain, 40, [AdversarialTraining(attack)] if row == "AT" else []
+
+
+def on_halves(row: str) -> tuple[CRMTModule, int, list[Callback]]:
+    """The same of the two halves of the pixels."""
+    model = CRMTModule({"upper": encoder(), "lower": encoder()}, num_classes=10, rho=0, head=LinearFusion)
+    return model, 8, [AdversarialTraining(LossAscent(Budget(0.1)))] if row.endswith("AT") else []
+
+
 def trained(row: str) -> tuple[CRMTModule, dict[str, Tensor], Tensor]:
     """The model of a row, and the test part."""
-    if not row.startswith("conv"):
-        data = UCIMultiFeatures(views=("fou", "mor"), seed=0)
-        model = train(row, 0, data)
-    else:
-        seed_everything(0, verbose=False)
-        data = Halves(views=("pix",), seed=0)
-        callbacks = [AdversarialTraining(LossAscent(Budget(0.1)))] if row.endswith("AT") else []
-        model = CRMTModule({"upper": encoder(), "lower": encoder()}, num_classes=10, rho=0, head=LinearFusion)
-        trainer = Trainer(
-            max_epochs=8, callbacks=callbacks, limit_val_batches=0, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
-        )  # fmt: skip
-        trainer.fit(model, datamodule=data)
+    seed_everything(0, verbose=False)
+    halves = row.startswith("conv")
+    data = Halves(views=("pix",), seed=0) if halves else UCIMultiFeatures(views=("fou", "mor"), seed=0)
+    model, epochs, callbacks = on_halves(row) if halves else on_views(row)
+    trainer = Trainer(
+        max_epochs=epochs, callbacks=callbacks, limit_val_batches=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
     data.setup()
     part = data.parts["test"]
     return model.float().eval(), part.inputs, part.target
