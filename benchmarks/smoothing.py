@@ -23,15 +23,14 @@ import argparse
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 from typing import NamedTuple
 
 import torch
-from certified import show
-from certified import train as train_certified
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -40,7 +39,7 @@ from lightning_crmt import CRMTModule, LinearFusion, SmoothedClassifier
 from lightning_crmt.attacks import PGD, AveragedModel, Budget
 from lightning_crmt.callbacks import RadiusTraining
 from lightning_crmt.data import MultimodalDataModule, SpokenWrittenDigits, UCIMultiFeatures
-from lightning_crmt.encoders import MLP, LipschitzCNN
+from lightning_crmt.encoders import MLP, LipschitzCNN, LipschitzMLP
 from lightning_crmt.fusion import AttentionFusion
 from lightning_crmt.methods import NoiseConsistency
 from lightning_crmt.modality import Inputs
@@ -141,7 +140,9 @@ def train(name: str, row: str, seed: int, data: MultimodalDataModule, task: Task
     """The network of a row."""
     seed_everything(seed, verbose=False)
     if row == "sound" and name == "mfeat":
-        return train_certified("radius", seed, data)
+        encoders = {"fou": LipschitzMLP(76, 64, (64,)), "mor": LipschitzMLP(6, 6, ())}
+        model = CRMTModule(encoders, num_classes=10, head=LinearFusion, **adamw(1e-2, 60, decay=0.0))
+        return fit(model, data, 60, RadiusTraining(radius=0.2)).double()
     if row == "sound":
         encoders = {m: LipschitzCNN(1, 64, input_size=shape[1:]) for m, shape in data.shapes.items()}
         model = CRMTModule(encoders, num_classes=10, head=LinearFusion, **adamw(1e-2, 20, decay=0.0))
@@ -208,6 +209,15 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+
+
+def show(rows: dict[str, list[dict[str, float]]], keys: Sequence[str]) -> None:
+    """A table: a line per number, a column per row."""
+    print(f"{'':24}" + "".join(f"{row:>18}" for row in rows))
+    for key in keys:
+        found = [[run[key] for run in runs if key in run] for runs in rows.values()]
+        cells = [f"{mean(v):.3f} ± {stdev(v) if len(v) > 1 else 0:.3f}" if v else "-" for v in found]
+        print(f"{key:24}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def main() -> None:
