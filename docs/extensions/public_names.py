@@ -54,6 +54,8 @@ def resolve(
     if node.get("refdomain") != "py":
         return None
     target = node["reftarget"].partition("[")[0]
+    if " " in target:  # a sentence of a property before a colon, which napoleon takes for its type
+        return shown
     wanted = find(target)
     if wanted is None:
         return shown if named_somewhere(target) else None
