@@ -24,6 +24,8 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
+# Of matplotlib and torch: named for type checkers only.
+nitpick_ignore = [("py:class", name) for name in ("Figure", "Axes", "QuadMesh")] + [("py:exc", "UserError")]
 
 # Pages
 html_theme = "furo"

@@ -5,7 +5,9 @@
 What is exported by no room, or is of another library, is plain text; what does not exist at all stays an error.
 """
 
+import builtins
 import importlib
+import pkgutil
 import sys
 from typing import Any
 
@@ -13,6 +15,9 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
+import lightning_crmt
 
 
 def find(path: str) -> Any:
@@ -54,7 +59,8 @@ def resolve(
     if node.get("refdomain") != "py":
         return None
     target = node["reftarget"].partition("[")[0]
-    if " " in target:  # a sentence of a property before a colon, which napoleon takes for its type
+    # A sentence before a colon, which napoleon takes for a type; a type with a comma in it, which is split there.
+    if " " in target or hasattr(builtins, target):
         return shown
     wanted = find(target)
     if wanted is None:
@@ -70,5 +76,11 @@ def resolve(
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls."""
+    # A process that writes pages may not have read those whose names it looks up.
+    for module in pkgutil.walk_packages(lightning_crmt.__path__, "lightning_crmt."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    # What a property says before a colon is a sentence, and no type.
+    GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True}

@@ -29,7 +29,7 @@ def figures_of(runs: Sequence[Run], baseline: str | None = None) -> dict[str, Dr
         baseline: the method that the others are compared with, over the seeds that both have; none by default.
 
     Returns:
-        Pairs of a figure and its text, by name: ``"mfeat/bounds_joint"``. A name is that of the function that draws,
+        By name, such as ``"mfeat/bounds_joint"``, a figure and its text. A name is that of the function that draws,
         with what is perturbed or how sure it is.
 
     Raises:
