@@ -30,7 +30,7 @@ QUICK: dict[str, list[str]] = {
     "certification_cost": [],
     "validation_epoch": [],
     "attack_overhead": ["--threads", "1", "--repetitions", "7"],
-    "attacks": ["--models", "conv", "--samples", "50"],
+    "attacks": ["--models", "conv", "--samples", "50", "--ddn-steps", "20"],
     "memory": [],
     "two_processes": [],
     "video_loading": [],
@@ -65,7 +65,7 @@ def main() -> None:
     """Run, show, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(QUICK), help="show these; the README stays as it is")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for one script")
+    parser.add_argument("--timeout", type=float, default=420, help="seconds for one script")
     arguments = parser.parse_args()
     where = machine()
     print(where, flush=True)
