@@ -132,6 +132,15 @@ def test_circular_padding_keeps_every_norm_unless_outputs_are_missing(dims, kern
 
 
 @pytest.mark.filterwarnings("ignore:.*even kernel lengths:UserWarning")  # torch's, of its own layer
+def test_padding_that_is_set_later_is_bounded_as_it_runs():
+    layer = OrthogonalConv1d(2, 4, 5, padding="same").double()
+    layer.padding = "valid"
+    assert layer(torch.zeros(1, 2, 5, dtype=torch.float64)).shape == (1, 4, 1)
+    with torch.no_grad():
+        images = layer(torch.eye(10, dtype=torch.float64).reshape(10, 2, 5)) - layer.bias[:, None]
+    assert float(torch.linalg.matrix_norm(images.flatten(1), 2)) <= lipschitz_bound(layer, (2, 5))
+
+
 @pytest.mark.parametrize("kernel", [2, 3])
 def test_zeros_around_an_even_kernel(kernel):
     layer = OrthogonalConv1d(3, 3, kernel, padding="same").double()

@@ -157,6 +157,8 @@ def test_pooling_by_norms(layer, shape):
         (nn.Upsample(scale_factor=2, mode="bicubic"), (1, 3, 3), "`mode` must be nearest"),
         (nn.Upsample(scale_factor=2), (3,), "must have channels and axes"),
         (nn.Upsample((4, 4), mode="bilinear"), (1, 3), "`input_shape` does not fit: a Upsample got"),
+        (nn.Upsample(scale_factor=1.1, mode="linear"), (1, 5), "it keeps the 5 inputs of an axis"),
+        (nn.Upsample(scale_factor=(2, 1.3), mode="bilinear"), (1, 4, 3), "it keeps the 3 inputs of an axis"),
         (nn.ConvTranspose1d(1, 1, 2), None, "the bound needs `input_shape`"),
         (nn.AdaptiveAvgPool1d(2), None, "`output_size` must be 1 if `input_shape` is not given, got 2"),
         (nn.AvgPool3d(2, ceil_mode=True), None, "`ceil_mode` or .* needs `input_shape`"),
@@ -190,3 +192,22 @@ def test_features_in_single_precision_are_within_the_stated_error(layer, shape):
     # Far below what is there.
     biases = 1e-3 * bool(layer._parameters) + 1e-15
     assert (error <= 1e-3 * math.sqrt(features[0].numel()) * x.double().abs().flatten(1).amax(1) + biases).all()
+
+
+@pytest.mark.parametrize(("sizes", "size", "mode"), [((1000,), 3, "linear"), ((3, 999), (5, 7), "bilinear")], ids=str)
+def test_positions_among_many_inputs_are_within_the_stated_error(sizes, size, mode):
+    torch.manual_seed(0)
+    layer = nn.Upsample(size, mode=mode)
+    x = torch.randn(30, 1, *sizes).sign()
+    precision = Precision(torch.float32, torch.device("cpu"))
+    features, error = running_error(layer, layer, x.double(), precision, lipschitz_bound)
+    off = (layer(x).double() - features).flatten(1).norm(dim=1)
+    assert (off <= error).all()
+    assert (error <= 1e-2).all()
+
+
+def test_settings_that_a_layer_does_not_read_change_no_bound():
+    layer = nn.AvgPool1d(2)
+    layer.divisor_override = 9  # the averages along more axes read it
+    assert lipschitz_bound(layer) >= operator_norm(layer.double(), 1, 4)
+    assert lipschitz_bound(layer, (1, 4)) >= operator_norm(layer, 1, 4)

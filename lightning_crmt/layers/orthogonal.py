@@ -240,10 +240,11 @@ class _OrthogonalConv(nn.Module, Fixable):
                 f"`x` must have sizes that `stride` = {self.stride} divides if padding is circular, "
                 f"got {tuple(x.shape)}"
             )
-        if not circular and not isinstance(self.padding, str):
+        same = self.padding == "same"  # and of no other name, whatever it was set to since
+        if not circular and not same:
             return convolve(x, self.weight, self.bias, self.stride, self.padding)
         both = self.kernel_size - 1
-        around = [both // 2, both - both // 2] if isinstance(self.padding, str) else [self.padding] * 2
+        around = [both // 2, both - both // 2] if same else [self.padding] * 2
         x = F.pad(x, around * self.axes, mode="circular" if circular else "constant")
         return convolve(x, self.weight, self.bias, self.stride)
 

@@ -203,9 +203,11 @@ class _Walk:
             made = p.gamma(count) * (_norm(magnitude) + error) + p.smallest * entries
             return self._finite(count * magnitude, made)
         if isinstance(layer, nn.Upsample):
-            # Positions are rounded, and so the shares of the inputs at both sides: by 8 units times the number of steps
+            # Positions among the inputs are rounded, and so the shares of those at both sides: by 8 units times the
+            # number of steps, there or here.
             largest = z.abs().flatten(1).amax(1) + error
-            made = p.gamma(8 * max(out.shape[2:]) + 8) * math.sqrt(entries) * largest + p.smallest * entries
+            steps = max(*z.shape[2:], *out.shape[2:])
+            made = p.gamma(8 * steps + 8) * math.sqrt(entries) * largest + p.smallest * entries
             return self._finite(out, made)
         if isinstance(layer, _POWERS):
             # No term is negative, so the sum is off by a share of it; squares may underflow, and overflow.

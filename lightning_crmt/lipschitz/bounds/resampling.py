@@ -56,7 +56,7 @@ def _average(layer: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, place: Place) ->
     axes = _AXES[type(layer)]
     sizes = spatial(place.input_shape, axes)
     kernel, stride, padding = (by_axis(x, axes) for x in (layer.kernel_size, layer.stride, layer.padding))
-    divisor = abs(getattr(layer, "divisor_override", None) or 0)
+    divisor = 0 if isinstance(layer, nn.AvgPool1d) else abs(layer.divisor_override or 0)
     if sizes is None:
         if layer.ceil_mode or (any(padding) and not layer.count_include_pad):
             raise ValueError(
@@ -117,6 +117,13 @@ def _upsample(layer: nn.Upsample, place: Place) -> float:
             )
             return resized[:, 0]
 
+        if linear and not layer.align_corners and not layer.recompute_scale_factor and layer.scale_factor is not None:
+            factor = _each_axis(layer.scale_factor, len(sizes))[axis]
+            if factor != 1 and int(sizes[axis] * factor) == sizes[axis]:
+                raise ValueError(
+                    f"it keeps the {sizes[axis]} inputs of an axis and has `scale_factor` {factor} there: it copies "
+                    "them or moves them by this factor, depending on what runs it; use recompute_scale_factor=True"
+                )
         index = torch.arange(sizes[axis], dtype=torch.float64)[None]
         # Where a position falls between two inputs, single precision may choose the other one.
         if not linear and not torch.equal(apply(index), apply(index.float()).double()):
