@@ -141,6 +141,7 @@ def test_padding_that_is_set_later_is_bounded_as_it_runs():
     assert float(torch.linalg.matrix_norm(images.flatten(1), 2)) <= lipschitz_bound(layer, (2, 5))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch, of the layer with fixed weights
 @pytest.mark.parametrize("kernel", [2, 3])
 def test_zeros_around_an_even_kernel(kernel):
     layer = OrthogonalConv1d(3, 3, kernel, padding="same").double()

@@ -10,10 +10,12 @@ import pytest
 import torch
 from test_lipschitz_bound import operator_norm, steepest
 from torch import nn
+from torch.nn.utils.parametrizations import orthogonal
 
 from lightning_crmt.lipschitz import NoBoundError, lipschitz_bound
 from lightning_crmt.lipschitz.bounds import norms, resampling
 from lightning_crmt.lipschitz.running_error import Precision, running_error
+from lightning_crmt.lipschitz.running_error import _absolute_twin as absolute_twin
 
 #: Linear layers, with a shape of a sample. With it, their bound is their norm.
 LINEAR = [
@@ -211,3 +213,13 @@ def test_settings_that_a_layer_does_not_read_change_no_bound():
     layer.divisor_override = 9  # the averages along more axes read it
     assert lipschitz_bound(layer) >= operator_norm(layer.double(), 1, 4)
     assert lipschitz_bound(layer, (1, 4)) >= operator_norm(layer, 1, 4)
+
+
+def test_magnitudes_are_of_the_weight_and_not_of_what_it_is_made_of():
+    torch.manual_seed(0)
+    layer = orthogonal(nn.ConvTranspose1d(2, 3, 3)).double()
+    x = torch.randn(1, 2, 5, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = nn.functional.conv_transpose1d(x, layer.weight.abs(), layer.bias.abs())
+        torch.testing.assert_close(absolute_twin(layer)(x), wanted)
+    assert layer.parametrizations  # that of the layer itself stays

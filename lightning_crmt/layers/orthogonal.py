@@ -240,11 +240,13 @@ class _OrthogonalConv(nn.Module, Fixable):
                 f"`x` must have sizes that `stride` = {self.stride} divides if padding is circular, "
                 f"got {tuple(x.shape)}"
             )
-        same = self.padding == "same"  # and of no other name, whatever it was set to since
-        if not circular and not same:
-            return convolve(x, self.weight, self.bias, self.stride, self.padding)
-        both = self.kernel_size - 1
-        around = [both // 2, both - both // 2] if same else [self.padding] * 2
+        padding, both = self.padding, self.kernel_size - 1
+        if padding == "same":
+            around = [both // 2, both - both // 2]
+        elif circular and not isinstance(padding, str):
+            around = [padding, padding]
+        else:  # also of another name, if it was set since
+            return convolve(x, self.weight, self.bias, self.stride, padding)
         x = F.pad(x, around * self.axes, mode="circular" if circular else "constant")
         return convolve(x, self.weight, self.bias, self.stride)
 

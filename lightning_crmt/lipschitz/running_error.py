@@ -262,6 +262,9 @@ def _norm(value: Tensor) -> Tensor:
 def _absolute_twin(layer: Any) -> Any:
     """A copy whose weights and biases are their absolute values."""
     absolute = copy.deepcopy(layer)
+    for module in list(absolute.modules()):
+        for name in list(getattr(module, "parametrizations", ())):  # what they make counts, not what it is made of
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     for parameter in absolute.parameters():
         parameter.abs_()
     return absolute
