@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pickle import UnpicklingError
 from typing import Any, Generic, TypeVar
 
+import torch
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 J = TypeVar("J")
 R = TypeVar("R")
 
-_CONTEXT = multiprocessing.get_context("spawn")
+# On Linux, workers are forks of a process that imported once and did nothing else.
+_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 #: Seconds between looks at workers that say nothing.
 _LOOK = 1.0
@@ -54,8 +56,9 @@ class _Worker(Generic[J]):
 
     def __init__(self, work: Callable[..., Any], place: int, environment: Mapping[str, str]) -> None:
         ours, theirs = _CONTEXT.Pipe()
-        with _environment(environment):
-            self.process: SpawnProcess = _CONTEXT.Process(target=_serve, args=(theirs, work))
+        _CONTEXT.set_forkserver_preload([work.__module__])
+        self.process: BaseProcess = _CONTEXT.Process(target=_serve, args=(theirs, work, {**os.environ, **environment}))
+        with _environment({**environment, "PYTHONPATH": os.pathsep.join(sys.path)}):  # what is imported first is this
             self.process.start()
         theirs.close()
         self.connection: Connection[Any, Any] = ours
@@ -156,8 +159,16 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection[Any, Any], work: Callable[[Any, Callable[[float], None]], Any]) -> None:
+def _serve(
+    connection: Connection[Any, Any],
+    work: Callable[[Any, Callable[[float], None]], Any],
+    environment: Mapping[str, str],
+) -> None:
     """The life of a worker, which its parent ends, or the end of its parent."""
+    os.environ.clear()  # what a fork has is of the moment when the first worker was started
+    os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for all of its processes; the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     Tqdm.set_lock(threading.RLock())  # its own is shared by processes, and missed where one of them is killed
