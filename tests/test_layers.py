@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+import random
 
 import pytest
 import torch
@@ -17,15 +18,20 @@ from lightning_crmt.layers import (
     MaxMin,
     OrthogonalConv1d,
     OrthogonalConv2d,
+    OrthogonalConvTranspose1d,
+    OrthogonalConvTranspose2d,
     OrthogonalLinear,
     Residual,
     Scale,
     ScaledAvgPool1d,
     ScaledAvgPool2d,
+    ScaledPad,
     with_fixed_weights,
 )
 from lightning_crmt.layers.orthogonal import kept_rows, orthonormal_rows
 from lightning_crmt.lipschitz import estimate_lipschitz, lipschitz_bound
+from lightning_crmt.lipschitz.bounds import norms
+from lightning_crmt.lipschitz.running_error import Precision, running_error
 
 #: in_channels, out_channels, kernel_size, stride
 CONVOLUTIONS = [
@@ -129,6 +135,147 @@ def test_circular_padding_keeps_every_norm_unless_outputs_are_missing(dims, kern
         x = torch.randn(2, *shape, dtype=torch.float64)
         assert torch.equal(fixed(x), layer(x))
         assert lipschitz_bound(layer, shape) == pytest.approx(float(singular[0]), rel=1e-8)
+
+
+def drawn(rng, dims):
+    """Settings of a convolution: channels, and all that has one value by axis, as torch's layers take them."""
+    groups = rng.choice([1, 1, 2, 3])
+    ins, outs = groups * rng.randint(1, 2), groups * rng.randint(1, 5)
+    return ins, outs, *[tuple(rng.randint(1, most) for _ in range(dims)) for most in (5, 3, 4 - dims)], groups
+
+
+def randomly(layer):
+    """The layer in double precision, wherever an optimiser may have taken it."""
+    for parameter in layer.double().parameters():
+        nn.init.normal_(parameter)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:.*even kernel lengths:UserWarning")  # torch's, of its own layer
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_any_setting_has_norm_at_most_one_and_keeps_norms_where_it_says(dims, mode, monkeypatch):
+    torch.manual_seed(0)
+    rng, kept, seen = random.Random(dims), 0, set()
+    while len(seen) < (40 if dims == 1 else 20):
+        ins, outs, kernel, stride, dilation, groups = drawn(rng, dims)
+        spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+        most = [(span - 1) // 2 if mode == "circular" else span for span in spans]
+        by_axis = tuple(rng.randint(0, each) for each in most)
+        padding = rng.choice([None, None, "valid", min(most), by_axis, *["same"] * (max(stride) == 1)])
+        kind = OrthogonalConv1d if dims == 1 else OrthogonalConv2d
+        layer = randomly(kind(ins, outs, kernel, stride, padding, dilation, groups, padding_mode=mode))
+        around = layer._around()
+        # Circular: any number of steps. Others: from the smallest input that there is an output of.
+        least = [max(span - sum(pair), 1, *(mode != "zeros") * pair) for span, pair in zip(spans, around, strict=True)]
+        sizes = [each + (mode == "reflect") + rng.randint(0, 2) for each in least]
+        if mode == "circular":
+            sizes = [-(-size // step) * step for size, step in zip(sizes, stride, strict=True)]
+        if ins * math.prod(sizes) > 250:
+            continue
+        seen.add((ins, outs, kernel, stride, padding, dilation, groups, *sizes))
+        shape, matrix = (ins, *sizes), dense(layer, ins, *sizes)
+        singular = torch.linalg.svdvals(matrix)
+        assert singular[0] < 1 + 1e-12
+        # As it computes when its weights are stored, which torch's own layer does.
+        x = torch.randn(2, *shape, dtype=torch.float64)
+        assert_close(layer.fixed()(x), layer(x))
+        # Where the docstring says so, it keeps every norm.
+        steps = [-(-size // step) for size, step in zip(sizes, stride, strict=True)]
+        enough = outs >= ins * math.prod(stride) and all(
+            math.gcd(s, d) == 1 for s, d in zip(stride, dilation, strict=True)
+        )
+        enough &= all(k >= s for k, s in zip(kernel, stride, strict=True))
+        enough &= all(sum(pair) >= span - s for pair, span, s in zip(around, spans, stride, strict=True))
+        if mode == "circular" and enough:
+            assert_close(matrix.mT @ matrix, torch.eye(len(x[0].flatten()), dtype=torch.float64), atol=1e-12, rtol=0)
+            kept += 1
+        if mode == "circular" and padding is None and (max(stride) == 1 or min(stride) > 1) and min(kernel) > 1:
+            assert matrix.shape[0] == outs * math.prod(steps)
+        # The bound measures the norm, or is that of any size.
+        assert lipschitz_bound(layer, shape) == pytest.approx(float(singular[0]), rel=1e-8)
+        with monkeypatch.context() as patch:
+            patch.setattr(norms, "_DENSE_UP_TO", 0)
+            assert singular[0] <= lipschitz_bound(layer, shape) < 1.01
+            if mode != "circular" or max(stride) == 1:
+                assert singular[0] <= lipschitz_bound(layer) < 1.01
+    assert kept or mode != "circular"
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_transposed_convolution_is_the_transpose_of_one(dims, monkeypatch):
+    torch.manual_seed(0)
+    rng, kept, seen = random.Random(dims), 0, 0
+    while seen < (40 if dims == 1 else 20):
+        outs, ins, kernel, stride, dilation, groups = drawn(rng, dims)
+        padding = tuple(rng.randint(0, k) for k in kernel) if rng.random() < 0.5 else 0
+        more = tuple(rng.randint(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
+        kind, other = (
+            (OrthogonalConvTranspose1d, OrthogonalConv1d)
+            if dims == 1
+            else (OrthogonalConvTranspose2d, OrthogonalConv2d)
+        )
+        layer = randomly(kind(ins, outs, kernel, stride, padding, more, groups, dilation=dilation))
+        shape = (ins, *[rng.randint(1, 4) for _ in range(dims)])
+        try:
+            matrix = dense(layer, *shape)
+        except RuntimeError:  # nothing comes out
+            continue
+        if max(matrix.shape) > 250:
+            continue
+        seen += 1
+        convolution = other(outs, ins, kernel, stride, padding, dilation, groups, bias=False).double()
+        convolution.load_state_dict({name: value for name, value in layer.state_dict().items() if name != "bias"})
+        sizes = layer(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
+        whole = convolution(torch.zeros(1, *sizes, dtype=torch.float64)).shape[2:]
+        here = dense(convolution, *sizes).unflatten(0, (ins, *whole))
+        for axis, size in enumerate(shape):  # more output padding than the stride, and there would be more of them
+            here = here.narrow(axis, 0, size)
+        assert_close(matrix, here.flatten(0, dims).mT)
+        singular = torch.linalg.svdvals(matrix)
+        assert singular[0] < 1 + 1e-12
+        patch = [min(k, s // math.gcd(s, d)) for k, s, d in zip(kernel, stride, dilation, strict=True)]
+        if padding == 0 and ins <= outs * math.prod(patch):
+            assert_close(matrix.mT @ matrix, torch.eye(matrix.shape[1], dtype=torch.float64), atol=1e-12, rtol=0)
+            kept += 1
+        x = torch.randn(2, *shape, dtype=torch.float64)
+        assert torch.equal(layer.fixed()(x), layer(x))
+        assert lipschitz_bound(layer, shape) >= singular[0]
+        if all(rows < step for rows, step in zip(more, stride, strict=True)):
+            assert lipschitz_bound(layer, shape) == pytest.approx(float(singular[0]), rel=1e-8)
+        with monkeypatch.context() as patching:
+            patching.setattr(norms, "_DENSE_UP_TO", 0)
+            assert singular[0] <= lipschitz_bound(layer, shape) < 1.01
+            assert singular[0] <= lipschitz_bound(layer) < 1.01
+    assert kept
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize(("padding", "sizes"), [([(2, 1)], [5]), ([(4, 3)], [5]), ([(1, 0), (2, 2)], [4, 3])], ids=str)
+def test_scaled_padding_keeps_norms_and_repeats_what_torch_does(mode, padding, sizes):
+    layer = ScaledPad(padding, mode)
+    matrix = dense(layer, 2, *sizes)
+    assert_close(matrix.mT @ matrix, torch.eye(matrix.shape[1], dtype=torch.float64))
+    around = [rows for pair in reversed(padding) for rows in pair]
+    plain = dense(lambda x: nn.functional.pad(x, around, mode=mode), 2, *sizes)
+    assert_close(matrix, plain / plain.sum(0).sqrt())
+    assert lipschitz_bound(layer, (2, *sizes)) == 1
+    # Its rounding, of which certificates make allowance, is that of two products.
+    x = torch.randn(5, 2, *sizes)
+    precision = Precision(torch.float32, x.device)
+    exact, error = running_error(layer, layer, x.double(), precision, lipschitz_bound)
+    made = (layer(x) - exact).flatten(1).norm(dim=1)
+    assert (made <= error).all()
+    assert (error <= 1e-6 * x.flatten(1).norm(dim=1)).all()
+
+
+def test_groups_have_kernels_of_their_own_and_stay_apart():
+    layer = randomly(OrthogonalConv1d(4, 6, 3, groups=2))
+    assert layer.weight.shape == (6, 2, 3)
+    matrix = dense(layer, 4, 5).reshape(2, 15, 2, 10)
+    assert not matrix[0, :, 1].any()
+    assert not matrix[1, :, 0].any()
+    assert not torch.allclose(*layer.weight.detach().chunk(2))
 
 
 @pytest.mark.filterwarnings("ignore:.*even kernel lengths:UserWarning")  # torch's, of its own layer
@@ -267,15 +414,24 @@ def test_residual_and_scale():
     [
         (lambda: OrthogonalLinear(0, 3), "`in_features` must be at least 1, got 0"),
         (lambda: OrthogonalConv2d(3, 0, 3), "`out_channels` must be at least 1, got 0"),
-        (lambda: OrthogonalConv2d(3, 4, 2, 3), "`kernel_size` must be at least `stride` = 3, got 2"),
-        (lambda: OrthogonalConv2d(3, 4, 3, padding_mode="reflect"), "`padding_mode` must be 'zeros' or 'circular'"),
+        (lambda: OrthogonalConv2d(3, 4, 3, padding_mode="wrap"), "`padding_mode` must be 'zeros', .*, got 'wrap'"),
+        (lambda: OrthogonalConv2d(3, 4, (3, 3, 3)), "`kernel_size` must be one number or 2, one for each axis, got .3"),
+        (lambda: OrthogonalConv2d(3, 4, 3, stride=(1, 0)), "`stride` must be at least 1, got 0"),
+        (lambda: OrthogonalConv1d(3, 4, 3, dilation=0), "`dilation` must be at least 1, got 0"),
+        (lambda: OrthogonalConv1d(4, 6, 3, groups=4), "`groups` must divide the channels of input and output, got 4"),
+        (lambda: OrthogonalConv1d(4, 6, 3, groups=3), "`groups` must divide the channels of input and output, got 3"),
+        (lambda: OrthogonalConvTranspose1d(4, 6, 3, groups=3), "`groups` must divide the channels"),
+        (lambda: OrthogonalConvTranspose2d(4, 6, 3, 2, 1, (1, 2)), "`output_padding` must be below the larger of"),
+        (lambda: OrthogonalConvTranspose2d(4, 6, 3, padding=(0, -1)), "`padding` must be at least 0, got -1"),
+        (lambda: ScaledPad([(1, 1), (0, -1)], "reflect"), "`padding` must be at least 0, got -1"),
+        (lambda: ScaledPad([(1, 1)], "zeros"), "`mode` must be 'reflect', 'replicate' or 'circular', got 'zeros'"),
         (lambda: OrthogonalConv2d(3, 4, 3, padding=-1), "`padding` must be at least 0, got -1"),
-        (lambda: OrthogonalConv2d(3, 4, 3, 1, 2, padding_mode="circular"), "below half of `kernel_size` = 3"),
-        (lambda: OrthogonalConv2d(3, 4, 3, 2, "same"), "or 'same' where `stride` is 1, got 'same' and 2"),
-        (lambda: OrthogonalConv2d(3, 4, 3, 1, "valid"), "or 'same' where `stride` is 1, got 'valid' and 1"),
+        (lambda: OrthogonalConv2d(3, 4, 3, 1, 2, padding_mode="circular"), r"spans, \(3, 3\), if circular"),
+        (lambda: OrthogonalConv2d(3, 4, 3, (1, 2), "same"), "or 'same' where `stride` is 1, got 'same' and .1, 2."),
+        (lambda: OrthogonalConv2d(3, 4, 3, 1, "full"), "'valid', or 'same' where `stride` is 1, got 'full' and .1, 1."),
         (
             lambda: OrthogonalConv2d(3, 4, 2, 2, padding_mode="circular")(torch.zeros(1, 3, 4, 5)),
-            "`x` must have sizes that `stride` = 2 divides",
+            r"`x` must have sizes that `stride` = \(2, 2\) divides",
         ),
         (lambda: GroupSort(1), "`group_size` must be at least 2, got 1"),
         (lambda: GroupSort(2)(torch.zeros(1, 3)), "with C a multiple of `group_size` = 2, got .1, 3."),

@@ -427,7 +427,6 @@ def with_random_weight():
         (nn.TransformerEncoderLayer(2, 1), "'part', a TransformerEncoderLayer"),
         (nn.Softmax(dim=1), "'part', a Softmax"),
         (nn.LSTM(2, 2), "'part', a LSTM"),
-        (nn.ConvTranspose2d(1, 1, 2), "'part', a ConvTranspose2d"),
         (nn.ModuleList([nn.ReLU()]), "'part', a ModuleList"),
         (Quiet(2, 2), "'part', a Quiet; if you can prove one, register it with @lipschitz_rule"),
         (Doubling(nn.ReLU()), "'part', a Doubling"),

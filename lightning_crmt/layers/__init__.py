@@ -3,10 +3,20 @@
 """1-Lipschitz layers in the l2 norm, to build encoders whose sound bound is 1, and one that scales."""
 
 from lightning_crmt.layers.fixed_weights import Fixable, with_fixed_weights
-from lightning_crmt.layers.one_lipschitz import GroupSort, MaxMin, Residual, Scale, ScaledAvgPool1d, ScaledAvgPool2d
+from lightning_crmt.layers.one_lipschitz import (
+    GroupSort,
+    MaxMin,
+    Residual,
+    Scale,
+    ScaledAvgPool1d,
+    ScaledAvgPool2d,
+    ScaledPad,
+)
 from lightning_crmt.layers.orthogonal import (
     OrthogonalConv1d,
     OrthogonalConv2d,
+    OrthogonalConvTranspose1d,
+    OrthogonalConvTranspose2d,
     OrthogonalLinear,
     kept_rows,
     orthonormal_rows,
@@ -18,11 +28,14 @@ __all__ = [
     "MaxMin",
     "OrthogonalConv1d",
     "OrthogonalConv2d",
+    "OrthogonalConvTranspose1d",
+    "OrthogonalConvTranspose2d",
     "OrthogonalLinear",
     "Residual",
     "Scale",
     "ScaledAvgPool1d",
     "ScaledAvgPool2d",
+    "ScaledPad",
     "kept_rows",
     "orthonormal_rows",
     "with_fixed_weights",

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +139,49 @@ class ScaledAvgPool2d(_ScaledAvgPool):
     """
 
     axes = 2
+
+
+class ScaledPad(nn.Module):
+    r"""Padding by inputs that are there already, each divided by the square root of how often it then appears.
+
+    .. math:: \|y\|^2 = \sum_i c_i \Big( \frac{x_i}{\sqrt{c_i}} \Big)^2 = \|x\|^2
+
+    so it keeps every norm. ``nn.ReflectionPad2d`` and its like have norm :math:`\sqrt{\max c}`, 2 for most sizes.
+
+    Args:
+        padding: rows before and after, by axis, from the first axis behind the channels.
+        mode: ``"reflect"``, ``"replicate"`` or ``"circular"``; the first needs inputs longer than the padding, the last
+            no shorter.
+
+    Raises:
+        ValueError: if the padding is below 0 or the mode is unknown.
+
+    >>> ScaledPad([(1, 1)], "replicate")(torch.tensor([[[2.0, 1.0, 4.0]]]))
+    tensor([[[1.4142, 1.4142, 1.0000, 2.8284, 2.8284]]])
+    """
+
+    def __init__(self, padding: Sequence[tuple[int, int]], mode: str) -> None:
+        super().__init__()
+        self.padding = [(before, after) for before, after in padding]
+        check_at_least(0, padding=min(min(pair) for pair in self.padding))
+        if mode not in ("reflect", "replicate", "circular"):
+            raise ValueError(f"`mode` must be 'reflect', 'replicate' or 'circular', got {mode!r}")
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, ...)`` of ``(B, C, ...)``, longer along each axis by both of its paddings."""
+        for axis, around in enumerate(reversed(self.padding), start=1):
+            size = x.shape[-axis]
+            places = torch.arange(size, dtype=torch.float32, device=x.device)  # exact up to 2^24; integers have no pad
+            padded = F.pad(places.reshape(1, 1, size), around, mode=self.mode).flatten().long()
+            counts = torch.zeros_like(places).index_add(0, padded, places.new_ones(len(padded)))
+            share = counts.to(torch.promote_types(x.dtype, torch.float32)).rsqrt().to(x.dtype)
+            x = x * share.reshape(size, *(1,) * (axis - 1))
+        return F.pad(x, [rows for pair in reversed(self.padding) for rows in pair], mode=self.mode)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"{self.padding}, mode={self.mode!r}"
 
 
 class Residual(nn.Module):

@@ -39,6 +39,7 @@ from lightning_crmt.layers import (
     Scale,
     ScaledAvgPool1d,
     ScaledAvgPool2d,
+    ScaledPad,
     with_fixed_weights,
 )
 from lightning_crmt.lipschitz.bounds.rules import batch_norm_scale, convolution_of
@@ -214,8 +215,8 @@ class _Walk:
             count = z[0].numel() + 4
             made = p.gamma(count) * (_norm(out) + error) + math.sqrt(p.smallest * count) * entries
             return self._finite(z.square() * count, made)
-        if isinstance(layer, Scale):
-            return p.gamma(2) * (_norm(out) + error) + p.smallest * entries
+        if isinstance(layer, Scale | ScaledPad):
+            return p.gamma(4) * (_norm(out) + error) + p.smallest * entries
         count, terms = (_FUNCTION, math.sqrt(entries)) if isinstance(layer, _FUNCTIONS) else (_REGISTERED, 0.0)
         return p.gamma(count) * (_norm(z) + _norm(out) + terms + error) + p.smallest * entries
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_crmt.layers import ScaledPad
+
 #: Relative slack of every norm: some thousand times what float64 loses on matrices of a few thousand rows.
 SLACK = 1 + 1e-9
 
@@ -91,6 +93,7 @@ class Convolution:
         dilation: by axis.
         groups: blocks of channels that do not mix.
         mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        scaled: whether reflected and replicated inputs are scaled as by :class:`~lightning_crmt.layers.ScaledPad`.
     """
 
     kernel: Tensor
@@ -99,16 +102,25 @@ class Convolution:
     dilation: tuple[int, ...]
     groups: int = 1
     mode: str = "zeros"
+    scaled: bool = False
 
     @property
     def axes(self) -> int:
         """Number of axes of a signal."""
         return len(self.stride)
 
+    @property
+    def keeps_norms(self) -> bool:
+        """Whether padding scales what it repeats."""
+        return self.scaled and self.mode in ("reflect", "replicate")
+
     def apply(self, x: Tensor) -> Tensor:
         """The operator itself."""
-        around = [size for before_after in reversed(self.padding) for size in before_after]
-        x = F.pad(x, around, mode="constant" if self.mode == "zeros" else self.mode)
+        if self.keeps_norms:
+            x = ScaledPad(self.padding, self.mode)(x)
+        else:
+            around = [size for before_after in reversed(self.padding) for size in before_after]
+            x = F.pad(x, around, mode="constant" if self.mode == "zeros" else self.mode)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
         return convolve(x, self.kernel, None, self.stride, 0, self.dilation, self.groups)
 
@@ -129,7 +141,7 @@ def convolution_norm(convolution: Convolution, sizes: tuple[int, ...] | None) ->
 
     Circular padding on sizes that the stride divides has its own torus, and the bound is the norm if no output is
     dropped. Other padding that repeats inputs counts the repetitions: if no input appears more than c times after
-    padding, that has norm :math:`\sqrt c`.
+    padding, that has norm :math:`\sqrt c`; or 1, if each is divided by the root of how often it appears.
 
     Args:
         convolution: what to bound.
@@ -151,16 +163,18 @@ def convolution_norm(convolution: Convolution, sizes: tuple[int, ...] | None) ->
         torus = _own_torus(convolution, sizes)
         if torus is not None:
             return _symbol_norm(convolution, torus)
+    bare = replace(convolution, padding=((0, 0),) * convolution.axes, mode="zeros")
     if sizes is None:
+        if convolution.keeps_norms:
+            return convolution_norm(bare, None)
         raise ValueError(f"padding_mode={convolution.mode!r} here needs `input_shape`: the norm depends on it")
     repeats = 1.0
     padded = []
     for size, (before, after) in zip(sizes, convolution.padding, strict=True):
         index = torch.arange(size, dtype=torch.float64).reshape(1, 1, -1)
         index = F.pad(index, (before, after), mode=convolution.mode).flatten()
-        repeats *= int(index.long().bincount().max())
+        repeats *= 1 if convolution.keeps_norms else int(index.long().bincount().max())
         padded.append(size + before + after)
-    bare = replace(convolution, padding=((0, 0),) * convolution.axes, mode="zeros")
     return math.sqrt(repeats) * convolution_norm(bare, tuple(padded)) * SLACK
 
 

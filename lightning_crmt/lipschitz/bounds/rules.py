@@ -20,11 +20,14 @@ from lightning_crmt.layers import (
     GroupSort,
     OrthogonalConv1d,
     OrthogonalConv2d,
+    OrthogonalConvTranspose1d,
+    OrthogonalConvTranspose2d,
     OrthogonalLinear,
     Residual,
     Scale,
     ScaledAvgPool1d,
     ScaledAvgPool2d,
+    ScaledPad,
 )
 from lightning_crmt.lipschitz.bounds.bound import Place, lipschitz_rule
 from lightning_crmt.lipschitz.bounds.norms import SLACK, Convolution, convolution_norm, spectral_norm
@@ -32,14 +35,17 @@ from lightning_crmt.lipschitz.bounds.resampling import by_axis, spatial
 from lightning_crmt.lipschitz.gate import exact_numbers
 
 Convolutional: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | OrthogonalConv1d | OrthogonalConv2d
+Transposed: TypeAlias = (
+    nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | OrthogonalConvTranspose1d | OrthogonalConvTranspose2d
+)
 
 _IDENTITY_IN_EVALUATION = [nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout]
 _SLOPES_UP_TO_ONE = [nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Hardtanh]
 # They permute, or extend by constants.
 _REORDERING = [nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d]
 # Sorting changes no distance between sorted vectors by more than it was. Windows that are disjoint are each a row
-# (1, ..., 1) / sqrt(n) of norm 1.
-_OWN = [GroupSort, ScaledAvgPool1d, ScaledAvgPool2d]
+# (1, ..., 1) / sqrt(n) of norm 1. What padding repeats c times is divided by sqrt(c).
+_OWN = [GroupSort, ScaledAvgPool1d, ScaledAvgPool2d, ScaledPad]
 #: Bounds that hold whatever the settings.
 CONSTANTS: dict[type[nn.Module], float] = {
     **dict.fromkeys([*_IDENTITY_IN_EVALUATION, *_SLOPES_UP_TO_ONE, *_REORDERING, *_OWN], 1.0),
@@ -94,19 +100,22 @@ def _convolution(layer: Convolutional, place: Place) -> float:
     return convolution_norm(operator, spatial(place.input_shape, operator.axes))
 
 
-@lipschitz_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, place: Place) -> float:
+@lipschitz_rule(
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    OrthogonalConvTranspose1d,
+    OrthogonalConvTranspose2d,
+)
+def _transposed(layer: Transposed, place: Place) -> float:
     # The adjoint, which has the same norm, is the convolution by the same kernel, from the sizes that come out here.
     kernel = exact_numbers(layer.weight, "weight")
-    if place.input_shape is None:
-        raise ValueError("the bound needs `input_shape`: it is that of a convolution of what comes out")
-    outputs = place.output_shape(layer, place.input_shape)
     if isinstance(layer.padding, str):
         raise ValueError(f"`padding` must be numbers, got {layer.padding!r}")
     padding = tuple((each, each) for each in by_axis(layer.padding, kernel.dim() - 2))
     adjoint = Convolution(kernel, tuple(layer.stride), padding, tuple(layer.dilation), layer.groups)
     spatial(place.input_shape, adjoint.axes)
-    return convolution_norm(adjoint, spatial(outputs, adjoint.axes))
+    return convolution_norm(adjoint, spatial(place.output_shape(layer, place.input_shape), adjoint.axes))
 
 
 @lipschitz_rule(nn.BatchNorm1d, nn.BatchNorm2d)
@@ -183,8 +192,6 @@ def _encoder(encoder: MLP | ConvNet1d | ConvNet2d | LipschitzMLP | LipschitzCNN,
 
 def convolution_of(layer: Convolutional) -> Convolution:
     """The operator of a layer, without its bias."""
-    if isinstance(layer, OrthogonalConv1d | OrthogonalConv2d):
-        layer = layer.fixed()
     kernel = exact_numbers(layer.weight, "weight")
     stride, dilation = tuple(layer.stride), tuple(layer.dilation)
     if isinstance(layer.padding, str):
@@ -194,6 +201,8 @@ def convolution_of(layer: Convolutional) -> Convolution:
     else:
         padding = tuple((each, each) for each in by_axis(layer.padding, kernel.dim() - 2))
     around = [size for before_after in reversed(padding) for size in before_after]
+    if isinstance(layer, OrthogonalConv1d | OrthogonalConv2d):
+        return Convolution(kernel, stride, padding, dilation, layer.groups, layer.padding_mode, scaled=True)
     if layer.padding_mode != "zeros" and list(layer._reversed_padding_repeated_twice) != around:
         raise ValueError(f"`padding` must be as it was when the layer was made, it was changed to {layer.padding}")
     return Convolution(kernel, stride, padding, dilation, layer.groups, layer.padding_mode)

@@ -19,6 +19,8 @@ from lightning_crmt.layers import (
     GroupSort,
     OrthogonalConv1d,
     OrthogonalConv2d,
+    OrthogonalConvTranspose1d,
+    OrthogonalConvTranspose2d,
     OrthogonalLinear,
     Residual,
     Scale,
@@ -199,7 +201,10 @@ _REFUSED: dict[type[nn.Module], str] = {
     OrthogonalLinear: "its weights are computed anew in every pass, and QR decompositions differ in the last bits from "
     "one number of threads to another; fix them first with lightning_crmt.layers.with_fixed_weights",
     **dict.fromkeys(
-        (nn.Conv1d, nn.Conv2d, nn.Conv3d, OrthogonalConv1d, OrthogonalConv2d),
+        (
+            *(nn.Conv1d, nn.Conv2d, nn.Conv3d, OrthogonalConv1d, OrthogonalConv2d),
+            *(OrthogonalConvTranspose1d, OrthogonalConvTranspose2d),
+        ),
         "libraries choose algorithms for convolutions whose rounding has no such bound; level 'sound' may know it",
     ),
 }
