@@ -55,6 +55,18 @@ def test_means_are_those_of_all_samples_and_of_each_group():
     assert math.isnan(computed["by class"][6])
 
 
+@pytest.mark.parametrize("groups", [None, torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) > 0.5])
+def test_shares_added_together_are_those_added_one_by_one(groups):
+    values = {str(r): torch.rand(40, generator=torch.Generator().manual_seed(1)) > r for r in (0.1, 0.5, 0.9)}
+    together, one_by_one = Means[str](), Means[str]()
+    for _ in range(2):
+        together.add(values, groups)
+        for name, each in values.items():
+            one_by_one.add({name: each.float()}, groups)
+    assert together.compute(alone) == one_by_one.compute(alone)
+    assert together.counts == one_by_one.counts
+
+
 def test_two_processes_have_the_means_of_one():
     parts = []
     for batch in batches(5, 30):

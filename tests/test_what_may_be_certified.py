@@ -35,7 +35,7 @@ from lightning_crmt.certification.exact_twin import ExactTwin
 from lightning_crmt.encoders import MLP, LipschitzMLP
 from lightning_crmt.fusion import FusionHead, LateFusion
 from lightning_crmt.layers import Fixable, OrthogonalLinear, Residual, Scale
-from lightning_crmt.lipschitz import forward_error
+from lightning_crmt.lipschitz import Precision, forward_error, running_error
 from lightning_crmt.mixin import CRMTMixin
 
 
@@ -1137,3 +1137,49 @@ def test_rows_of_a_head_that_double_precision_rounds_to_others_are_refused():
     parametrize.register_parametrization(model.head.rows, "a", Rounded())
     with pytest.raises(NoBoundError, match="must have a `a` that is the same in double precision"):
         model.certify(inputs_of())
+
+
+# --- what is kept is what would be computed again
+
+
+def deep():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(inplace=True),
+        Residual(nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.Tanh())), nn.Flatten(), nn.Dropout(),
+        nn.Linear(24, 8), nn.GELU(), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_what_is_kept_of_weights_changes_no_bit(multi_label):
+    torch.manual_seed(0)
+    encoders, inputs = {"a": deep(), "b": MLP(5, 4)}, inputs_of()
+    sizes = dict.fromkeys("ab", 4)
+    model = CRMTModule(encoders, 3, head=LinearFusion, in_features=sizes, multi_label=multi_label).eval()
+
+    def alone(missing):
+        ExactTwin._twins.clear()
+        return model.evaluation(inputs).certificate(missing)
+
+    fresh = {missing: alone(missing) for missing in [(), ("a",), ("b",)]}
+    model.evaluation(inputs)
+    kept = model.evaluation(inputs)
+    for missing in [("b",), ("a",), ()]:
+        one, other = fresh[missing], kept.certificate(missing)
+        assert torch.equal(one.prediction, other.prediction)
+        assert torch.equal(one.margins, other.margins)
+        assert all(torch.equal(each, other.sensitivities[name]) for name, each in one.sensitivities.items())
+    assert (kept.certificate().radius() > 0).any()
+
+
+def test_the_error_of_a_network_is_that_of_its_layers_one_after_the_other():
+    torch.manual_seed(0)
+    network, x = deep().eval(), torch.randn(5, 6).double()
+    twin, precision = copy.deepcopy(network).double(), Precision(torch.float32, torch.device("cpu"))
+    features, error = running_error(network, twin, x, precision, lipschitz_bound)
+    z, so_far = x, 0.0
+    for running, layer in zip(network, twin, strict=True):
+        z, so_far = running_error(running, layer, z, precision, lipschitz_bound, so_far)
+    assert torch.equal(features, z)
+    assert torch.equal(error, so_far)
+    assert (error > 0).all()

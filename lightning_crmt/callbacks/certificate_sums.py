@@ -43,6 +43,7 @@ class CertificateSums(Measurement):
         super().__init__()
         self.radii, self.budgets, self.names, self.mean_radii = radii, budgets, names, mean_radii
         self.by_class = Means[Key]()
+        self._keys: dict[tuple[str, ...], list[Key]] = {}
 
     def add_certificate(
         self, certificate: AnyCertificate, target: Tensor, present: Mapping[str, Tensor], perturbed: Sequence[str]
@@ -64,7 +65,8 @@ class CertificateSums(Measurement):
         if not perturbed:
             return
         together = "joint" if len(perturbed) == len(self.names) else "+".join(perturbed)
-        accuracy = self._accuracy(certificate, target, together, perturbed)
+        radius = credited_radius(certificate, target, perturbed)
+        accuracy = self._accuracy(certificate, radius, together)
         if labels:
             hits = self._label_accuracy(certificate, target, together, perturbed)
             self.by_class.add(hits, torch.ones_like(target))
@@ -73,14 +75,15 @@ class CertificateSums(Measurement):
             classes = torch.arange(certificate.num_classes, device=target.device)
             self.by_class.add(accuracy, target[:, None] == classes)
         self.means.add(accuracy)
-        self._add_radius(certificate, target, together, present, perturbed)
+        self._add_radius(certificate, radius, together, _have_any(target, present, perturbed))
         for name in perturbed:
             if name != together:
-                own = self._accuracy(certificate, target, name, [name])
+                radius, here = credited_radius(certificate, target, [name]), _have_any(target, present, [name])
+                own = self._accuracy(certificate, radius, name)
                 hits = self._label_accuracy(certificate, target, name, [name]) if labels else {}
                 own |= {key: each.float().mean(dim=1) for key, each in hits.items()}
-                self.means.add(own, _have_any(target, present, [name]))
-                self._add_radius(certificate, target, name, present, [name])
+                self.means.add(own, here)
+                self._add_radius(certificate, radius, name, here)
 
     def add_dropped(
         self,
@@ -99,39 +102,32 @@ class CertificateSums(Measurement):
             perturbed: the other modalities that radii are about.
             name: of the missing one.
         """
-        accuracy = self._accuracy(certificate, target, name, perturbed, when="_dropped")
-        self.means.add(accuracy, _have_any(target, present, perturbed))
-        self._add_radius(certificate, target, name, present, perturbed, when="_dropped")
+        radius, here = credited_radius(certificate, target, perturbed), _have_any(target, present, perturbed)
+        self.means.add(self._accuracy(certificate, radius, name, when="_dropped"), here)
+        self._add_radius(certificate, radius, name, here, when="_dropped")
 
-    def _accuracy(
-        self, certificate: AnyCertificate, target: Tensor, of: str, modalities: Sequence[str], when: str = ""
-    ) -> dict[Key, Tensor]:
-        """Which samples are right and have a radius above each of those asked for, ``(B,)``."""
-        radius = credited_radius(certificate, target, modalities)
-        sure = certificate.soundness.label
-        return {Key("", f"accuracy{when}", of, r, sure=sure): radius > r for r in self.radii}
+    def _keys_at_radii(self, what: str, of: str, sure: str) -> list[Key]:
+        if (what, of, sure) not in self._keys:
+            self._keys[what, of, sure] = [Key("", what, of, r, sure=sure) for r in self.radii]
+        return self._keys[what, of, sure]
+
+    def _accuracy(self, certificate: AnyCertificate, radius: Tensor, of: str, when: str = "") -> dict[Key, Tensor]:
+        """Which samples have a credited radius ``(B,)`` above each of those asked for, ``(B,)``."""
+        keys = self._keys_at_radii(f"accuracy{when}", of, certificate.soundness.label)
+        return {key: radius > r for key, r in zip(keys, self.radii, strict=True)}
 
     def _label_accuracy(
         self, certificate: AnyCertificate, target: Tensor, of: str, modalities: Sequence[str]
     ) -> dict[Key, Tensor]:
         """Which labels are right and have a radius above each of those asked for, ``(B, K)``."""
         radii = credited_label_radii(certificate, target, modalities)
-        return {Key("", "label_accuracy", of, r, sure=certificate.soundness.label): radii > r for r in self.radii}
+        keys = self._keys_at_radii("label_accuracy", of, certificate.soundness.label)
+        return {key: radii > r for key, r in zip(keys, self.radii, strict=True)}
 
-    def _add_radius(
-        self,
-        certificate: AnyCertificate,
-        target: Tensor,
-        of: str,
-        present: Mapping[str, Tensor],
-        modalities: Sequence[str],
-        when: str = "",
-    ) -> None:
+    def _add_radius(self, certificate: AnyCertificate, radius: Tensor, of: str, here: Tensor, when: str = "") -> None:
         if self.mean_radii:
             # A radius is infinite where nothing could be perturbed: no part of a mean.
-            key = Key("", f"radius{when}", of, sure=certificate.soundness.label)
-            radius = credited_radius(certificate, target, modalities)
-            self.means.add({key: radius}, _have_any(target, present, modalities))
+            self.means.add({Key("", f"radius{when}", of, sure=certificate.soundness.label): radius}, here)
 
     @override
     def compute(self, reduce: Reduce) -> dict[Key, float]:

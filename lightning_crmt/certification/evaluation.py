@@ -14,7 +14,8 @@ import copy
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,17 @@ from torch import Tensor, nn
 from lightning_crmt.certification.certificate import Certificate
 from lightning_crmt.certification.exact_twin import ExactTwin
 from lightning_crmt.certification.from_outputs import certify, certify_with_errors, fused, names_of
-from lightning_crmt.certification.inequality import apart, margins_of, own_class, sensitivities_of, together
+from lightning_crmt.certification.inequality import (
+    label_sensitivities,
+    margins_of,
+    of_answers,
+    of_samples,
+    own_class,
+    row_distances,
+    row_lengths,
+    sensitivities,
+    together,
+)
 from lightning_crmt.checks import check_batch, check_inputs, describe
 from lightning_crmt.frozen_eval import as_taken_by, device_of, evaluating, frozen_eval
 from lightning_crmt.fusion import LinearFusion
@@ -208,6 +219,7 @@ class Evaluation:
                     _coarsest(precisions[name]),
                     twin.layer_bound,
                     _cast_error(given[name], inputs[name]).to(device_of(twin.head)),
+                    twin.spreads,
                 )
             self._exact_output = self._exact_head(
                 exact, {name: here.to(device_of(twin.head)) for name, here in present.items()}
@@ -255,7 +267,7 @@ class Evaluation:
                 name: where_present(slope + self._lost(name, prediction), self._exact_output.present.get(name))
                 if name in present
                 else torch.zeros_like(margins)
-                for name, slope in sensitivities_of(self.constants, self._exact_head, prediction).items()
+                for name, slope in of_samples(self._speeds, prediction).items()
             }
         return Certificate(prediction, margins, slopes, Soundness.SOUND, missing)
 
@@ -309,13 +321,37 @@ class Evaluation:
                     + (f", off by up to {float((as_used - own).abs().max()):.3g}" if as_used.shape == own.shape else "")
                 )
 
+    @cached_property
+    def _speeds(self) -> dict[str, Tensor]:
+        """How fast margins of all pairs can change, ``(K, K)``, or logits of labels, ``(K,)``."""
+        of = label_sensitivities if self.multi_label else sensitivities
+        return of(self.constants, self._exact_head)
+
+    @cached_property
+    def _rows(self) -> dict[str, _Rows]:
+        """What certificates with and without some modalities need of the rows of each."""
+        exact, running = self._exact_head.class_weights, self.head.class_weights
+        directions, weights = self._exact_head.directions, self._exact_head.integration_weights
+        gamma, rows = 4 * self.precision.gamma(self._terms), {}
+        for name, error in self._feature_errors.items():
+            lengths, size = exact[name].norm(dim=1), self._exact_output.features[name].norm(dim=1) + error
+            off = gamma * lengths + 4 * (in_double(running[name]) - exact[name]).norm(dim=1)
+            longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
+            distances = (row_lengths if self.multi_label else row_distances)(exact[name])
+            rows[name] = _Rows(lengths, off, distances, size, longest * size < self.precision.largest)
+        return rows
+
+    @property
+    def _terms(self) -> int:
+        return max(self.head.in_features.values()) + len(self.head.in_features) + 4
+
     def _lost(self, name: str, prediction: Tensor) -> Tensor:
         """What rounding may take from distances of rows, weights times directions, in double precision ``(B, K)``.
 
         Rows that are equal only because they were rounded are not equal. Products of numbers in single precision are
         exact, and so are those of the weights of a linear head, which are 1.
         """
-        rows = self._exact_head.class_weights[name].norm(dim=1)
+        rows = self._rows[name].lengths
         exact = self.head.bias.dtype is torch.float32 or isinstance(self.head, LinearFusion)
         constant = self.constants.values[name].to(rows)
         lost: Tensor = (0.0 if exact else 2.0**-50) * constant * together(rows, prediction)
@@ -331,22 +367,34 @@ class Evaluation:
         with the errors :math:`e^m` of the features. Where the head computes its rows anew in every pass they come out a
         little different from one machine to another, which the factor 4 is for.
         """
-        exact, running = self._exact_head.class_weights, self.head.class_weights
-        terms = max(self.head.in_features.values()) + len(self.head.in_features) + 4
-        directions, weights = self._exact_head.directions, self._exact_head.integration_weights
-        gamma = 4 * self.precision.gamma(terms)
-        each = gamma * self._exact_head.bias.abs() + terms * self.precision.smallest
+        gamma = 4 * self.precision.gamma(self._terms)
+        each = gamma * self._exact_head.bias.abs() + self._terms * self.precision.smallest
         slack = together(each, prediction)
         for name in present:
-            rows, error = exact[name], self._feature_errors[name]
-            size = self._exact_output.features[name].norm(dim=1) + error
-            each = gamma * rows.norm(dim=1) + 4 * (in_double(running[name]) - rows).norm(dim=1)
-            part = together(each, prediction) * size[:, None]
-            part = part + apart(rows, prediction) * error[:, None]
-            longest = directions[name].norm(dim=1).max() * max(1.0, float(weights[name].abs().max()))
-            part = torch.where((longest * size < self.precision.largest)[:, None], part, math.inf)
+            rows, error = self._rows[name], self._feature_errors[name]
+            part = together(rows.off, prediction) * rows.size[:, None]
+            part = part + of_answers(rows.distances, prediction) * error[:, None]
+            part = torch.where(rows.finite[:, None], part, math.inf)
             slack = slack + where_present(part, self._exact_output.present.get(name))
         return slack
+
+
+class _Rows(NamedTuple):
+    """Of one modality.
+
+    Attributes:
+        lengths: of its rows, weights times directions, ``(K,)``.
+        off: what is relative to the features' size, ``(K,)``.
+        distances: of the rows from each other, ``(K, K)``; of labels their lengths, ``(K,)``.
+        size: of the features, and their error, ``(B,)``.
+        finite: where no sum on the way to a score overflows, ``(B,)``.
+    """
+
+    lengths: Tensor
+    off: Tensor
+    distances: Tensor
+    size: Tensor
+    finite: Tensor
 
 
 def _refuse_integers(inputs: Inputs, level: Soundness) -> None:
@@ -407,7 +455,8 @@ def _answer(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def _precisions(tensors: Iterable[Tensor]) -> list[Precision]:
-    return [Precision(tensor.dtype, tensor.device) for tensor in tensors]
+    kinds = dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors)
+    return [Precision(dtype, device) for dtype, device in kinds]
 
 
 def _precisions_of(encoder: nn.Module, x: Tensor) -> list[Precision]:

@@ -45,6 +45,7 @@ class ExactTwin:
         encoders: in double precision, in evaluation mode, by modality.
         head: in double precision.
         fingerprints: of the encoders that it is a twin of.
+        spreads: of the weights of layers, as :func:`~lightning_crmt.lipschitz.running_error` finds them.
     """
 
     _twins: ClassVar[OrderedDict[Hashable, ExactTwin]] = OrderedDict()
@@ -55,6 +56,7 @@ class ExactTwin:
         self.head = _exact(head, "head")
         self._bounds: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, float]] = {}
         self._layers: Found = {}
+        self.spreads: dict[int, float] = {}
 
     @classmethod
     def of(cls, encoders: Mapping[str, nn.Module], head: LateFusion, fingerprints: Mapping[str, str]) -> ExactTwin:

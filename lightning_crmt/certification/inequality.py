@@ -104,10 +104,8 @@ def sensitivities_of(lipschitz: LipschitzConstants, head: LateFusion | None, ans
 
 
 def of_samples(bounds: Mapping[str, Tensor], answers: Tensor) -> dict[str, Tensor]:
-    """The bounds of each sample's margins, ``(B, K)``, among those of all pairs ``(K, K)``, or of labels ``(K,)``."""
-    if has_labels(answers):
-        return {name: bound.expand(len(answers), -1) for name, bound in bounds.items()}
-    return {name: bound[answers.to(bound.device)] for name, bound in bounds.items()}
+    """:func:`of_answers` of each modality."""
+    return {name: of_answers(bound, answers) for name, bound in bounds.items()}
 
 
 def _refuse(lipschitz: LipschitzConstants, of: str, why: str) -> None:
@@ -170,7 +168,12 @@ def row_lengths(rows: Tensor) -> Tensor:
 
 def apart(rows: Tensor, answers: Tensor) -> Tensor:
     """Distances of each sample's own row of ``(K, d)`` from all, ``(B, K)``; of labels the lengths of the rows."""
-    return row_lengths(rows).expand(len(answers), -1) if has_labels(answers) else row_distances(rows)[answers]
+    return of_answers((row_lengths if has_labels(answers) else row_distances)(rows), answers)
+
+
+def of_answers(bound: Tensor, answers: Tensor) -> Tensor:
+    """The bounds of each sample's margins, ``(B, K)``, among those of all pairs ``(K, K)``, or of labels ``(K,)``."""
+    return bound.expand(len(answers), -1) if has_labels(answers) else bound[answers.to(bound.device)]
 
 
 def together(values: Tensor, answers: Tensor) -> Tensor:

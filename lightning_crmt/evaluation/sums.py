@@ -37,6 +37,18 @@ def total_and_count(values: Tensor, groups: Tensor | None = None) -> Tensor:
     return torch.stack([total, torch.full_like(total, len(values))])[:, None]
 
 
+def _shares(values: list[Tensor], groups: Tensor | None) -> Tensor:
+    """:func:`total_and_count` of each of n bools ``(B,)``, ``(n, 2, G)``."""
+    stacked = torch.stack(values)
+    if groups is None:
+        totals = stacked.sum(dim=1).float()[:, None]
+        counts = torch.full_like(totals, stacked.shape[1])
+    else:
+        totals = (stacked[:, :, None] & groups).sum(dim=1).float()
+        counts = groups.sum(dim=0).float().expand_as(totals)
+    return torch.stack([totals, counts], dim=1)
+
+
 class Means(Generic[K]):
     """Means over samples, by name, from sums in single precision; those of several batches are added up.
 
@@ -62,9 +74,12 @@ class Means(Generic[K]):
                 group, ``(B, G)``.
             groups: which groups each sample is in, ``(B, G)`` bool; by default all are in one.
         """
+        # Sums of whole numbers are exact in any order, so bools may be added up together.
+        shares = {name: each for name, each in values.items() if each.dtype is torch.bool and each.dim() == 1}
+        sums: dict[K, Tensor] = dict(zip(shares, _shares(list(shares.values()), groups), strict=True)) if shares else {}
         for name, each in values.items():
-            sums = total_and_count(each.float(), groups)
-            self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+            new = sums[name] if name in sums else total_and_count(each.float(), groups)
+            self._sums[name] = self._sums[name] + new if name in self._sums else new
 
     def __bool__(self) -> bool:
         """Whether anything was added."""

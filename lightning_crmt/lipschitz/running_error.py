@@ -56,6 +56,8 @@ _FUNCTION = 8
 
 #: Bound of a layer in the l2 norm at a shape.
 Bounds: TypeAlias = Callable[[nn.Module, tuple[int, ...]], float]
+#: By a layer's id, a bound of the norm of its weights' absolute values.
+Spreads: TypeAlias = dict[int, float]
 
 _EXACT = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU, nn.ReLU6,
@@ -111,7 +113,13 @@ class Precision:
 
 @torch.no_grad()
 def running_error(
-    running: nn.Module, twin: nn.Module, x: Tensor, precision: Precision, bounds: Bounds, error: Tensor | float = 0.0
+    running: nn.Module,
+    twin: nn.Module,
+    x: Tensor,
+    precision: Precision,
+    bounds: Bounds,
+    error: Tensor | float = 0.0,
+    found: Spreads | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Exact features, and how far those that the network computes as it runs may be from them.
 
@@ -122,6 +130,7 @@ def running_error(
         precision: in which the network runs.
         bounds: l2 bound of a layer of ``twin`` at a shape.
         error: how far from ``x`` the samples are that the network gets, ``(B,)``.
+        found: where the spread of each layer's weights is noted, for later calls with the same ``twin``.
 
     Returns:
         Features ``(B, ...)`` in double precision, and a bound of the l2 norm of the error, ``(B,)``; infinite where
@@ -143,12 +152,14 @@ def running_error(
         running = with_fixed_weights(running)
         refuse_other_weights(running, twin, precision.unit)
     nothing = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    return _Walk(precision, bounds)(running, twin, x, nothing + error)
+    return _Walk(precision, bounds, {} if found is None else found)(running, twin, x, nothing + error)
 
 
 class _Walk:
-    def __init__(self, precision: Precision, bounds: Bounds) -> None:
-        self.precision, self.bounds = precision, bounds
+    def __init__(self, precision: Precision, bounds: Bounds, spreads: Spreads) -> None:
+        self.precision, self.bounds, self.spreads = precision, bounds, spreads
+        #: What a layer gave last, which the next one gets, and its norm, where nothing changes it in place.
+        self.last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, running: Any, twin: Any, z: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         kind = parametrize.type_before_parametrizations(running)
@@ -172,11 +183,19 @@ class _Walk:
         error = self.bounds(twin, tuple(z.shape[1:])) * error
         if kind not in _EXACT:
             error = error + self._made(running, twin, z, out, error)
-        return out, self._finite(out, error)
+        norm = self._norm(out)
+        self.last = (out, norm) if kept else None
+        return out, self._below(norm, error)
+
+    def _norm(self, z: Tensor) -> Tensor:
+        return self.last[1] if self.last is not None and self.last[0] is z else _norm(z)
 
     def _finite(self, magnitude: Tensor, error: Tensor) -> Tensor:
         """The error, where neither numbers of this size nor sums on the way to them overflow."""
-        return torch.where(_norm(magnitude) < self.precision.largest, error, math.inf)
+        return self._below(_norm(magnitude), error)
+
+    def _below(self, norm: Tensor, error: Tensor) -> Tensor:
+        return torch.where(norm < self.precision.largest, error, math.inf)
 
     def _made(self, running: Any, layer: Any, z: Tensor, out: Tensor, error: Tensor) -> Tensor:
         """What the layer's own rounding adds."""
@@ -221,18 +240,25 @@ class _Walk:
         return p.gamma(count) * (_norm(z) + _norm(out) + terms + error) + p.smallest * entries
 
     def _products(self, magnitude: Tensor, running: Any, layer: Any, z: Tensor, error: Tensor, gamma: float) -> Tensor:
-        weight: Tensor = layer.weight.abs()
-        # ||M|| <= sqrt(largest row sum * largest column sum), of a convolution too.
-        sums = weight.flatten(1).sum(1).max() * weight.transpose(0, 1).flatten(1).sum(1).max()
-        spread = math.sqrt(float(sums))
+        spread = self._spread(layer)
         # Weights that are computed in every pass come out a little different, from one number of threads to another.
         drift: Tensor = in_double(running.weight) - layer.weight
-        apart = 4 * float(drift.norm()) * math.sqrt(math.prod(weight.shape[2:]))
-        lost = self.precision.smallest * magnitude[0].numel() * weight[0].numel()
-        relative = _norm(magnitude) + spread * error
+        apart = 4 * float(drift.norm()) * math.sqrt(math.prod(layer.weight.shape[2:]))
+        lost = self.precision.smallest * magnitude[0].numel() * layer.weight[0].numel()
+        norm, norm_of_z = _norm(magnitude), self._norm(z)
+        relative = norm + spread * error
         if not isinstance(layer, nn.Linear):  # the error of Winograd's algorithm is relative to the largest of a tile
-            relative = relative + spread * _norm(z)
-        return self._finite(magnitude, gamma * relative + apart * (_norm(z) + error) + lost)
+            relative = relative + spread * norm_of_z
+        return self._below(norm, gamma * relative + apart * (norm_of_z + error) + lost)
+
+    def _spread(self, layer: Any) -> float:
+        """A bound of ||M||: of a matrix, or of a convolution."""
+        if id(layer) not in self.spreads:
+            weight: Tensor = layer.weight.abs()
+            # ||M|| <= sqrt(largest row sum * largest column sum), of a convolution too.
+            sums = weight.flatten(1).sum(1).max() * weight.transpose(0, 1).flatten(1).sum(1).max()
+            self.spreads[id(layer)] = math.sqrt(float(sums))
+        return self.spreads[id(layer)]
 
     def _looked_up(self, running: Any, twin: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if parametrize.is_parametrized(running) or tokens.is_floating_point():
