@@ -4,13 +4,16 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 LOWEST := $(VENV)-lowest
 
-.PHONY: demo test test-lowest soundness bench lint types docs extras release-check clean
+.PHONY: demo test coverage test-lowest soundness bench lint types docs extras release-check clean
 
 demo: $(VENV)/installed  ## train and compare on real data; a table, and a page under results/demo
 	$(VENV)/bin/lightning-crmt compare examples/comparisons/demo.yaml
 
 test: $(VENV)/installed  ## tests, doctests, examples; two processes take them from each other
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+
+coverage: $(VENV)/installed  ## the tests, and how much of the package they run, which setup.cfg says how much must be
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal --cov
 
 # What others warn of in old packages is no error here.
 test-lowest: $(LOWEST)/installed  ## tests of Trainer, command line and metrics with the lowest versions of setup.cfg

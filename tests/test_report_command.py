@@ -104,6 +104,7 @@ def test_a_log_without_numbers_is_a_run_that_failed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:AdversarialRobustness, attack")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # Lightning's, of each test with a checkpoint
+@pytest.mark.filterwarnings("ignore:.*hardly ever right")  # after two epochs
 def test_a_fit_and_a_test_of_the_command_line_become_pages(tmp_path, capsys):
     root = __file__.rpartition("tests")[0]
     shutil.copy(f"{root}examples/mfeat.yaml", "run.yaml")

@@ -71,7 +71,7 @@ def fit(name, device):
         optimizer=lambda groups: torch.optim.AdamW(groups, 0.01, foreach=False),
     )  # fmt: skip
     trainer = Trainer(
-        strategy=SingleDeviceStrategy(device=torch.device(device), accelerator=Device()), max_epochs=3,
+        strategy=SingleDeviceStrategy(device=torch.device(device), accelerator=Device()), max_epochs=1,
         callbacks=[CALLBACKS[name](), where := Where()], num_sanity_val_steps=0, inference_mode=False,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
