@@ -26,12 +26,13 @@ from lightning_crmt.encoders import (
     ResNet18Tokens,
 )
 from lightning_crmt.fusion import AttentionFusion, CosineFusion, FiLMFusion, GatedFusion, MemoryFusion
-from lightning_crmt.layers import OrthogonalConv2d, Residual, ScaledAvgPool2d
+from lightning_crmt.layers import OrthogonalConv2d, OrthogonalConvTranspose2d, Residual, ScaledAvgPool2d
 from lightning_crmt.modality import where_present
 
-CIRCULAR = nn.Sequential(
-    OrthogonalConv2d(1, 4, 3, padding_mode="circular"), ScaledAvgPool2d(2), Residual(nn.ReLU()), nn.Flatten()
-)
+PADDED = nn.Sequential(
+    OrthogonalConv2d(1, 4, 3, padding_mode="circular"), ScaledAvgPool2d(2), Residual(nn.ReLU()),
+    OrthogonalConv2d(4, 4, 3, groups=2, padding_mode="reflect"), OrthogonalConvTranspose2d(4, 1, 2, 2), nn.Flatten(),
+)  # fmt: skip
 
 #: Encoders of 16 features, and the shape of a sample.
 ENCODERS = {
@@ -44,7 +45,7 @@ ENCODERS = {
     "sorting fours": (LipschitzMLP(12, 16, (32,), group_size=4), (12,)),
     "lipschitz cnn": (LipschitzCNN(1, 16, (8, 8), (4, 16)), (1, 8, 8)),
     "lipschitz cnn of sequences": (LipschitzCNN(2, 16, [16], (4, 16)), (2, 16)),
-    "circular": (nn.Sequential(*CIRCULAR, nn.Linear(64, 16)), (1, 8, 8)),
+    "padded": (nn.Sequential(*PADDED, nn.Linear(64, 16)), (1, 8, 8)),
 }
 TOKENS = {"tokens": (ResNet18Tokens(3, 2), (3, 40, 36)), "tokens of frames": (ResNet18Tokens(3, 2), (2, 3, 40, 36))}
 HEADS = {

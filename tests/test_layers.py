@@ -389,6 +389,55 @@ def test_sorted_pairs_have_the_derivatives_of_sorting(shape):
     assert pairs(nan)[0].isnan().all()
 
 
+SHAPED = [
+    *[(OrthogonalConv2d(4, 6, 3, padding_mode=mode), (4, 6, 6)) for mode in ("zeros", "reflect", "circular")],
+    *[(OrthogonalConv1d(4, 8, 4, 2, groups=2, padding_mode=mode), (4, 6)) for mode in ("replicate", "circular")],
+    (OrthogonalConvTranspose2d(4, 6, (3, 2), 2, 1, 1, 2), (4, 5, 6)), (GroupSort(), (4, 6, 6)), (GroupSort(4), (4,)),
+    (ScaledPad([(1, 2), (2, 0)], "reflect"), (4, 6, 6)),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's forward mode runs it
+@pytest.mark.parametrize(("layer", "shape"), SHAPED, ids=str)
+def test_empty_batches_short_numbers_and_derivatives(layer, shape):
+    torch.manual_seed(0)
+    x = torch.randn(2, *shape, requires_grad=True)
+    empty = torch.zeros(0, *shape, requires_grad=True)
+    assert layer(empty).shape == (0, *layer(x).shape[1:])
+    layer(empty).sum().backward()
+    assert empty.grad.shape == empty.shape
+    if not isinstance(layer, GroupSort):  # which takes channels from the second dimension
+        assert_close(layer(x[0]), layer(x)[0])
+    half = copy.deepcopy(layer).bfloat16()(x.bfloat16())
+    assert half.dtype is torch.bfloat16
+    assert (half - layer(x)).norm() < 0.02 * x.norm()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (gradient,) = torch.autograd.grad(layer(x).float().square().sum(), x)
+    assert (gradient - torch.autograd.grad(layer(x).square().sum(), x)[0]).norm() < 0.04 * x.norm()
+    double, z = copy.deepcopy(layer).double(), torch.randn(1, *shape, dtype=torch.float64, requires_grad=True)
+    v = torch.randn_like(z)
+    ahead = (double(z + 1e-6 * v) - double(z - 1e-6 * v)) / 2e-6
+    assert_close(torch.func.jvp(double, (z,), (v,))[1], ahead, atol=1e-8, rtol=1e-6)
+    assert_close(torch.func.vmap(double)(torch.stack([z, v])), torch.stack([double(z), double(v)]))
+
+    # Twice backward: the gradient of sum(f^3) in direction v, differenced.
+    def slope(z):
+        return torch.autograd.grad(double(z).pow(3).sum(), z, create_graph=True)[0]
+
+    (curve,) = torch.autograd.grad(slope(z), z, v)
+    ahead = (slope(z + 1e-6 * v) - slope(z - 1e-6 * v)) / 2e-6
+    assert_close(curve, ahead, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["circular", "replicate"])
+def test_programs_take_inputs_of_other_sizes(mode):
+    layer = nn.Sequential(OrthogonalConv1d(2, 4, 4, 2, padding_mode=mode), GroupSort())
+    sizes = {0: torch.export.Dim("B"), 2: 2 * torch.export.Dim("T", min=4, max=100)}
+    program = torch.export.export(layer, (torch.randn(3, 2, 12),), dynamic_shapes=(sizes,)).module()
+    x = torch.randn(5, 2, 20)
+    assert_close(program(x), layer(x))
+
+
 def test_scaled_pooling_has_norm_one():
     for layer, shape in [
         (ScaledAvgPool2d(2), (2, 4, 6)), (ScaledAvgPool2d(3), (1, 7, 8)), (ScaledAvgPool2d(), (2, 3, 5)),
@@ -533,6 +582,39 @@ def decompositions(monkeypatch):
     shapes, qr = [], torch.linalg.qr
     monkeypatch.setattr(torch.linalg, "qr", lambda matrix: shapes.append(tuple(matrix.shape)) or qr(matrix))
     return shapes
+
+
+def draw_in_place(layer):
+    with torch.no_grad():
+        layer.raw.normal_()
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)])
+@pytest.mark.parametrize(
+    "change",
+    [draw_in_place, lambda layer: layer.load_state_dict(OrthogonalLinear(*layer.raw.mT.shape).state_dict()),
+     lambda layer: setattr(layer.raw, "data", torch.randn_like(layer.raw)), nn.Module.double],
+    ids=["in place", "loaded", "set", "double"],
+)  # fmt: skip
+def test_kept_rows_are_of_the_parameter_as_it_is(shape, change, monkeypatch):
+    layer = OrthogonalLinear(*shape).requires_grad_(False)
+    shapes = decompositions(monkeypatch)
+    with kept_rows():
+        assert torch.equal(layer.weight, layer.weight)
+        assert len(shapes) == 1
+        change(layer)
+        kept = layer.weight
+    assert torch.equal(kept, layer.weight)
+    assert kept.dtype is layer.raw.dtype
+
+
+def test_rows_that_inference_mode_kept_do_not_stop_a_gradient():
+    layer, x = OrthogonalLinear(5, 3).requires_grad_(False), torch.ones(1, 5, requires_grad=True)
+    with kept_rows():
+        with torch.inference_mode():
+            layer(x)
+        layer(x).sum().backward()
+    assert_close(x.grad, layer.weight.sum(0, keepdim=True))
 
 
 @pytest.mark.parametrize("sizes", [{"a": 5, "b": 5}, {"a": 5, "b": 7}])

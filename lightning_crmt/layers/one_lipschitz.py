@@ -43,7 +43,8 @@ class GroupSort(nn.Module):
                 f"`x` must have shape (B, C, ...) with C a multiple of `group_size` = {self.group_size}, "
                 f"got {tuple(x.shape)}"
             )
-        groups = x.reshape(x.shape[0], -1, self.group_size, *x.shape[2:])
+        # Not -1, which says nothing in an empty batch.
+        groups = x.reshape(x.shape[0], x.shape[1] // self.group_size, self.group_size, *x.shape[2:])
         if self.group_size > 2:
             return torch.sort(groups, dim=2).values.flatten(1, 2)
         if torch.compiler.is_compiling():  # compilers and exporters do better with plain operations
@@ -174,7 +175,7 @@ class ScaledPad(nn.Module):
             size = x.shape[-axis]
             places = torch.arange(size, dtype=torch.float32, device=x.device)  # exact up to 2^24; integers have no pad
             padded = F.pad(places.reshape(1, 1, size), around, mode=self.mode).flatten().long()
-            counts = torch.zeros_like(places).index_add(0, padded, places.new_ones(len(padded)))
+            counts = torch.zeros_like(places).index_add(0, padded, torch.ones_like(padded, dtype=torch.float32))
             share = counts.to(torch.promote_types(x.dtype, torch.float32)).rsqrt().to(x.dtype)
             x = x * share.reshape(size, *(1,) * (axis - 1))
         return F.pad(x, [rows for pair in reversed(self.padding) for rows in pair], mode=self.mode)

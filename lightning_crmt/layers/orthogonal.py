@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,15 +20,16 @@ from lightning_crmt.checks import check_at_least
 from lightning_crmt.layers.fixed_weights import Fixable
 from lightning_crmt.layers.one_lipschitz import ScaledPad
 
-#: Rows by the identity of the frozen parameter, which is kept so that no other one can have it.
-_KEPT: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("kept rows", default=None)
+#: By the identity of a frozen parameter, which is kept so that no other one can have it: its stamp, and its rows.
+_KEPT: ContextVar[dict[int, tuple[Tensor, Hashable, Tensor]] | None] = ContextVar("kept rows", default=None)
 
 
 @contextmanager
 def kept_rows() -> Iterator[None]:
-    """Inside, the orthonormal rows of a frozen parameter are computed once; parameters must not change meanwhile.
+    """Inside, the orthonormal rows of a frozen parameter are computed once, and again should it change.
 
-    For many passes through the same model, where a decomposition in each would cost as much as the rest.
+    For many passes through the same model, where a decomposition in each would cost as much as the rest. A change in
+    place through ``parameter.data`` is not seen.
 
     >>> layer = OrthogonalLinear(5, 3).requires_grad_(False)
     >>> with kept_rows():
@@ -58,17 +59,36 @@ def orthonormal_rows(raw: Tensor) -> Tensor:
     >>> torch.allclose(rows @ rows.mT, torch.eye(3), atol=1e-6)
     True
     """
-    frozen = isinstance(raw, nn.Parameter) and not raw.requires_grad
-    kept = _KEPT.get() if frozen and not torch.compiler.is_compiling() else None
-    if kept is not None and id(raw) in kept:
-        return kept[id(raw)][1]
+    return _kept(raw, _rows)
+
+
+def _rows(raw: Tensor) -> Tensor:
     with torch.autocast(raw.device.type, enabled=False):
         wide = raw if raw.dtype is torch.float64 else raw.float()
         q, r = torch.linalg.qr(wide.mT)
         signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
         rows: Tensor = (q * signs[..., None, :]).mT
-    if kept is not None:
-        kept[id(raw)] = (raw, rows)
+    return rows
+
+
+def _columns(raw: Tensor) -> Tensor:
+    return _rows(raw.mT).mT
+
+
+def _kept(raw: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """``compute(raw)``, or what it was if :func:`kept_rows` says so and the frozen ``raw`` is as it was."""
+    frozen = isinstance(raw, nn.Parameter) and not raw.requires_grad
+    kept = _KEPT.get() if frozen and not torch.compiler.is_compiling() else None
+    if kept is None:
+        return compute(raw)
+    stamp = raw.dtype, raw.data_ptr(), None if raw.is_inference() else raw._version
+    if id(raw) in kept:
+        _, before, rows = kept[id(raw)]
+        # What was computed in inference mode is of no use to a gradient.
+        if before == stamp and (torch.is_inference_mode_enabled() or not rows.is_inference()):
+            return rows
+    rows = compute(raw)
+    kept[id(raw)] = (raw, stamp, rows)
     return rows
 
 
@@ -84,7 +104,7 @@ def _storing(weight: Tensor, bias: Tensor | None, plain: Plain) -> Plain:
 
 def _orthogonal(raw: Tensor) -> Tensor:
     """``raw`` made orthonormal along its shorter side."""
-    return orthonormal_rows(raw) if raw.shape[-2] <= raw.shape[-1] else orthonormal_rows(raw.mT).mT
+    return _kept(raw, _rows if raw.shape[-2] <= raw.shape[-1] else _columns)
 
 
 class OrthogonalLinear(nn.Module, Fixable):
@@ -142,7 +162,7 @@ class OrthogonalLinear(nn.Module, Fixable):
 
 def _by_axis(name: str, value: int | Sequence[int], axes: int, least: int = 1) -> tuple[int, ...]:
     """A setting that may be one number for all axes."""
-    sizes = (value,) * axes if isinstance(value, int) else tuple(value)
+    sizes = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     if len(sizes) != axes:
         raise ValueError(f"`{name}` must be one number or {axes}, one for each axis, got {value!r}")
     check_at_least(least, **{name: min(sizes)})
