@@ -12,6 +12,7 @@ from lightning_crmt.report.statistics import LEAST_SEEDS
 from lightning_crmt.report.summary import Column, OnData
 from lightning_crmt.report.text_tables import counts_told, difference_told, mean_told
 from lightning_crmt.report.verdict import Answer, listed, many
+from lightning_crmt.report.wording import LOWER_GUARANTEE
 
 #: With more methods beside the baseline, those of which the same can be said share a sentence.
 _MOST_TOLD = 3
@@ -19,10 +20,7 @@ _MOST_TOLD = 3
 _LOWER = ("certified", "probably_certified")
 _RIGHT = {"certified": "Guaranteed right", "probably_certified": "Guaranteed right with a stated probability",
           "estimated": "Estimated to stay right", "robust": "Right"}  # fmt: skip
-_PROVED = (
-    "Proved for these samples and changes of that size alone; a lower guarantee is no lower robustness, as of two "
-    "equally robust methods the one with looser bounds proves less."
-)
+_PROVED = f"Proved for these samples and changes of that size alone. {LOWER_GUARANTEE}"
 
 
 def short_verdict(on: OnData, baseline: str = "") -> list[Answer]:
