@@ -502,6 +502,13 @@ def test_what_is_refused(make, message):
         make()
 
 
+def test_an_input_of_too_few_axes_is_refused_by_torch():
+    with pytest.raises(RuntimeError, match=r"Expected .* input"):
+        OrthogonalConv2d(2, 2, 3, 2)(torch.zeros(8))
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"[Pp]adding"):
+        OrthogonalConv2d(2, 2, 3, 2, padding_mode="circular")(torch.zeros(8))
+
+
 def test_lipschitz_encoders_stay_within_their_scale():
     torch.manual_seed(0)
     encoders = {

@@ -324,7 +324,7 @@ class _OrthogonalConv(nn.Module, Fixable):
                 overlap where it closes, and the norm exceed 1.
         """
         if self.padding_mode == "circular" and any(
-            size % step for size, step in zip(x.shape[-self.axes :], self.stride, strict=True)
+            size % step for size, step in zip(x.shape[-self.axes :], self.stride, strict=False)
         ):
             raise ValueError(
                 f"`x` must have sizes that `stride` = {self.stride} divides if padding is circular, "
