@@ -47,7 +47,7 @@ ENCODERS = {
     "lipschitz cnn of sequences": (LipschitzCNN(2, 16, [16], (4, 16)), (2, 16)),
     "padded": (nn.Sequential(*PADDED, nn.Linear(64, 16)), (1, 8, 8)),
 }
-TOKENS = {"tokens": (ResNet18Tokens(3, 2), (3, 40, 36)), "tokens of frames": (ResNet18Tokens(3, 2), (2, 3, 40, 36))}
+TOKENS = {"tokens of frames": (ResNet18Tokens(3, 2), (2, 3, 40, 36))}
 HEADS = {
     "orthogonal": OrthogonalFusion,
     "linear": LinearFusion,
@@ -163,7 +163,7 @@ def test_onnx_answers_the_same(encoder, head, modalities, run_onnx, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "attention, auxiliary"])  # that takes the longest
 def test_samples_may_lack_modalities(head, run_onnx, tmp_path):
     model, draw = case("mlp", head, 3)
     program = export_program(model, absent(draw(2))).module()
