@@ -25,7 +25,10 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 # On Linux, workers are forks of a process that imported once and did nothing else.
-_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    _CONTEXT = multiprocessing.get_context("forkserver")
+else:
+    _CONTEXT = multiprocessing.get_context("spawn")
 
 #: Seconds between looks at workers that say nothing.
 _LOOK = 1.0

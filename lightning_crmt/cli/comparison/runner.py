@@ -31,6 +31,9 @@ _WORK = {"run": 1.0, "validate": 0.9, "test": 0.1}
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} [{elapsed}<{remaining}]"
 
+#: Until half a run is done, most of the time went into starting, which says nothing of what is left.
+_FIRST_BAR, _TELLING = _BAR.replace("{remaining}", "?"), 0.5
+
 
 def compare(
     comparison: str | Path | Mapping[str, Any] | Comparison,
@@ -181,11 +184,13 @@ class _Work:
         if not self.jobs:
             return
         done: dict[tuple[str, str], float] = {}
-        with Tqdm(total=total, desc="Comparing", smoothing=0, bar_format=_BAR, dynamic_ncols=True) as bar:
+        with Tqdm(total=total, desc="Comparing", smoothing=0, bar_format=_FIRST_BAR, dynamic_ncols=True) as bar:
             for event in in_processes(do, self.jobs, environments):
                 share = 1.0 if event.died else event.share
                 done[event.job.cell.key, event.job.what] = share * _WORK[event.job.what]
-                bar.update(min(total, sum(done.values())) - bar.n)
+                finished = min(total, sum(done.values()))
+                bar.bar_format = _BAR if finished >= _TELLING else _FIRST_BAR
+                bar.update(finished - bar.n)
                 self._ended(event)
 
     def _ended(self, event: Event[Job, Run]) -> None:
