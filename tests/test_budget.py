@@ -70,6 +70,26 @@ def test_what_is_stored_keeps_the_budget(kind, dtype, magnitude):
         assert all(stored[n].abs().max() <= 3e4 for n in budget.box)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_are_told_where_rounding_left_all_within_and_nothing_else_is_nudged(kind):
+    x = {n: v.float() for n, v in samples().items()}
+    seen = set()
+    for radius in (0.0, 0.7):
+        budget = KINDS[kind](radius)
+        delta = budget.project(noise(x, budget.attacked(x)), x)
+        near, (stored, given, size) = budget.near(delta, x), budget.apply_and_measure(delta, x)
+        assert given.equal(budget.size(delta))
+        too_far = budget.size(budget.difference(near, x)) > given
+        assert (size is None) == bool(too_far.any())
+        assert size is None or size.equal(budget.size(budget.difference(stored, x)))
+        for n, d in delta.items():
+            over = (near[n].double() - x[n].double()).abs() > d.abs()
+            nudged = over & too_far.reshape(-1, *[1] * (d.dim() - 1))
+            assert stored[n].equal(torch.where(nudged, torch.nextafter(near[n], x[n]), near[n]))
+        seen.add(size is None)
+    assert False in seen
+
+
 def test_coarse_inputs_can_still_be_moved():
     """At 3e4, single precision has steps of 0.002: of a budget of 0.05 most can be used."""
     x = {n: (v * 1.5e4).float() for n, v in samples().items()}

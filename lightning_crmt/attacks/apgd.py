@@ -117,9 +117,13 @@ class _AutoDescent(Ascent):
         budget, inputs = self.attacked.budget, self.attacked.inputs
         ahead = budget.steepest(gradient, inputs)
         share = 1.0 if self.steps == 0 else 0.75
-        aim = budget.project({name: d + times(ahead[name], self.size) for name, d in here.items()}, inputs)
-        moved = {name: d + share * (aim[name] - d) + (1 - share) * (d - self.before[name]) for name, d in here.items()}
-        self.before, self.delta = here, budget.project(moved, inputs)
+        aim = {name: times(ahead[name], self.size).add_(d) for name, d in here.items()}
+        aim = budget.project(aim, inputs, in_place=True)
+        # d + share (aim - d) + (1 - share) (d - before)
+        moved = {name: (aim[name] - d).mul_(share).add_(d) for name, d in here.items()}
+        for name, d in here.items():
+            moved[name].add_((d - self.before[name]).mul_(1 - share))
+        self.before, self.delta = here, budget.project(moved, inputs, in_place=True)
         self.steps += 1
 
     def _review(self) -> Tensor:

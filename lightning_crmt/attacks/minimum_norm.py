@@ -130,10 +130,10 @@ class MinimumNorm(MinimumNormAttack):
         radius = torch.full_like(best.factor, _FAR)  # of the ball that is searched now, as a factor of the budget
         reached = torch.zeros_like(radius, dtype=torch.bool)
         for step in range(self.steps):
-            moved = self.budget.apply(delta, attacked.inputs)
+            moved, size, stored = self.budget.apply_and_measure(delta, attacked.inputs)
             logits, margin, gradient = attacked.gradient(moved, objective)
-            fooled, size = attacked.fooled(logits), self.budget.size(delta)
-            best.take(moved, fooled)
+            fooled = attacked.fooled(logits)
+            best.take(moved, fooled, stored)
             share = 0.5 * (1 + math.cos(step / self.steps * math.pi))
             change = 0.005 + 0.05 * share
             ahead = self.budget.steepest(gradient, attacked.inputs)
@@ -145,8 +145,8 @@ class MinimumNorm(MinimumNormAttack):
             stride = torch.where(reached, radius * (0.02 + 0.5 * share), torch.maximum(radius, missing))
             delta = {name: d + times(ahead[name], stride) for name, d in delta.items()}
             delta = self.budget.project(delta, attacked.inputs, radius)
-        moved = self.budget.apply(delta, attacked.inputs)
-        best.take(moved, attacked.fooled(attacked.logits(moved)))
+        moved, _, stored = self.budget.apply_and_measure(delta, attacked.inputs)
+        best.take(moved, attacked.fooled(attacked.logits(moved)), stored)
 
     def _polish(self, attacked: AttackedModel, best: Nearest, steps: int) -> None:
         """From the best so far, jump to where the boundary, taken as flat, is nearest to the clean input."""
@@ -154,9 +154,9 @@ class MinimumNorm(MinimumNormAttack):
         rival = attacked.rival(attacked.logits(best.moved()))
         objective = attacked.objective("margin", rival)
         for step in range(steps):
-            moved = self.budget.apply(delta, attacked.inputs)
+            moved, _, stored = self.budget.apply_and_measure(delta, attacked.inputs)
             logits, margin, gradient = attacked.gradient(moved, objective)
-            best.take(moved, attacked.fooled(logits))
+            best.take(moved, attacked.fooled(logits), stored)
             # Where logits are not finite there is no boundary to follow: straight back.
             needed = (dot(gradient, delta) - margin).nan_to_num(0.0, 0.0, 0.0)
             nearest = self._nearest(gradient, needed, attacked.inputs)
@@ -179,7 +179,8 @@ class MinimumNorm(MinimumNormAttack):
         low, high = torch.zeros_like(best.factor), torch.ones_like(best.factor)
         for _ in range(steps):
             middle = (low + high) / 2
-            moved = self.budget.apply({name: times(d, middle) for name, d in whole.items()}, attacked.inputs)
+            part = {name: times(d, middle) for name, d in whole.items()}
+            moved, _, stored = self.budget.apply_and_measure(part, attacked.inputs)
             fooled = attacked.fooled(attacked.logits(moved))
-            best.take(moved, fooled)
+            best.take(moved, fooled, stored)
             high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)

@@ -75,9 +75,12 @@ class Nearest:
         """All inputs, with these perturbations."""
         return {**self.attacked.inputs, **self.inputs}
 
-    def take(self, moved: Inputs, fooled: Tensor) -> None:
-        """Keep what fools the model and is smaller."""
-        size = self.attacked.budget.size(self.attacked.budget.difference(moved, self.attacked.inputs))
+    def take(self, moved: Inputs, fooled: Tensor, size: Tensor | None = None) -> None:
+        """Keep what fools the model and is smaller; ``size`` is that of its perturbation, where it is known."""
+        if not bool(fooled.any()):
+            return
+        if size is None:
+            size = self.attacked.budget.size(self.attacked.budget.difference(moved, self.attacked.inputs))
         better = fooled & (size < self.factor)
         self.inputs = choose(better, dict(moved), self.inputs)
         self.factor = torch.where(better, size, self.factor)

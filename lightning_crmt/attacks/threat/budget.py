@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_crmt.attacks.threat.box import Box, as_box
 from lightning_crmt.attacks.threat.mask import MaskSource, check_mask, free_entries
 from lightning_crmt.attacks.threat.norms import L2, LInf, Norm, Room
-from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation, choose
+from lightning_crmt.attacks.threat.per_sample import PerSample, Perturbation, like
 from lightning_crmt.checks import check_modality_names, describe
 from lightning_crmt.modality import Inputs, continuous_of, modalities_of, widened, widest
 
@@ -292,12 +292,20 @@ class Budget(PerSample):
         >>> Budget(7.0).apply({"audio": torch.full((1, 1), 7.0)}, x)["audio"] - x["audio"]
         tensor([[0.]])
         """
-        moved = self.near(delta, inputs)
-        too_far = self.size(self.difference(moved, inputs)) > self.size(delta)
-        if bool(too_far.any()):
-            inward = {name: _nudged_towards(inputs[name], moved[name], d) for name, d in delta.items()}
-            moved |= choose(too_far, inward, {name: moved[name] for name in delta})
-        return moved
+        return self.apply_and_measure(delta, inputs)[0]
+
+    def apply_and_measure(self, delta: Perturbation, inputs: Inputs) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """What :meth:`apply` gives, the size of ``delta``, and where it is known already that of the difference."""
+        moved, given = self.near(delta, inputs), self.size(delta)
+        apart = self.difference(moved, inputs)
+        size = self.size(apart)
+        too_far = size > given
+        if not bool(too_far.any()):
+            return moved, given, size
+        for name, d in delta.items():
+            over = (apart[name].abs_() > d.abs()) & like(too_far, d)
+            moved[name] = torch.where(over, _closer(inputs[name], moved[name]), moved[name])
+        return moved, given, None
 
     def near(self, delta: Perturbation, inputs: Inputs) -> dict[str, Tensor]:
         """``inputs`` plus ``delta``, rounded to nearest, in the box; rounding may lead out of the budget."""
@@ -390,9 +398,7 @@ def _number(radius: Radius) -> object:
     return radius
 
 
-def _nudged_towards(clean: Tensor, moved: Tensor, delta: Tensor) -> Tensor:
-    """``moved``, one floating point number closer to ``clean`` wherever it is further away than ``delta``."""
-    over = (widened(moved) - widened(clean)).abs() > delta.abs()
+def _closer(clean: Tensor, moved: Tensor) -> Tensor:
+    """``moved``, one floating point number closer to ``clean``."""
     # Half precision has no nextafter on the CPU; there the entry stays clean.
-    closer = clean if moved.dtype is torch.float16 else torch.nextafter(moved, clean)
-    return torch.where(over, closer, moved)
+    return clean if moved.dtype is torch.float16 else torch.nextafter(moved, clean)
