@@ -20,11 +20,14 @@ from lightning_crmt.layers import (
     MaxMin,
     OrthogonalConv1d,
     OrthogonalConv2d,
+    OrthogonalConvTranspose1d,
+    OrthogonalConvTranspose2d,
     OrthogonalLinear,
     Residual,
     Scale,
     ScaledAvgPool1d,
     ScaledAvgPool2d,
+    ScaledPad,
 )
 
 Shape = tuple[int, ...]
@@ -95,9 +98,10 @@ def linear_layers(draw: Draw, shape: Shape) -> list[Callable[[], nn.Module]]:
     c, axes = shape[0], len(shape) - 1
     conv, norm = (nn.Conv1d, nn.BatchNorm1d) if axes == 1 else (nn.Conv2d, nn.BatchNorm2d)
     orthogonal = OrthogonalConv1d if axes == 1 else OrthogonalConv2d
+    transposed = OrthogonalConvTranspose1d if axes == 1 else OrthogonalConvTranspose2d
     average = nn.AvgPool1d if axes == 1 else nn.AvgPool2d
 
-    def convolution(**fixed: Any) -> nn.Module:
+    def convolution(kind: Callable[..., nn.Module] = conv, **fixed: Any) -> nn.Module:
         groups = pick([g for g in (1, 1, 2, 3) if c % g == 0])
         settings: dict[str, Any] = {
             "kernel_size": pick([1, 2, 3, 5]),
@@ -110,7 +114,7 @@ def linear_layers(draw: Draw, shape: Shape) -> list[Callable[[], nn.Module]]:
         } | fixed
         if settings["padding"] == "same":
             settings["stride"] = 1
-        return conv(c, settings["groups"] * pick([1, 2, 3]), **settings)
+        return kind(c, settings["groups"] * pick([1, 2, 3]), **settings)
 
     return [
         *anywhere,
@@ -119,6 +123,9 @@ def linear_layers(draw: Draw, shape: Shape) -> list[Callable[[], nn.Module]]:
         convolution,
         lambda: nn.Sequential(made := convolution(), norm(made.out_channels)),
         lambda: orthogonal(c, pick([1, 2, 4]), pick([2, 3, 4]), pick([1, 2]), padding_mode=pick(["zeros", "circular"])),
+        lambda: convolution(orthogonal),
+        lambda: transposed(c, pick([1, 2, 4]), pick([1, 2, 3]), pick([1, 2]), pick([0, 0, 1]), dilation=pick([1, 2])),
+        lambda: ScaledPad([(pick([0, 1]), pick([1, 2]))] * axes, pick(["reflect", "replicate", "circular"])),
         lambda: orthogonal(c, pick([1, 2, 4, 8]), pick([1, 3])),
         lambda: norm(c, affine=draw.chance(0.8)),
         lambda: average(pick([2, 3]), pick([1, 2, 3]), pick([0, 1])),
@@ -158,9 +165,12 @@ def isometries(draw: Draw, shape: Shape) -> list[Callable[[], nn.Module]]:
         ]
     c, axes = shape[0], len(shape) - 1
     orthogonal = OrthogonalConv1d if axes == 1 else OrthogonalConv2d
+    transposed = OrthogonalConvTranspose1d if axes == 1 else OrthogonalConvTranspose2d
     return [
         *anywhere,
-        lambda: orthogonal(c, c, 3, padding_mode="circular"),
+        lambda: orthogonal(c, c, 3, padding_mode="circular", dilation=pick([1, 2])),
+        lambda: transposed(c, c, pick([2, 3]), pick([1, 2])),
+        lambda: ScaledPad([(0, 1)] * axes, pick(["reflect", "replicate", "circular"])),
         lambda: orthogonal(c, c * 2**axes, 2, 2, padding_mode="circular"),
         lambda: (nn.Conv1d if axes == 1 else nn.Conv2d)(c, c, 1, groups=c),
         lambda: (nn.ZeroPad1d if axes == 1 else nn.ZeroPad2d)(1),
