@@ -310,10 +310,10 @@ def test_killed_it_leaves_no_process_goes_on_and_comes_to_the_same():
         "slow": with_callback("Mishap", how="sleep"),
         "tuned": {"config": [], "grid": {"model.init_args.rho": [0.1, 1.0]}, "select": {"key": "val/accuracy/joint"}},
     }
-    undisturbed = compare(written(out="undisturbed", seeds=1, methods=methods), jobs=2)
-    file = written(out="out", seeds=1, methods=methods)
+    undisturbed = compare(written(out="undisturbed", seeds=2, methods=methods), jobs=2)
+    file = written(out="out", seeds=2, methods=methods)
     process = started(file)
-    first = process.stdout.readline()  # told as soon as the run is finished
+    first = next(line for line in process.stdout if "test/accuracy" in line)  # told as soon as the run is finished
     workers = workers_of(process.pid)
     assert process.poll() is None
     process.kill()

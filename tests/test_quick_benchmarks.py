@@ -92,7 +92,7 @@ SHORT = {
     "step_2_cost": "--classes 10 --samples 64 --side 16 --epochs 2 --repeats 1",
     "video_loading": "--clips 8 --frames 7 --repeats 1",
     "memory": "--repeats 1 --classes 10",
-    "two_processes": "--samples 64 --epochs 2 --turns 1",
+    "two_processes": "--samples 256 --epochs 2 --turns 1",
     "training_step": "--repeats 1",
 }
 

@@ -107,8 +107,8 @@ def test_the_verdict_is_short_and_says_what_is_guaranteed():
     by = {answer.question: answer.text for answer in told}
     assert by["Guaranteed right under every change of all modalities together, up to l2 radius 0.2"].startswith("crmt")
     assert "Right under the attack pgd on all modalities together (l2), up to radius 0.2" in by
-    assert "a lower guarantee is no lower robustness" in by["What a guarantee is"]
-    assert by["near against joint"] == "No difference shown at any of these."
+    assert "A lower guarantee is no lower robustness" in by["What a guarantee is"]
+    assert by["near against joint"] == "No difference shown at any of the numbers above."
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -207,3 +207,21 @@ def test_colours_of_the_page_are_told_from_what_they_stand_on():
                 assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground, colours)
     for look in looks(map(str, range(10))).values():
         assert contrast(look.colour, "#fff") >= 3, look.colour
+
+
+def test_what_only_the_tables_show_to_be_worse_is_in_the_verdict():
+    def run(method, seed, right, at_small, at_large):
+        keys = ("accuracy/joint", "estimated_accuracy/joint@0.1", "estimated_accuracy/mor@0.1")
+        values = (right, at_small, at_large)
+        return Run(method, "x", seed, {f"test/{key}": value for key, value in zip(keys, values, strict=True)})
+
+    runs = [
+        run(method, seed, 0.9, 0.5 + gain + 0.01 * seed, 0.6 - 3 * gain + (1 + gain) * 0.01 * seed)
+        for method, gain in (("joint", 0.0), ("other", 0.1))
+        for seed in range(5)
+    ]
+    (on,) = summarise(runs, "joint").on_data
+    (told,) = [answer.text for answer in short_verdict(on, "joint") if answer.question == "other against joint"]
+    assert "worse at one number of the tables below, most at “" in told
+    assert "mor" in told.rpartition("worse at")[2]
+    assert "-29" in told.rpartition("worse at")[2].replace("−", "-") or "-30" in told

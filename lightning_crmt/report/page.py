@@ -28,7 +28,7 @@ _WIDEST = 8
 
 #: What figures are called, by how their names begin.
 _FIGURES = {
-    "bounds": "what is guaranteed and what is survived",
+    "bounds": "what is known of robustness",
     "radius_curves": "accuracy over the radius",
     "budget_map": "separate radii of two modalities",
     "missing_grid": "missing modalities",
@@ -162,7 +162,7 @@ def _figure_title(name: str) -> str:
     """What a figure is called: its kind, and the rest of its name.
 
     >>> _figure_title("bounds_joint")
-    'what is guaranteed and what is survived, all modalities together'
+    'what is known of robustness, all modalities together'
     """
     kind = next((kind for kind in _FIGURES if name.startswith(kind)), "")
     rest = name.removeprefix(kind).strip("_").replace("_", " ")

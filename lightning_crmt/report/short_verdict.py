@@ -141,10 +141,32 @@ def _against(on: OnData, columns: Sequence[Column], baseline: str) -> list[Answe
             amount = f" ({difference_told(column.to_baseline[method], column)}{points})" if sign else ""
             told[sign].append(f"“{column.words.title}”{amount}")
         parts = [f"{word} {listed(told[sign])}" for sign, word in ((1, "better at"), (-1, "worse at")) if told[sign]]
-        rest = f"no difference shown at {'the others' if parts else 'any of these'}"
+        rest = f"no difference shown at {'the other numbers above' if parts else 'any of the numbers above'}"
         parts += [rest] * bool(told[0])
+        parts += _worse_below(on, columns, method)
         found.append(Answer(f"{method} against {baseline}", _capital("; ".join(parts)) + "."))
     return found
+
+
+def _worse_below(on: OnData, told: Sequence[Column], method: str) -> list[str]:
+    """What the tables show a method to lose that is not among the numbers told."""
+    lost: list[tuple[float, Column]] = []
+    for column in on.columns.values():
+        difference = column.to_baseline.get(method)
+        untold = column not in told and "_of_class" not in column.words.key.what
+        if (
+            difference
+            and untold
+            and difference.sign * column.words.better < 0
+            and column.words.unit.startswith("share")
+        ):
+            lost.append((abs(difference.mean), column))
+    if not lost:
+        return []
+    most = max(lost, key=lambda each: each[0])[1]
+    amount = difference_told(most.to_baseline[method], most)
+    numbers = many(len(lost), "number") if len(lost) > 1 else "one number"
+    return [f"worse at {numbers} of the tables below, most at “{most.words.title}” ({amount} points)"]
 
 
 def _value(column: Column, method: str) -> str:

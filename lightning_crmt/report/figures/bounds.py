@@ -48,9 +48,15 @@ def bounds(runs: Sequence[Run], of: str = "joint") -> Drawing | None:
     if not any(found.values()):
         return None
     look = looks(comparison.methods)
-    title = (
-        f"What is known of robustness, perturbed: {perturbed(of)}, l2 radius in units of the inputs; "
-        "the truth lies right of what is certified, and left of what attacks leave"
+    title = f"What is known of robustness, perturbed: {perturbed(of)}, l2 radius in units of the inputs"
+    sures = {sure for at in found.values() for sure in at}
+    limits = ["right of what is certified"] * ("certified" in sures) + ["left of what attacks leave"] * (
+        "robust" in sures
+    )
+    title += (
+        f"; the truth lies {' and '.join(limits)}"
+        if limits
+        else "; estimates, on neither side of which the truth must lie"
     )
     note = comparison.note(each for at in found.values() for each in at.values())
     figure, axes = panels(
