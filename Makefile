@@ -36,7 +36,7 @@ types: $(VENV)/linters
 	$(RUN) -m mypy
 
 docs: $(VENV)/sphinx  ## the site, under build/docs; notebooks run, and warnings are errors
-	$(RUN) -m sphinx --jobs 2 --fail-on-warning --keep-going --builder html docs build/docs
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx --jobs 2 --fail-on-warning --keep-going --builder html docs build/docs
 
 extras:  ## each extra alone in a fresh environment does what it is for; half an hour, EXTRAS="onnx plot"
 	$(PYTHON) .ci/extras.py $(EXTRAS)
