@@ -67,7 +67,8 @@ def draw(numbers: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> No
         axes.plot([x for _, x, _ in points], [y for *_, y in points], color=colour, marker=marker, ls=line, label=label)
         for radius, x, y in points:
             axes.annotate(radius, (x, y), textcoords="offset points", xytext=(4, 4), color=colour, fontsize=8)
-    axes.set_xlabel("lowest recall of a class, in percent; beside each point the radius of training")
+    axes.set_title("beside each point the radius of training", fontsize=9)
+    axes.set_xlabel("lowest recall of a class, in percent")
     axes.set_ylabel("certified at 0.2, in percent")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
