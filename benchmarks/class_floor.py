@@ -13,7 +13,9 @@ class_floor.svg, has the means at 0.2 over the lowest recall, a line for each we
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
+
+from certified_beside_attacked import table, told
 
 from lightning_crmt.report import load_runs
 
@@ -38,14 +40,13 @@ def settings(method: str) -> tuple[str, str]:
     return radius, weight
 
 
-def table(numbers: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """In Markdown."""
-    lines = [["radius", "weight", *SHOWN, "seeds"], ["---"] * (len(SHOWN) + 3)]
-    for method, runs in numbers.items():
-        cells = [[100 * run[key] for run in runs] for key in SHOWN.values()]
-        told = [f"{mean(each):.1f} ± {stdev(each) if len(each) > 1 else 0:.1f}" for each in cells]
-        lines.append([*settings(method), *told, str(len(runs))])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def numbers_table(numbers: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """A line for each radius and weight."""
+    lines = [
+        [*settings(method), *(told([100 * run[key] for run in runs]) for key in SHOWN.values()), str(len(runs))]
+        for method, runs in numbers.items()
+    ]
+    return table(["radius", "weight", *SHOWN, "seeds"], lines)
 
 
 def draw(numbers: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
@@ -86,7 +87,7 @@ def main() -> None:
         if not run.error:
             numbers.setdefault(run.method, []).append(dict(run.numbers))
     numbers = dict(sorted(numbers.items()))
-    print(table(numbers))
+    print(numbers_table(numbers))
     draw(numbers, options.folder / "class_floor.svg")
     print(f"\nfigure: {options.folder / 'class_floor.svg'}")
 

@@ -50,14 +50,9 @@ def bounds(runs: Sequence[Run], of: str = "joint") -> Drawing | None:
     look = looks(comparison.methods)
     title = f"What is known of robustness, perturbed: {perturbed(of)}, l2 radius in units of the inputs"
     sures = {sure for at in found.values() for sure in at}
-    limits = ["right of what is certified"] * ("certified" in sures) + ["left of what attacks leave"] * (
-        "robust" in sures
-    )
-    title += (
-        f"; the truth lies {' and '.join(limits)}"
-        if limits
-        else "; estimates, on neither side of which the truth must lie"
-    )
+    sides = {"certified": "right of what is certified", "robust": "left of what attacks leave"}
+    limits = " and ".join(side for sure, side in sides.items() if sure in sures)
+    title += f"; the truth lies {limits}" if limits else "; estimates, on neither side of which the truth must lie"
     note = comparison.note(each for at in found.values() for each in at.values())
     figure, axes = panels(
         [f"radius {radius:g}" for radius in found], title, note, height=0.6 + 0.24 * len(look), sharey=True
