@@ -4,7 +4,8 @@
 
 The same link must lead somewhere for those who read the files and for those who read the site. Here a link to a page of
 ``benchmarks/`` leads to its page on the site, a link to a folder of examples to the list of them, and one to any other
-file downloads it, which MyST does by itself.
+file downloads it, which MyST does by itself. A docstring names a page as ``docs/report.md``, which is where it is for
+those who read the code; in the reference it is a link.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ ROOT = DOCS.parent
 
 #: A link by a relative path, without its anchor.
 LINK = re.compile(r"(?<=\]\()(?![a-z+]+:|#|/)([^)#\s]+)(?=[)#])")
+
+#: A page that a docstring names.
+NAMED = re.compile(r"``(?:docs/(\w+)|(benchmarks/\w+))\.md``")
 
 
 def link_from(page: Path, source: Path, link: str) -> str:
@@ -57,7 +61,19 @@ def read(app: Sphinx, docname: str, content: list[str]) -> None:
     content[0] = mended
 
 
+def link_pages(app: Sphinx | None, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Make links of the pages that a docstring names.
+
+    >>> lines = ["See ``docs/report.md``, ``benchmarks/methods.md``."]
+    >>> link_pages(None, "function", "", None, None, lines)
+    >>> lines
+    ['See :doc:`/report`, :doc:`/benchmarks/methods`.']
+    """
+    lines[:] = [NAMED.sub(lambda found: f":doc:`/{found[1] or found[2]}`", line) for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls."""
     app.connect("source-read", read)
+    app.connect("autodoc-process-docstring", link_pages)
     return {"parallel_read_safe": True}

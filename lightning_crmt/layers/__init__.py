@@ -12,15 +12,9 @@ from lightning_crmt.layers.one_lipschitz import (
     ScaledAvgPool2d,
     ScaledPad,
 )
-from lightning_crmt.layers.orthogonal import (
-    OrthogonalConv1d,
-    OrthogonalConv2d,
-    OrthogonalConvTranspose1d,
-    OrthogonalConvTranspose2d,
-    OrthogonalLinear,
-    kept_rows,
-    orthonormal_rows,
-)
+from lightning_crmt.layers.orthogonal import OrthogonalLinear, kept_rows, orthonormal_rows
+from lightning_crmt.layers.orthogonal_conv import OrthogonalConv1d, OrthogonalConv2d
+from lightning_crmt.layers.orthogonal_conv_transpose import OrthogonalConvTranspose1d, OrthogonalConvTranspose2d
 
 __all__ = [
     "Fixable",
