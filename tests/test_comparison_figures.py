@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 import random
+from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
@@ -221,6 +222,14 @@ def test_cost_is_against_the_surest_number(runs):
     )
     free = [run(method, 0, every_number(method, 0)) for method in METHODS]
     assert cost(free) is None
+
+
+def test_costs_have_spreads(runs):
+    drawing = cost([replace(each, seconds=each.seconds + each.seed / 2) for each in runs])
+    assert "joint 9.5 ± 0.5 for 41.0 ± 1.0 %; crmt 10.5 ± 0.5 for 51.0 ± 1.0 %." in drawing.alt
+    bars = [bar for each in panel(drawing, "seconds of fit and test").containers for bar in each[2]]
+    ends = [segment[:, 0] for bar in bars for segment in bar.get_segments()]
+    assert [sorted(map(float, end)) for end in ends if end[0] != end[1]] == [[9.0, 10.0], [10.0, 11.0]]
 
 
 def test_numbers_that_are_missing_or_not_finite_leave_a_gap(runs):

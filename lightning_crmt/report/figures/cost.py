@@ -68,7 +68,7 @@ def cost(runs: Sequence[Run]) -> Drawing | None:
             )  # fmt: skip
         share_axis(panel, vertical=True)
         panel.grid(alpha=0.3)
-        points = "; ".join(f"{method} {spent[method].mean:.3g} for {told(gain[method])}" for method in front)
+        points = "; ".join(f"{method} {_amount(spent[method])} for {told(gain[method])}" for method in front)
         said.append(f"Not dominated by {words}: {points}.")
     axes[0].set_ylabel(headline.words, fontsize=8)
     legend_below(figure, axes)
@@ -79,6 +79,10 @@ def _spent(comparison: Comparison, of: Callable[[Run], float], gain: Mapping[str
     """The cost of those methods whose gain is known; costs of 0 are not known."""
     costs = {method: [of(each.run) for each in comparison.measured if each.run.method == method] for method in gain}
     return {method: Spread.over(each) for method, each in costs.items() if all(each)}
+
+
+def _amount(spent: Spread) -> str:
+    return f"{spent.mean:.3g}" + (f" ± {spent.deviation:.2g}" if spent.deviation else "")
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
