@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from lightning_crmt.evaluation import Key
-from lightning_crmt.report.wording import FILLS, QUANTITIES
+from lightning_crmt.report.wording import FILLS, QUANTITIES, sureness
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,16 @@ def headline(keys: Iterable[Key], most: int = 8) -> list[Key]:
         alike: dict[Key, list[Key]] = {}
         for key in group.keys:
             if _matters(key, group.name) or (key in alone and len(alone) <= _FEW):
-                alike.setdefault(replace(key, radius=None, budget=()), []).append(key)
-        by_group.append([each[(len(each) - 1) // 2] for each in alike.values()])
+                alike.setdefault(replace(key, radius=None, budget=(), sure=sureness(key)), []).append(key)
+        by_group.append([_middle(each) for each in alike.values()])
     in_turn = [key for turn in zip_longest(*by_group) for key in turn if key is not None][:most]
     return [key for each in by_group for key in each if key in in_turn]
+
+
+def _middle(keys: list[Key]) -> Key:
+    """That at the middle of the radii; at 0 nothing is shown of robustness, so only if there is nothing else."""
+    keys = [key for key in keys if key.size != 0] or keys
+    return keys[(len(keys) - 1) // 2]
 
 
 def _matters(key: Key, group: str) -> bool:
@@ -100,7 +106,7 @@ def _group_of(key: Key) -> str:
     what = key.what
     if "_of_class" in what:
         return "classes"
-    if key.sure in ("certified", "estimated"):
+    if sureness(key) in ("certified", "estimated"):
         return key.sure
     if key.sure == "probably_certified" or what.startswith("smoothed_"):
         return "probably-certified"

@@ -89,7 +89,7 @@ def _told(column: Column, on: OnData) -> str:
 def _question(column: Column) -> str:
     """With the whole threat, where there is one."""
     words = column.words
-    if not words.key.sure or "_worst_class" in words.key.what or not words.unit.startswith("share"):
+    if not words.threat or "_worst_class" in words.key.what or not words.unit.startswith("share"):
         return _capital(words.title)
     return f"{_RIGHT[words.key.sure]} under {words.threat.replace('attack', 'the attack')}"
 

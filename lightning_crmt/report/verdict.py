@@ -13,7 +13,7 @@ from lightning_crmt.report.grouping import headline
 from lightning_crmt.report.statistics import LEAST_SEEDS
 from lightning_crmt.report.summary import Column, OnData, Summary
 from lightning_crmt.report.text_tables import counts_told, difference_told, mean_told
-from lightning_crmt.report.wording import SURE, Wording
+from lightning_crmt.report.wording import SURE, Wording, sureness
 
 #: More names than these are counted and not listed.
 _MOST_NAMES = 5
@@ -95,7 +95,7 @@ def guarantees(on: OnData) -> list[Answer]:
         return found
     if certified:
         return [Answer("Guaranteed", "Nothing: all certified numbers that matter here are NaN.")]
-    sures = {key.sure for key in on.columns}
+    sures = {sureness(key) for key in on.columns}
     text = "Nothing: no number on this data is a certificate."
     text += f" Estimated: {SURE['estimated'][1]}" if "estimated" in sures else ""
     text += f" Under attacks: {SURE['robust'][1]}" if "robust" in sures else ""
@@ -208,7 +208,7 @@ def threats_told(on: OnData) -> list[tuple[str, str]]:
     """Each threat with all its sizes, and how sure the numbers about it are: pairs of both, in words."""
     by_threat: dict[tuple[str, str], list[str]] = {}
     for key, column in on.columns.items():
-        if key.sure and "_of_class" not in key.what and "_worst_class" not in key.what:
+        if sureness(key) and "_of_class" not in key.what and "_worst_class" not in key.what:
             whole = Wording(Key("", "accuracy", key.of or "joint", sure=key.sure), column.words.threats)
             what, size = (column.words.threat, "") if key.budget else (whole.threat, "")
             if key.radius is not None:

@@ -62,6 +62,17 @@ QUANTITIES = {
 }
 
 
+def sureness(key: Key) -> str:
+    """How sure a number is, as a key says it; an estimate at radius 0 is measured, as it needs no constants.
+
+    >>> sureness(Key("test", "accuracy", "joint", 0.1, sure="estimated"))
+    'estimated'
+    >>> sureness(Key("test", "accuracy", "joint", 0.0, sure="estimated"))
+    ''
+    """
+    return "" if key.sure == "estimated" and key.size == 0 else key.sure
+
+
 @dataclass(frozen=True)
 class Wording:
     """A key in plain words.
@@ -86,7 +97,7 @@ class Wording:
     @property
     def sure(self) -> str:
         """How sure, in a word or two."""
-        return SURE[self.key.sure][0]
+        return SURE[sureness(self.key)][0]
 
     @property
     def better(self) -> int:
@@ -112,7 +123,9 @@ class Wording:
     def title(self) -> str:
         """A few words, for the head of a column."""
         key, what = self.key, self._what
-        if self._is_share and not key.sure:
+        if self._is_share and self._at_zero:
+            text = f"right at radius 0, {self._perturbed_short or self._perturbed}{self._missing_short}"
+        elif self._is_share and not key.sure:
             text = f"right, {self._measured_on}" if what != "smoothed_accuracy" else "smoothed classifier right"
         elif self._is_share and key.sure == "robust":
             text = f"right under {key.of or 'attack'}{self._up_to}"
@@ -152,7 +165,9 @@ class Wording:
         if not self._is_share:
             return f"a number that others logged as {key}"
         many = "labels" if "label_accuracy" in what else "samples"
-        if key.sure == "robust":
+        if self._at_zero:
+            said = f"are right with no change made to {self._perturbed}{self._missing_long}"
+        elif key.sure == "robust":
             said = f"are right and stay so under the attack {key.of}, which changes {self._attacked}{self._of_radius}"
         elif key.sure:
             said = f"{_CHANGED[key.sure]} whatever change is made to {self._perturbed}{self._of_radius}"
@@ -171,6 +186,8 @@ class Wording:
     def threat(self) -> str:
         """What may be done to the inputs; empty where nothing is."""
         key = self.key
+        if self._at_zero:
+            return ""
         if key.sure == "robust":
             return f"attack {key.of} on {self._attacked}{self._of_radius}"
         return f"every change of {self._perturbed}{self._of_radius}" if key.sure else ""
@@ -178,6 +195,11 @@ class Wording:
     @property
     def _what(self) -> str:
         return self.key.what
+
+    @property
+    def _at_zero(self) -> bool:
+        """Whether this was logged as an estimate, but of unchanged inputs."""
+        return self.key.sure != sureness(self.key)
 
     @property
     def _is_share(self) -> bool:

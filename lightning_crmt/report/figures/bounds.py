@@ -20,6 +20,7 @@ from lightning_crmt.report.figures.drawing import (
     told_range,
 )
 from lightning_crmt.report.runs import Run
+from lightning_crmt.report.wording import sureness
 
 _MARK = {
     "certified": (">", "certified: guaranteed"),
@@ -86,7 +87,7 @@ def threats_in(runs: Sequence[Run]) -> list[str]:
     certified = {
         key.of
         for key in comparison.keys
-        if key.what == "accuracy" and key.sure in LOWER and key.of and key.radius is not None
+        if key.what == "accuracy" and sureness(key) in LOWER and key.of and key.radius is not None
     }
     found = certified | {threat for each in comparison.measured for threat in each.run.threats.values()}
     return sorted((of for of in found if "," not in of), key=lambda of: (of != "joint", of.count("+"), of))
@@ -97,7 +98,7 @@ def _radii(comparison: Comparison, of: str) -> list[float]:
     below = {
         key.radius
         for key in comparison.keys
-        if key.what == "accuracy" and key.sure in LOWER and key.of == of and key.radius is not None
+        if key.what == "accuracy" and sureness(key) in LOWER and key.of == of and key.radius is not None
     }
     above = {radius for each in comparison.measured for radius in attacked(each, of)}
     return some(below & above or below | above)

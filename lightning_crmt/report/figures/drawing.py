@@ -35,6 +35,7 @@ MEANING = {
     "probably_certified": "guaranteed with a stated probability: right, and certified to stay so",
     "estimated": "estimated, no guarantee: right, and thought to stay so",
     "robust": "survived only: right under these attacks, stronger ones may break more",
+    "": "measured: right on unchanged inputs",
 }
 
 

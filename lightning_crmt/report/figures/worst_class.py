@@ -21,6 +21,7 @@ from lightning_crmt.report.figures.drawing import (
     told_range,
 )
 from lightning_crmt.report.runs import Run
+from lightning_crmt.report.wording import sureness
 
 
 def worst_class(runs: Sequence[Run]) -> Drawing | None:
@@ -53,7 +54,8 @@ def _draw(comparison: Comparison, of: str, radii: Sequence[float], sure: str) ->
     for radius in radii:
         key = accuracy(of, radius, sure)
         found[radius] = comparison.of(key), comparison.of(replace(key, what="accuracy_worst_class"))
-    title = f"All classes and the worst one, perturbed: {perturbed(of)}; {MEANING[sure]}"
+    meaning = MEANING[sureness(accuracy(of, radii[-1], sure))]  # 0 stands alone or is left out
+    title = f"All classes and the worst one, perturbed: {perturbed(of)}; {meaning}"
     note = comparison.note(worst for _, worst in found.values())
     names = [f"radius {radius:g}" for radius in radii]
     figure, axes = panels(names, title, note, height=0.6 + 0.24 * len(look), sharey=True)
@@ -73,4 +75,4 @@ def _draw(comparison: Comparison, of: str, radii: Sequence[float], sure: str) ->
     legend_below(figure, axes)
     middle = radii[(len(radii) - 1) // 2]
     said = f"the worst class {told_range(found[middle][1])}; all classes {told_range(found[middle][0])}"
-    return Drawing(figure, f"{MEANING[sure].capitalize()}. At radius {middle:g}, {said}.")
+    return Drawing(figure, f"{meaning.capitalize()}. At radius {middle:g}, {said}.")
