@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparisons: what is repeated and what is not, what becomes of failures and kills, and that choices are honest."""
 
+import json
 import os
 import re
 import subprocess
@@ -403,6 +404,25 @@ def test_runs_of_several_devices_are_refused():
 def test_seeds_of_nothing_that_there_is():
     with pytest.raises(ComparisonError, match="'sede' is not accepted"):
         compare(written(seed_keys=["data.init_args.sede"]))
+
+
+def test_what_a_method_is_stands_in_its_file():
+    Path("jt.yaml").write_text("# SPDX-License-Identifier: MIT\n\n# JT, joint training, e.g. of\n# two. No more.\n")
+    Path("saved.yaml").write_text("# lightning.pytorch==2.6.0\nseed_everything: 0\n")
+    Path("silent.yaml").write_text("seed_everything: 0\n# The rest.\n")
+    said = "JT, joint training, e.g. of two."
+    settings, select = {"model": {"init_args": {"rho": 0.0}}}, {"key": "val/accuracy/joint"}
+    methods = {
+        "one": "jt.yaml", "grid": {"config": "jt.yaml", "grid": {"model.init_args.rho": [0.1]}, "select": select},
+        "jt": ["saved.yaml", "jt.yaml", settings], "two": ["jt.yaml", settings], "saved": "saved.yaml",
+        "silent": "silent.yaml", "none": settings,
+    }  # fmt: skip
+    comparison = read_comparison(written(methods=methods))
+    told = dict.fromkeys(methods, "") | {"one": said, "grid": said, "jt": said}
+    assert {name: method.about for name, method in comparison.methods.items()} == told
+    CellFolder(Path()).keep_plan(comparison)
+    rows = json.loads(Path("planned.json").read_text())
+    assert {row["method"]: row["about"] for row in rows} == told
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "compare.md"

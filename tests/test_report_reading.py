@@ -11,14 +11,27 @@ from scipy import stats
 
 import lightning_crmt.report
 from lightning_crmt.cli import main
-from lightning_crmt.report import NOT_RUN, Run, find_runs, headline_text, save_planned, save_run, summarise
+from lightning_crmt.evaluation import Key
+from lightning_crmt.report import (
+    NOT_RUN,
+    Run,
+    find_runs,
+    headline_text,
+    save_planned,
+    save_run,
+    summarise,
+    with_missing,
+)
 from lightning_crmt.report.figures.drawing import looks
 from lightning_crmt.report.formats import to_latex, to_markdown
+from lightning_crmt.report.grouping import grouped, headline
+from lightning_crmt.report.page import page_of
 from lightning_crmt.report.settings_diff import differences, what_differs
 from lightning_crmt.report.short_verdict import short_verdict
 from lightning_crmt.report.statistics import share_interval
 from lightning_crmt.report.text_tables import differences_table, means_table
 from lightning_crmt.report.verdict import scope
+from lightning_crmt.report.wording import Wording
 
 CLEAN, PROVED, ATTACKED = "test/accuracy/joint", "test/certified_accuracy/joint@0.2", "test/robust_accuracy/pgd@0.2"
 
@@ -179,6 +192,62 @@ def test_settings_that_differ_and_no_others():
     ]
     assert differences(theirs, ours)[-1] == ("trainer.callbacks", "Radius(radius=0.2)", "-")
     assert what_differs([Run("a", "x", 0, config="!!python/object:a.b {}"), Run("b", "x", 0)]) == ("", {})
+
+
+def test_an_estimate_at_radius_0_is_measured():
+    """As in a comparison where it is there for the lowest recall alone."""
+    names = {"accuracy": "joint", "accuracy_worst_class": "joint", "accuracy_zeroed": "fou", "accuracy_of_class": "3"}
+    numbers = {f"test/estimated_{what}/{of}@0": 0.5 for what, of in names.items()}
+    numbers |= {"test/estimated_accuracy/fou=0+mor=0": 0.5, CLEAN: 0.5}
+    page = page_of([Run(method, "mfeat", seed, numbers) for method in "ab" for seed in range(3)], baseline="a")
+    assert "estimated, no guarantee" not in page
+    assert "stimated right" not in page
+    assert "may be done to the inputs</h3>\n<p>mfeat: nothing" in page
+    words = [Wording(Key.parse(name)) for name in numbers]
+    assert {each.sure for each in words} == {"measured"}
+    assert {each.threat for each in words} == {""}
+    assert len({each.title for each in words}) == len({each.meaning for each in words}) == len(words)
+    assert words[0].title == "right at radius 0, all modalities"
+    assert words[1].meaning == (
+        "share of samples that are right with no change made to all modalities together, in the class where this "
+        "share is lowest"
+    )
+    groups = {group.name: list(map(str, group.keys)) for group in grouped(each.key for each in words)}
+    assert set(groups) == {"clean", "missing", "classes"}
+    assert list(map(str, headline(each.key for each in words))) == [
+        CLEAN,
+        "test/estimated_accuracy_worst_class/joint@0",
+    ]
+
+
+@pytest.mark.parametrize("sure", ["certified", "estimated"])
+def test_what_is_shown_first_is_of_radii_above_0(sure):
+    at_zero, above = (Key("test", "accuracy", "joint", radius, sure=sure) for radius in (0.0, 0.1))
+    assert headline([at_zero, above]) == ([above] if sure == "certified" else [at_zero, above])
+    assert headline([at_zero]) == [at_zero]
+
+
+def test_data_without_a_name_are_called_by_their_class(tmp_path):
+    def planned(data, *classes):
+        save_planned([Run("joint", data, seed, error=NOT_RUN) for seed in range(3)], tmp_path)
+        configs = [f"data: {{class_path: lightning_crmt.data.{name}}}" for name in classes]
+        found = [Run("joint", data, seed, {CLEAN: 0.5}, config=config) for seed, config in enumerate(configs)]
+        return {run.data for run in with_missing(found, tmp_path)}
+
+    assert planned("data", "SpokenDigits", "SpokenDigits") == {"SpokenDigits"}
+    assert planned("data", "SpokenDigits", "WatchMotion") == {"data"}
+    assert planned("digits", "SpokenDigits") == {"digits"}
+    assert planned("data") == {"data"}
+
+
+def test_names_of_methods_are_explained_where_their_files_do(tmp_path):
+    said = "JT, joint training: <cross-entropy>."
+    save_planned([Run(method, "x", 0, error=NOT_RUN, about=said * (method == "jt")) for method in ["jt", "crmt"]],
+                 tmp_path)  # fmt: skip
+    page = page_of(with_missing([Run("jt", "x", 0, {CLEAN: 0.5})], tmp_path))
+    assert page.count("<dt>jt</dt><dd>JT, joint training: &lt;cross-entropy&gt;.</dd>") == 1
+    assert "<dt>crmt</dt>" not in page
+    assert "What the methods are" not in page_of(runs(joint=0.5))
 
 
 def luminance(colour):

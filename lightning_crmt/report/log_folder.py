@@ -8,11 +8,9 @@ import csv
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from lightning_crmt.evaluation import Key
+from lightning_crmt.report.data_names import class_of_data, settings_of
 from lightning_crmt.report.history import History
 from lightning_crmt.report.planned import with_missing
 from lightning_crmt.report.runs import Run, load_runs
@@ -52,7 +50,7 @@ def find_runs(folder: str | Path) -> list[Run]:
 
 def _fit_of(run: Run, logs: Mapping[Path, Run]) -> Path | None:
     """Where the fit is logged whose checkpoint a run tested, if it is among the logs."""
-    path = _mapping(run.config).get("ckpt_path")
+    path = settings_of(run.config).get("ckpt_path")
     if not isinstance(path, str) or not any(_part(name) == "test" for name in run.numbers):
         return None
     return next((place for place in Path(path).resolve().parents if place in logs and logs[place] is not run), None)
@@ -78,12 +76,12 @@ def _read_log(file: Path, folder: Path) -> Run:
     numbers = parts["test"] or parts["val"]
     beside = file.with_name(_CONFIG)
     text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
-    config = _mapping(text)
+    config = settings_of(text)
     place = file.parent.relative_to(folder)
     seed = config.get("seed_everything")
     return Run(
         method=str(place) if place.parts else folder.resolve().name,
-        data=_class_of(config.get("data")),
+        data=class_of_data(config),
         seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
         numbers=numbers,
         history={name: each for name, each in history.curves.items() if _part(name) in ("train", "val")},
@@ -99,16 +97,3 @@ def _part(name: str) -> str:
     except ValueError:
         split = ""
     return split or next((part for part in ("test", "val", "train") if name.startswith(part)), "")
-
-
-def _mapping(text: str) -> Mapping[str, Any]:
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:  # as with tags of Python, which are shown as they are
-        config = None
-    return config if isinstance(config, dict) else {}
-
-
-def _class_of(data: object) -> str:
-    path = data.get("class_path") if isinstance(data, dict) else data
-    return path.rpartition(".")[2] if isinstance(path, str) and path else "data"

@@ -20,7 +20,7 @@ from lightning_crmt.report.short_verdict import short_verdict
 from lightning_crmt.report.summary import OnData, Summary, summarise
 from lightning_crmt.report.text_tables import TextTable, differences_table, means_table, ranks_table
 from lightning_crmt.report.verdict import Answer, against_baseline, answers, guarantees, scope, threats_told
-from lightning_crmt.report.wording import SURE, Wording
+from lightning_crmt.report.wording import SURE, Wording, sureness
 from lightning_crmt.version import __version__
 
 #: The most numbers of a table; wider ones do not fit on paper.
@@ -87,6 +87,7 @@ def page_of(runs: Sequence[Run], *, baseline: str | None = None, title: str = ""
         summary=summary,
         sections=[_section(on, summary, number) for number, on in enumerate(summary.on_data)],
         ranks=ranks_table("Mean rank over data sets", summary, headline(summary.ranks) or list(summary.ranks)),
+        methods={run.method: run.about for run in runs if run.about},
         differs=what_differs(runs, summary.baseline),
         sure=SURE,
         sures=_sures(runs),
@@ -171,7 +172,7 @@ def _figure_title(name: str) -> str:
 
 
 def _sures(runs: Sequence[Run]) -> list[str]:
-    held = {key.sure for key in keys_of(runs)}
+    held = {sureness(key) for key in keys_of(runs)}
     return [sure for sure in SURE if sure in held]
 
 

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from lightning_crmt.report.data_names import with_data_named
 from lightning_crmt.report.runs import Run
 
 #: What the reason begins with.
 NOT_RUN = "not run yet"
 
 _FILE = "planned.json"
+_COLUMNS = ("method", "data", "seed", "error", "about")
 
 
 def is_missing(run: Run) -> bool:
@@ -26,8 +29,11 @@ def is_missing(run: Run) -> bool:
 
 
 def save_planned(planned: Iterable[Run], folder: str | Path) -> Path:
-    """Keep which runs there are to be, each with the reason why it is not there: ``planned.json``."""
-    rows = [{"method": run.method, "data": run.data, "seed": run.seed, "error": run.error} for run in planned]
+    """Keep which runs there are to be, each with the reason why it is not there: ``planned.json``.
+
+    What their methods are is kept too.
+    """
+    rows = [{name: getattr(run, name) for name in _COLUMNS} for run in planned]
     beside = Path(folder) / f"{_FILE}.part"
     beside.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return beside.replace(Path(folder) / _FILE)
@@ -36,7 +42,8 @@ def save_planned(planned: Iterable[Run], folder: str | Path) -> Path:
 def with_missing(runs: Sequence[Run], folder: str | Path) -> list[Run]:
     """The runs in the order of the plan that a folder keeps, and those of it that are not there, with the reason.
 
-    Without a plan the runs as they are.
+    All say what their method is, if the plan does, and have the class of the data module where the comparison has no
+    name for its data. Without a plan the runs as they are.
 
     Raises:
         ValueError: naming the file, if it holds no plan.
@@ -55,4 +62,5 @@ def with_missing(runs: Sequence[Run], folder: str | Path) -> list[Run]:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} must hold the plan of a comparison: {error}") from error
     found = {(run.method, run.data, run.seed): run for run in runs}
-    return [found.pop((run.method, run.data, run.seed), run) for run in planned] + list(found.values())
+    rows = [replace(found.pop((run.method, run.data, run.seed), run), about=run.about) for run in planned]
+    return with_data_named([*rows, *found.values()])

@@ -39,6 +39,7 @@ class Run:
         versions: of Python and the packages, by name.
         error: the reason why there are no numbers; empty for a run that finished.
         command: how to run it again.
+        about: what the method is, in a sentence; empty where that is not known.
 
     >>> run = Run("joint", "mfeat", seed=0, numbers={"test/certified_accuracy/joint@0.2": 0.9})
     >>> run.keys()
@@ -62,6 +63,7 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
     command: str = ""
+    about: str = ""
 
     def keys(self) -> dict[Key, float]:
         """The numbers by key; those of others, whose names are no keys, are left out."""

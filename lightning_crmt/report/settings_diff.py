@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from lightning_crmt.report.data_names import settings_of
 from lightning_crmt.report.runs import Run
 
 #: The most characters of one setting; all of them stand among the settings of the page.
@@ -28,7 +27,7 @@ def what_differs(runs: Sequence[Run], baseline: str = "") -> tuple[str, dict[str
     >>> what_differs(runs)
     ('a', {'b': ['model.rho: 0.0 → 0.3']})
     """
-    configs = {(run.method, run.data, run.seed): config for run in runs if (config := _read(run.config))}
+    configs = {(run.method, run.data, run.seed): config for run in runs if (config := settings_of(run.config))}
     methods = list(dict.fromkeys(method for method, _, _ in configs))
     if len(methods) < 2 or (baseline and baseline not in methods):
         return "", {}
@@ -86,14 +85,6 @@ def differences(ours: Any, theirs: Any, key: str = "") -> list[tuple[str, str, s
 
 #: Stands where a config has no such key.
 _NONE = object()
-
-
-def _read(text: str) -> Any:
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:  # as with tags of Python
-        return None
-    return config if isinstance(config, dict) else None
 
 
 def _is_class(value: Any) -> bool:

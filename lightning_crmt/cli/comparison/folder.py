@@ -75,7 +75,13 @@ class CellFolder:
         names = {name for folder in self._folders() if (folder / _ASIDE).exists() and (name := _name_in(folder))}
         aside = f"{NOT_RUN} as it is now; one of other settings, code, data or versions is left out"
         planned = [
-            Run(method, data, seed, error=aside if f"{method}/{data}/{seed}" in names else NOT_RUN)
+            Run(
+                method,
+                data,
+                seed,
+                error=aside if f"{method}/{data}/{seed}" in names else NOT_RUN,
+                about=comparison.methods[method].about,
+            )
             for data, method, seed in product(comparison.data, comparison.methods, comparison.seeds)
         ]
         save_planned(planned, self.out)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,6 +21,12 @@ from lightning_crmt.evaluation import Key
 _KEYS = ("out", "seeds", "baseline", "config", "data", "methods", "also", "select", "seed_keys", "ckpt_path")
 _OF_METHODS = ("config", "before", "grid", "select")
 _MODES = ("max", "min")
+
+#: Comments that say nothing of a method: the last is that of a config that Lightning saved.
+_NOT_ABOUT = ("SPDX-", "Copyright", "lightning.pytorch==")
+
+#: Between two sentences, not after "e.g.".
+_END = re.compile(r"(?<=\w\w\.)\s+(?=[A-Z`])")
 
 #: Stands for the folder of a cell in the settings that a comparison gives.
 CELL = "{cell}"
@@ -63,12 +70,14 @@ class Method:
         before: words of a fit that goes before, in place of ``words``; what it saves is there for the method.
         points: the settings to choose among, one that sets nothing where there is no choice.
         select: how they are chosen; None where there is no choice.
+        about: what it is, as its file says; empty where that is not known.
     """
 
     words: tuple[str, ...]
     before: tuple[str, ...] = ()
     points: tuple[Point, ...] = (Point(),)
     select: Select | None = None
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -261,7 +270,8 @@ def _configs(given: Any, folder: Path, *steps: str) -> tuple[str, ...]:
 def _method(given: Any, folder: Path, select: Any, name: str) -> Method:
     steps = ("methods", name)
     if not (isinstance(given, Mapping) and set(given) & set(_OF_METHODS)):
-        return Method(_configs(given, folder, *steps))
+        words = _configs(given, folder, *steps)
+        return Method(words, about=_about(name, words))
     _check_keys(given, _OF_METHODS, *steps)
     words = _configs(given.get("config", []), folder, *steps, "config")
     grid = given.get("grid")
@@ -270,7 +280,31 @@ def _method(given: Any, folder: Path, select: Any, name: str) -> Method:
         _configs(given.get("before"), folder, *steps, "before"),
         (Point(),) if grid is None else _points(grid, folder, *steps, "grid"),
         None if grid is None else _select(given.get("select", select), *steps),
+        _about(name, words),
     )
+
+
+def _about(name: str, words: Sequence[str]) -> str:
+    """What a method is, from the file that is all of it or has its name; nothing is guessed from others."""
+    files = [Path(word.removeprefix("--config=")) for word in words if not word.startswith("--config={")]
+    own = [file for file in files if len(words) == 1 or file.stem == name]
+    return first_sentence(own[0].read_text(encoding="utf-8", errors="replace")) if own else ""
+
+
+def first_sentence(text: str) -> str:
+    """That of the comment that a file begins with; licences and versions are passed over.
+
+    >>> first_sentence("# SPDX-License-Identifier: MIT\\n# JT: training, e.g. of two\\n# views. No more.\\nmodel:\\n")
+    'JT: training, e.g. of two views.'
+    """
+    lines: list[str] = []
+    for line in text.splitlines():
+        said = line.lstrip("#").strip()
+        if (said and not line.startswith("#")) or (lines and not said):
+            break
+        if said and not said.startswith(_NOT_ABOUT):
+            lines.append(said)
+    return _END.split(" ".join(lines), maxsplit=1)[0]
 
 
 def _points(grid: Any, folder: Path, *steps: str) -> tuple[Point, ...]:
