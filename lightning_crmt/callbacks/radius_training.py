@@ -28,7 +28,7 @@ class RadiusTraining(ReleasingCallback):
 
     The loss is :func:`~lightning_crmt.losses.radius_loss`. Its objectives trade otherwise: the hinge keeps clean
     accuracy and every class, :class:`~lightning_crmt.losses.EMMA` and :class:`~lightning_crmt.losses.LogitAnnealing`
-    guarantee more and may give up a class that is hard to tell apart.
+    guarantee more on some data, and may give up a class that is hard to tell apart.
 
     It is for encoders that are 1-Lipschitz by construction, such as ``LipschitzMLP``: their bound does not change while
     they learn. The bound is computed anew in every epoch all the same. ``IntegrationReweighting`` may
