@@ -22,8 +22,8 @@ MODEL = """
 import torch
 from lightning_crmt import CRMTModule
 from lightning_crmt.encoders import MLP
-model = CRMTModule({"fou": MLP(4, 8), "mor": MLP(3, 8)}, num_classes=3).eval()
-inputs, target = {"fou": torch.randn(6, 4), "mor": torch.randn(6, 3)}, torch.arange(6) % 3
+model = CRMTModule({"fou": MLP(4, 8), "mor": MLP(3, 8)}, num_classes=4).eval()
+inputs, target = {"fou": torch.randn(6, 4), "mor": torch.randn(6, 3)}, torch.arange(6) % 4
 """
 NO_OTHERS = """
 import importlib.util
