@@ -20,6 +20,7 @@ input that a search finds, over the samples that are right. More than 1 would be
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = load_runs(options.folder)
     if options.check:
+        sys.path.append(str(Path(__file__).parent / "held_out"))  # data modules that the configs name
         for file in sorted(options.folder.rglob("run.json")):
             run = read_run(file)
             if CERTIFIED in run.numbers and (options.seeds is None or run.seed in options.seeds):
