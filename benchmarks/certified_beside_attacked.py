@@ -12,8 +12,8 @@ that is certified, at four l2 radii of all modalities together, and certified at
 alone is perturbed (mean over modalities). Below it, what a method guarantees less what adversarial training survives
 at the same radius, over the seeds that it and all of at_1 to at_4 have, with the number of seeds in which the
 guarantee is at least as much. Which of at_1 to at_4 it is, is chosen for each radius by what the validation part keeps
-under attack, on average over the seeds. The figure, certified.svg, is of the seeds that all methods have, without the motion
-of a watch, which has a table alone.
+under attack, on average over the seeds. The figure, certified.svg, is of the seeds that all methods have, without the
+motion of a watch, which has a table alone.
 
 --check attacks the certified models, in float64: the certified radius over the distance of the nearest adversarial
 input that a search finds, over the samples that are right. More than 1 would be a violation.

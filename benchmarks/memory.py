@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from lightning_crmt import CRMTModule, keep_scores
 from lightning_crmt.attacks import APGD, PGD, Budget, MinimumNorm
 
-#: Of mallopt: from this size on a block is mapped by itself. Left alone, glibc raises it with what was freed, and how much
-#: of what is freed counts as used on is chance: ratios of 1.1 became 12.
+#: Of mallopt: from this size on a block is mapped by itself. Left alone, glibc raises it with what was freed, and it is
+#: chance how much of what is freed still counts as used: ratios of 1.1 became 12.
 M_MMAP_THRESHOLD = -3
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
