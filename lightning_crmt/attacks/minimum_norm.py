@@ -139,7 +139,8 @@ class MinimumNorm(MinimumNormAttack):
             ahead = self.budget.steepest(gradient, attacked.inputs)
             # Not there yet: to first order the boundary is this much further.
             missing = ((-margin).clamp(min=0) / dot(ahead, gradient).clamp(min=1e-30)).clamp(max=_FAR)
-            grown = torch.where(reached, radius * (1 + change), size + missing)
+            # And a little, or rounding decides where the boundary is flat whether it is reached at all.
+            grown = torch.where(reached, radius * (1 + change), 1.002 * (size + missing))
             radius = torch.where(fooled, torch.minimum(radius, size) * (1 - change), grown).clamp(max=_FAR)
             reached = reached | fooled
             stride = torch.where(reached, radius * (0.02 + 0.5 * share), torch.maximum(radius, missing))
