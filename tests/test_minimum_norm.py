@@ -33,14 +33,14 @@ def test_one_start_is_enough_where_boundaries_are_flat():
     """A step to a flat boundary ends on it but for rounding, which must not decide whether it is found."""
     generator = torch.Generator().manual_seed(0)
     for size in (2, 7, 22):
-        W = torch.randn(size, 3, generator=generator, dtype=torch.float64)
+        weight = torch.randn(size, 3, generator=generator, dtype=torch.float64)
         x = torch.rand(200, size, generator=generator, dtype=torch.float64)
-        logits = x @ W
+        logits = x @ weight
         y = logits.argmax(dim=1)
         margins = logits.gather(1, y[:, None]) - logits
-        exact = (margins / (W[:, y].mT[:, :, None] - W).norm(dim=1)).where(margins > 0, torch.inf).amin(dim=1)
+        exact = (margins / (weight[:, y].mT[:, :, None] - weight).norm(dim=1)).where(margins > 0, torch.inf).amin(dim=1)
         search = MinimumNorm(Budget(1.0), steps=10, restarts=1)
-        found = search.search(lambda inputs, W=W: inputs["x"] @ W, {"x": x}, y).factor
+        found = search.search(lambda inputs, weight=weight: inputs["x"] @ weight, {"x": x}, y).factor
         assert torch.allclose(found, exact, rtol=1e-4)
 
 
