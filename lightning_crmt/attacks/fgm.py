@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step along the gradient."""
 
-from __future__ import annotations
-
+# No postponed annotations: on Python 3.10 jsonargparse cannot read KW_ONLY from them.
 from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor

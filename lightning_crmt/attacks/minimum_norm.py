@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The smallest perturbation that fools a model."""
 
-from __future__ import annotations
-
+# No postponed annotations: on Python 3.10 jsonargparse cannot read KW_ONLY from them.
 import math
 from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass

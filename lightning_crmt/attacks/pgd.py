@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Projected gradient descent within a fixed budget: to judge a model by, and to train it on."""
 
-from __future__ import annotations
-
+# No postponed annotations: on Python 3.10 jsonargparse cannot read KW_ONLY from them.
 from dataclasses import KW_ONLY, dataclass
 
 import torch

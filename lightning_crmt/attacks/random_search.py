@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacks that need predictions only, so that misleading gradients cannot fool them: noise, and a random search."""
 
-from __future__ import annotations
-
+# No postponed annotations: on Python 3.10 jsonargparse cannot read KW_ONLY from them.
 from dataclasses import KW_ONLY, dataclass
 
 import torch

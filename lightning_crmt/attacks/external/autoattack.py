@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AutoAttack as its authors wrote it, to check our own attacks against; it needs the extra ``attacks``."""
 
-from __future__ import annotations
-
+# No postponed annotations: on Python 3.10 jsonargparse cannot read KW_ONLY from them.
 import logging
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -89,7 +88,7 @@ class AutoAttack(BudgetedAttack):
             best.take(moved, attacked.fooled(attacked.logits(moved)))
             return {**inputs, **best.inputs}
 
-    def _library(self, numbered: Numbered, num_classes: int) -> Any:
+    def _library(self, numbered: "Numbered", num_classes: int) -> Any:
         library = load("pyautoattack").AutoAttack(
             numbered,
             norm="L2" if self.budget.norm == "l2" else "Linf",

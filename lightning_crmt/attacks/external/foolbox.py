@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An attack from foolbox, to check our own attacks against; it needs the extra ``attacks``."""
 
-from __future__ import annotations
-
+# No postponed annotations: on Python 3.10 jsonargparse cannot read KW_ONLY from them.
 from dataclasses import KW_ONLY, dataclass
 
 import torch
