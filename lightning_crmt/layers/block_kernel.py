@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_crmt.checks import check_at_least
+from lightning_crmt.layers.fixed_weights import Fixable
 from lightning_crmt.layers.orthogonal import orthogonal, orthonormal_rows
 
 
@@ -116,3 +117,37 @@ def block_kernel(
     axes = zip(sizes, stride, dilation, strict=True)
     patch = tuple(min(size, step // math.gcd(step, apart)) for size, step, apart in axes)
     return BlockKernel(rows, columns, groups, sizes, patch)
+
+
+class BlockConvolution(nn.Module, Fixable):
+    """What a convolution with such a kernel and a transposed one have in common: all settings but the padding."""
+
+    axes: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        dilation: int | Sequence[int],
+        groups: int,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = by_axis("kernel_size", kernel_size, self.axes)
+        self.stride = by_axis("stride", stride, self.axes)
+        self.dilation = by_axis("dilation", dilation, self.axes)
+        self.groups = groups
+
+    def _make_parameters(self, rows: int, columns: int, bias: bool) -> None:
+        self._blocks = block_kernel(rows, columns, self.groups, self.kernel_size, self.stride, self.dilation)
+        self.raw_patch, self.raw_taps = self._blocks.parameters()
+        self.bias = nn.Parameter(torch.zeros(self.out_channels)) if bias else None
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, in the shape that torch's layer of this kind has."""
+        return self._blocks.kernel(self.raw_patch, self.raw_taps)

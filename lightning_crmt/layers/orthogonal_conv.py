@@ -7,21 +7,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_at_least
-from lightning_crmt.layers.block_kernel import block_kernel, by_axis
-from lightning_crmt.layers.fixed_weights import Fixable
+from lightning_crmt.layers.block_kernel import BlockConvolution, by_axis
 from lightning_crmt.layers.one_lipschitz import ScaledPad
 from lightning_crmt.layers.orthogonal import storing
 
 
-class _OrthogonalConv(nn.Module, Fixable):
-    axes: int
-
+class _OrthogonalConv(BlockConvolution):
     def __init__(
         self,
         in_channels: int,
@@ -34,23 +29,14 @@ class _OrthogonalConv(nn.Module, Fixable):
         bias: bool = True,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     ) -> None:
-        super().__init__()
-        check_at_least(1, in_channels=in_channels, out_channels=out_channels, groups=groups)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = by_axis("kernel_size", kernel_size, self.axes)
-        self.stride = by_axis("stride", stride, self.axes)
-        self.dilation = by_axis("dilation", dilation, self.axes)
-        self.groups = groups
+        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, groups)
         if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
             raise ValueError(
                 f"`padding_mode` must be 'zeros', 'reflect', 'replicate' or 'circular', got {padding_mode!r}"
             )
         self.padding_mode = padding_mode
         self.padding = self._padding(padding)
-        self._blocks = block_kernel(out_channels, in_channels, groups, self.kernel_size, self.stride, self.dilation)
-        self.raw_patch, self.raw_taps = self._blocks.parameters()
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self._make_parameters(out_channels, in_channels, bias)
 
     def _padding(self, padding: int | Sequence[int] | str | None) -> tuple[int, ...] | str:
         circular = self.padding_mode == "circular"
@@ -76,11 +62,6 @@ class _OrthogonalConv(nn.Module, Fixable):
                 f"twice; got {rows}"
             )
         return rows
-
-    @property
-    def weight(self) -> Tensor:
-        """The kernel, ``(out_channels, in_channels / groups, *kernel_size)``."""
-        return self._blocks.kernel(self.raw_patch, self.raw_taps)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, out_channels, ...)`` of ``(B, in_channels, ...)``.
@@ -153,6 +134,7 @@ class OrthogonalConv1d(_OrthogonalConv):
 
     With circular padding, as it is by default, it keeps every norm if ``out_channels >= in_channels * stride``.
 
+    >>> import torch
     >>> layer = OrthogonalConv1d(4, 8, kernel_size=3, padding_mode="circular", bias=False)
     >>> x = torch.randn(2, 4, 50)
     >>> layer(x).shape, torch.allclose(layer(x).norm(), x.norm())
@@ -201,6 +183,7 @@ class OrthogonalConv2d(_OrthogonalConv):
     Raises:
         ValueError: if an argument is out of range.
 
+    >>> import torch
     >>> layer = OrthogonalConv2d(4, 16, kernel_size=4, stride=2, padding_mode="circular", bias=False)
     >>> x = torch.randn(2, 4, 8, 8)
     >>> layer(x).shape

@@ -7,20 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_crmt.checks import check_at_least
-from lightning_crmt.layers.block_kernel import block_kernel, by_axis
-from lightning_crmt.layers.fixed_weights import Fixable
+from lightning_crmt.layers.block_kernel import BlockConvolution, by_axis
 from lightning_crmt.layers.orthogonal import storing
 
 
-class _OrthogonalConvTranspose(nn.Module, Fixable):
-    axes: int
-
+class _OrthogonalConvTranspose(BlockConvolution):
     def __init__(
         self,
         in_channels: int,
@@ -33,30 +28,16 @@ class _OrthogonalConvTranspose(nn.Module, Fixable):
         bias: bool = True,
         dilation: int | Sequence[int] = 1,
     ) -> None:
-        super().__init__()
-        check_at_least(1, in_channels=in_channels, out_channels=out_channels, groups=groups)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = by_axis("kernel_size", kernel_size, self.axes)
-        self.stride = by_axis("stride", stride, self.axes)
+        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, groups)
         self.padding = by_axis("padding", padding, self.axes, least=0)
         self.output_padding = by_axis("output_padding", output_padding, self.axes, least=0)
-        self.groups = groups
-        self.dilation = by_axis("dilation", dilation, self.axes)
         larger = [max(pair) for pair in zip(self.stride, self.dilation, strict=True)]
         if any(rows >= limit for rows, limit in zip(self.output_padding, larger, strict=True)):
             raise ValueError(
                 f"`output_padding` must be below the larger of `stride` and `dilation`, {tuple(larger)}, "
                 f"got {self.output_padding}"
             )
-        self._blocks = block_kernel(in_channels, out_channels, groups, self.kernel_size, self.stride, self.dilation)
-        self.raw_patch, self.raw_taps = self._blocks.parameters()
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-
-    @property
-    def weight(self) -> Tensor:
-        """The kernel, ``(in_channels, out_channels / groups, *kernel_size)``."""
-        return self._blocks.kernel(self.raw_patch, self.raw_taps)
+        self._make_parameters(in_channels, out_channels, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, out_channels, ...)`` of ``(B, in_channels, ...)``."""
@@ -95,6 +76,7 @@ class _OrthogonalConvTranspose(nn.Module, Fixable):
 class OrthogonalConvTranspose1d(_OrthogonalConvTranspose):
     """:class:`OrthogonalConvTranspose2d` for sequences ``(B, C, T)``, with the same arguments and errors.
 
+    >>> import torch
     >>> layer = OrthogonalConvTranspose1d(6, 3, kernel_size=4, stride=2, bias=False)
     >>> x = torch.randn(2, 6, 5)
     >>> layer(x).shape, torch.allclose(layer(x).norm(), x.norm())
@@ -125,6 +107,7 @@ class OrthogonalConvTranspose2d(_OrthogonalConvTranspose):
     Raises:
         ValueError: if an argument is out of range.
 
+    >>> import torch
     >>> layer = OrthogonalConvTranspose2d(8, 2, kernel_size=2, stride=2, bias=False)
     >>> x = torch.randn(2, 8, 4, 4)
     >>> layer(x).shape
